@@ -1,0 +1,126 @@
+//! `proxy-agent run`: puts the parts together.
+
+use anyhow::Context as _;
+use proxy_common::family::{V4, V6};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::{
+    config::Config,
+    counters::Counters,
+    dataplane::{
+        load::{self, LoadOptions},
+        mapped::Access,
+        pins::Pins,
+        tables::{KernelFamily, KernelTables},
+    },
+    keeper::Keeper,
+    metrics::{Metrics, serve},
+    program::Programmer,
+    reconcile::Reconciler,
+    source, system, telemetry,
+};
+
+/// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4).
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    system::require_privileges()?;
+    system::require_kernel()?;
+    system::mount_bpf(&config.bpf_root)?;
+    let pins = Pins::new(&config.bpf_root);
+    let mut loaded = load::load(&LoadOptions {
+        pins: pins.clone(),
+        sizes: config.sizes,
+        log_level: telemetry::level(),
+    })?;
+    info!(
+        node = config.node.name,
+        bpf_root = %config.bpf_root.display(),
+        adopted = loaded.adopted,
+        "datapath loaded"
+    );
+    let (metrics, mut registry) = Metrics::new();
+    let counters = Counters::open(&pins).context("open the datapath's counters")?;
+    registry.register_collector(Box::new(counters));
+
+    let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+        .with_family::<V4>(programmer::<V4>(&pins)?)
+        .with_family::<V6>(programmer::<V6>(&pins)?);
+    forward_datapath_log(&mut loaded.ebpf);
+    let keeper = Keeper::start(
+        loaded,
+        pins,
+        config.attach,
+        config.node.clone(),
+        config.sizes.flows,
+        reconciler.node(),
+    )
+    .await?;
+
+    let shutdown = CancellationToken::new();
+    stop_on_signal(shutdown.clone())?;
+    if let Some(address) = config.metrics {
+        tokio::spawn(serve::serve(address, registry));
+    }
+    let (sender, changes) = source::channel();
+    let source = config.source.run(&config.node.name, sender, metrics);
+    tokio::select! {
+        ended = reconciler.run(changes, shutdown) => {
+            info!(?ended, "stopping; forwarding goes on");
+            Ok(())
+        }
+        () = keeper.run() => Ok(()),
+        result = run_source(source) => result,
+    }
+}
+
+/// A source only ends by failing at the start; one that ends otherwise leaves
+/// the reconciler to finish.
+async fn run_source(
+    source: impl Future<Output = Result<(), source::SourceError>>,
+) -> anyhow::Result<()> {
+    source.await?;
+    std::future::pending().await
+}
+
+fn programmer<F: KernelFamily>(pins: &Pins) -> anyhow::Result<Programmer<F, KernelTables<F>>> {
+    Programmer::new(KernelTables::open(pins, Access::Write)?)
+}
+
+/// Logs what the programs log. They only do if asked to at load time.
+fn forward_datapath_log(ebpf: &mut aya::Ebpf) {
+    match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => {
+            tokio::spawn(async move {
+                // SAFETY: the logger keeps the same descriptor open for life.
+                let registered =
+                    unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+                let Ok(mut logger) = registered else {
+                    return;
+                };
+                while let Ok(mut guard) = logger.readable_mut().await {
+                    guard.get_inner_mut().flush();
+                    guard.clear_ready();
+                }
+            });
+        }
+        // The programs were loaded without any log statement.
+        Err(error) => debug!("no log of the datapath: {error}"),
+    }
+}
+
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! What `check` asks the host.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use proxy_common::LAYOUT_VERSION;
+
+use crate::{
+    check::{
+        firewall::Firewall,
+        hooks::DeviceHook,
+        host::{BpfMount, Cgroup, Host},
+    },
+    cli::PathArgs,
+    dataplane::{attach::Hook, hooks::Hooks, load::kernel_version, pins::Pins},
+    devices::netlink::Netlink,
+    inspect::devices,
+    system,
+};
+
+/// Kernel types for BPF tools.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where bpf file systems belong; `run` mounts one there if there is none.
+const BPF_MOUNT: &str = "/sys/fs/bpf";
+
+/// All that is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub host: Host,
+    pub firewall: Firewall,
+    pub hooks: Vec<DeviceHook>,
+}
+
+impl Facts {
+    /// Asks the host. What cannot be found out counts as not there.
+    pub fn gather(paths: &PathArgs) -> Self {
+        Self {
+            host: host(paths),
+            firewall: firewall(),
+            hooks: hooks(&Pins::new(&paths.bpf_root)).unwrap_or_default(),
+        }
+    }
+}
+
+fn host(paths: &PathArgs) -> Host {
+    let root = &paths.bpf_root;
+    Host {
+        privileged: system::require_privileges().is_ok(),
+        kernel: kernel_version(),
+        btf: Path::new(BTF).exists(),
+        bpf_root: root.clone(),
+        bpf_mount: bpf_mount(root),
+        cgroup: cgroup(paths.cgroup_root.as_deref()),
+        forwarding_v4: sysctl("net/ipv4/ip_forward"),
+        forwarding_v6: sysctl("net/ipv6/conf/all/forwarding"),
+        other_layouts: other_layouts(root),
+    }
+}
+
+fn bpf_mount(root: &Path) -> BpfMount {
+    let existing = root.ancestors().find(|path| path.exists());
+    if existing.is_some_and(system::is_bpf) {
+        BpfMount::Mounted
+    } else if root.starts_with(BPF_MOUNT) && Path::new(BPF_MOUNT).exists() {
+        BpfMount::Mountable
+    } else {
+        BpfMount::Other
+    }
+}
+
+fn cgroup(given: Option<&Path>) -> Cgroup {
+    match given {
+        Some(path) if is_cgroup2(path) => Cgroup::Found(path.to_owned()),
+        Some(path) => Cgroup::NotOne(path.to_owned()),
+        None => system::cgroup2_mount().map_or(Cgroup::None, Cgroup::Found),
+    }
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// Whether a switch is on; nothing if this kernel does not have it.
+fn sysctl(name: &str) -> Option<bool> {
+    let value = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+    Some(value.trim() != "0")
+}
+
+/// Folders of tables that this agent does not read.
+fn other_layouts(root: &Path) -> Vec<PathBuf> {
+    let current = Pins::new(root).version();
+    let entries = fs::read_dir(root).into_iter().flatten();
+    let mut others: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| *path != current && is_layout(path))
+        .collect();
+    others.sort();
+    others
+}
+
+fn is_layout(path: &Path) -> bool {
+    let version = path
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok());
+    version.is_some_and(|version| version != LAYOUT_VERSION)
+}
+
+fn firewall() -> Firewall {
+    Firewall {
+        iptables_v4: output_of_all(&["iptables-save", "iptables-legacy-save"]),
+        iptables_v6: output_of_all(&["ip6tables-save", "ip6tables-legacy-save"]),
+        nft: output("nft", &["-j", "list", "ruleset"]),
+        ipvs: Path::new("/proc/sys/net/ipv4/conf/kube-ipvs0").exists(),
+    }
+}
+
+/// What those of the programs that are installed print.
+fn output_of_all(programs: &[&str]) -> Option<String> {
+    programs
+        .iter()
+        .filter_map(|program| output(program, &[]))
+        .reduce(|all, more| all + &more)
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success().then_some(text)
+}
+
+/// What is on the devices that the agent has hooked; nothing without an agent.
+fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
+    let hooked = devices::table(pins)?;
+    if !devices::is_our_namespace(pins)? {
+        return Ok(Vec::new());
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let hooks = Hooks::open(pins.root())?;
+            let mut found = Vec::new();
+            for link in Netlink::open()?.links().await? {
+                if hooked.iter().all(|(ifindex, _)| *ifindex != link.ifindex) {
+                    continue;
+                }
+                for hook in Hook::BOTH {
+                    found.push(DeviceHook {
+                        device: link.name.clone(),
+                        hook,
+                        programs: hooks.programs(&link.name, link.ifindex, hook).await?,
+                    });
+                }
+            }
+            Ok(found)
+        })
+}

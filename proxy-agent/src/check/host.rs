@@ -1,0 +1,279 @@
+//! Privileges, kernel, file systems and forwarding.
+
+use std::path::PathBuf;
+
+use crate::{
+    check::Finding,
+    dataplane::{attach::TCX_SINCE, load::BPF_F_IPV6_SINCE},
+    system::MINIMUM_KERNEL,
+};
+
+/// What the host says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub privileged: bool,
+    pub kernel: (u32, u32),
+    /// The kernel describes its own types.
+    pub btf: bool,
+    pub bpf_root: PathBuf,
+    pub bpf_mount: BpfMount,
+    pub cgroup: Cgroup,
+    /// Nothing if the kernel has no IPv4.
+    pub forwarding_v4: Option<bool>,
+    /// Nothing if the kernel has no IPv6.
+    pub forwarding_v6: Option<bool>,
+    /// Folders of tables of other layout versions.
+    pub other_layouts: Vec<PathBuf>,
+}
+
+/// What is where the pins go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BpfMount {
+    /// A bpf file system.
+    Mounted,
+    /// Nothing, but the agent can mount one.
+    Mountable,
+    /// Another file system.
+    Other,
+}
+
+/// The cgroup whose processes are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    Found(PathBuf),
+    /// The folder that was asked for is not in a cgroup2 file system.
+    NotOne(PathBuf),
+    None,
+}
+
+/// What kernels have learnt, and what is done on those that have not.
+const FEATURES: [Feature; 2] = [
+    Feature {
+        name: "tcx",
+        since: TCX_SINCE,
+        instead: "filters of the clsact qdisc are used",
+    },
+    Feature {
+        name: "checksum helper for IPv6 (BPF_F_IPV6)",
+        since: BPF_F_IPV6_SINCE,
+        instead: "checksums are corrected afterwards",
+    },
+];
+
+struct Feature {
+    name: &'static str,
+    since: (u32, u32),
+    instead: &'static str,
+}
+
+/// Judges the host.
+pub fn evaluate(host: &Host) -> Vec<Finding> {
+    let mut findings = vec![privileges(host)];
+    findings.extend(kernel(host.kernel));
+    findings.push(btf(host));
+    findings.push(bpf_root(host));
+    findings.push(cgroup(&host.cgroup));
+    findings.extend(other_layouts(host));
+    findings.push(forwarding(
+        "IPv4",
+        "net.ipv4.ip_forward",
+        host.forwarding_v4,
+    ));
+    findings.push(forwarding(
+        "IPv6",
+        "net.ipv6.conf.all.forwarding",
+        host.forwarding_v6,
+    ));
+    findings
+}
+
+fn privileges(host: &Host) -> Finding {
+    if host.privileged {
+        Finding::ok("privileges to load eBPF programs")
+    } else {
+        Finding::fail(
+            "no privileges to load eBPF programs",
+            "run as root, or with the capabilities BPF, NET_ADMIN and PERFMON",
+        )
+    }
+}
+
+fn kernel(version: (u32, u32)) -> Vec<Finding> {
+    let name = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+    if version < MINIMUM_KERNEL {
+        return vec![Finding::fail(
+            format!("kernel {} is too old", name(version)),
+            format!("{} or later is needed", name(MINIMUM_KERNEL)),
+        )];
+    }
+    let features = FEATURES.iter().map(|feature| {
+        let (is, since) = (name(version), name(feature.since));
+        Finding::ok(if version >= feature.since {
+            format!("kernel {is} has {} (since {since})", feature.name)
+        } else {
+            format!(
+                "kernel {is} has no {} (since {since}), {}",
+                feature.name, feature.instead
+            )
+        })
+    });
+    let supported = Finding::ok(format!(
+        "kernel {} ({} or later is needed)",
+        name(version),
+        name(MINIMUM_KERNEL)
+    ));
+    std::iter::once(supported).chain(features).collect()
+}
+
+fn btf(host: &Host) -> Finding {
+    if host.btf {
+        Finding::ok("types of the kernel (BTF)")
+    } else {
+        Finding::warn(
+            "no types of the kernel (BTF)",
+            "bpftool and tracing tools show less; kernels with CONFIG_DEBUG_INFO_BTF have them",
+        )
+    }
+}
+
+fn bpf_root(host: &Host) -> Finding {
+    let path = host.bpf_root.display();
+    match host.bpf_mount {
+        BpfMount::Mounted => Finding::ok(format!("{path} is in a bpf file system")),
+        BpfMount::Mountable => {
+            Finding::ok(format!("no bpf file system at {path} yet, `run` mounts it"))
+        }
+        BpfMount::Other => Finding::fail(
+            format!("{path} is not in a bpf file system"),
+            "`mount -t bpf bpf /sys/fs/bpf`, and give a --bpf-root below it",
+        ),
+    }
+}
+
+fn cgroup(cgroup: &Cgroup) -> Finding {
+    match cgroup {
+        Cgroup::Found(path) => Finding::ok(format!("cgroup2 at {}", path.display())),
+        Cgroup::NotOne(path) => Finding::fail(
+            format!("{} is not in a cgroup2 file system", path.display()),
+            "give another --cgroup-root",
+        ),
+        Cgroup::None => Finding::warn(
+            "no cgroup2 file system is mounted",
+            "`mount -t cgroup2 none /sys/fs/cgroup`",
+        ),
+    }
+}
+
+fn other_layouts(host: &Host) -> impl Iterator<Item = Finding> {
+    host.other_layouts.iter().map(|path| {
+        Finding::warn(
+            format!("tables of another version at {}", path.display()),
+            "`proxy-agent cleanup` removes the tables of all versions",
+        )
+    })
+}
+
+fn forwarding(family: &str, name: &str, state: Option<bool>) -> Finding {
+    match state {
+        Some(true) => Finding::ok(format!("{family} is forwarded")),
+        Some(false) => Finding::fail(
+            format!("{family} is not forwarded"),
+            format!("`sysctl -w {name}=1`"),
+        ),
+        None => Finding::warn(
+            format!("this kernel has no {family}"),
+            format!("Services of that family cannot be reached; boot with {family} enabled"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::check::Level;
+
+    fn good() -> Host {
+        Host {
+            privileged: true,
+            kernel: (6, 16),
+            btf: true,
+            bpf_root: "/sys/fs/bpf/tandem".into(),
+            bpf_mount: BpfMount::Mounted,
+            cgroup: Cgroup::Found("/sys/fs/cgroup".into()),
+            forwarding_v4: Some(true),
+            forwarding_v6: Some(true),
+            other_layouts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn nothing_is_in_the_way_of_a_good_host() {
+        let findings = evaluate(&good());
+        assert!(
+            findings.iter().all(|finding| finding.level == Level::Ok),
+            "{findings:?}"
+        );
+    }
+
+    #[rstest]
+    #[case::user(Host { privileged: false, ..good() }, Level::Fail, "run as root")]
+    #[case::old_kernel(Host { kernel: (5, 10), ..good() }, Level::Fail, "5.15 or later")]
+    #[case::no_btf(Host { btf: false, ..good() }, Level::Warn, "CONFIG_DEBUG_INFO_BTF")]
+    #[case::elsewhere(
+        Host { bpf_mount: BpfMount::Other, ..good() },
+        Level::Fail,
+        "mount -t bpf",
+    )]
+    #[case::no_cgroup2(Host { cgroup: Cgroup::None, ..good() }, Level::Warn, "mount -t cgroup2")]
+    #[case::wrong_cgroup(
+        Host { cgroup: Cgroup::NotOne("/tmp".into()), ..good() },
+        Level::Fail,
+        "--cgroup-root",
+    )]
+    #[case::other_layout(
+        Host { other_layouts: vec!["/sys/fs/bpf/tandem/v0".into()], ..good() },
+        Level::Warn,
+        "tandem/v0: `proxy-agent cleanup`",
+    )]
+    #[case::v4_not_forwarded(
+        Host { forwarding_v4: Some(false), ..good() },
+        Level::Fail,
+        "sysctl -w net.ipv4.ip_forward=1",
+    )]
+    #[case::v6_not_forwarded(
+        Host { forwarding_v6: Some(false), ..good() },
+        Level::Fail,
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+    )]
+    #[case::no_v6(Host { forwarding_v6: None, ..good() }, Level::Warn, "no IPv6")]
+    fn says_what_is_wrong_and_what_to_do(
+        #[case] host: Host,
+        #[case] level: Level,
+        #[case] text: &str,
+    ) {
+        let findings = evaluate(&host);
+        let bad: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.level != Level::Ok)
+            .collect();
+        let [finding] = bad[..] else {
+            panic!("one finding, not {bad:?}");
+        };
+        assert_eq!(finding.level, level);
+        assert!(finding.to_string().contains(text), "{finding}");
+    }
+
+    #[rstest]
+    #[case::oldest((5, 15), ["has no tcx (since 6.6)", "has no checksum helper"])]
+    #[case::tcx((6, 6), ["has tcx", "has no checksum helper"])]
+    #[case::both((6, 16), ["has tcx", "has checksum helper"])]
+    fn older_kernels_do_with_less(#[case] version: (u32, u32), #[case] expected: [&str; 2]) {
+        let findings = kernel(version);
+        for (finding, expected) in findings[1..].iter().zip(expected) {
+            assert_eq!(finding.level, Level::Ok);
+            assert!(finding.what.contains(expected), "{finding}");
+        }
+    }
+}

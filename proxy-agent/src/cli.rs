@@ -1,0 +1,333 @@
+//! The command line. Scripts rely on it: names and meanings stay.
+//!
+//! Flags that kube-proxy has too are named as there. Every flag is also an
+//! environment variable.
+
+mod value;
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+
+use crate::{
+    config::{ClusterCidr, DetectLocalMode},
+    dataplane::load::Sizes,
+    model::IpFamily,
+};
+
+/// Exit code for a command line that makes no sense.
+const WRONG_USAGE: u8 = 2;
+
+/// Tandem: dual-stack Service proxy on eBPF.
+#[derive(Clone, Debug, PartialEq, Parser)]
+#[command(
+    name = "proxy-agent",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub log: LogArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
+pub enum Command {
+    /// Serve the Services of a cluster, or of a directory of manifests
+    Run(RunArgs),
+    /// Show the tables in the kernel
+    Get(GetArgs),
+    /// Tell whether this host can run the proxy, and what is in its way
+    Check(PathArgs),
+    /// Remove every link, program and map of the proxy, and nothing else
+    Cleanup(PathArgs),
+}
+
+/// How the process logs.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct LogArgs {
+    /// Least level of log lines, or a filter such as `info,proxy_agent=debug`
+    #[arg(long, value_name = "LEVEL", env = "TANDEM_LOG_LEVEL", global = true)]
+    pub log_level: Option<String>,
+    /// More log lines: -v for debug, -vv for trace
+    #[arg(short, long = "verbose", action = clap::ArgAction::Count, global = true)]
+    pub verbosity: u8,
+    /// Form of log lines
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "TANDEM_LOG_FORMAT",
+        default_value = "text",
+        global = true
+    )]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct RunArgs {
+    /// How to reach the API server [default: the service account of the pod]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANDEM_KUBECONFIG",
+        conflicts_with = "manifests"
+    )]
+    pub kubeconfig: Option<PathBuf>,
+    /// Take Services and EndpointSlices from the manifests below a directory
+    /// instead of an API server
+    #[arg(long, value_name = "DIR", env = "TANDEM_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    #[command(flatten)]
+    pub paths: PathArgs,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    /// How programs are put on devices
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "TANDEM_ATTACH",
+        default_value = "auto"
+    )]
+    pub attach: Attach,
+    /// Where metrics are served; empty for nowhere
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "TANDEM_METRICS_BIND_ADDRESS",
+        default_value = "127.0.0.1:10249",
+        value_parser = value::bind_address
+    )]
+    pub metrics_bind_address: BindAddress,
+    /// Least time between two syncs
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_MIN_SYNC_PERIOD",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub min_sync_period: Duration,
+    /// Time between two comparisons of the tables with what they should be
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_AUDIT_PERIOD",
+        default_value = "60s",
+        value_parser = value::positive_duration
+    )]
+    pub audit_period: Duration,
+}
+
+/// What a node needs to know of itself and of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct NodeArgs {
+    /// Name of this node's Node object [default: the host name]
+    #[arg(long, value_name = "NAME", env = "TANDEM_HOSTNAME_OVERRIDE")]
+    pub hostname_override: Option<String>,
+    /// Prefix of all pods of the cluster, or one for each family with a comma
+    /// between them
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR]",
+        env = "TANDEM_CLUSTER_CIDR",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = value::cluster_cidr
+    )]
+    pub cluster_cidr: ClusterCidr,
+    /// How traffic of pods is told from other traffic
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "TANDEM_DETECT_LOCAL_MODE",
+        default_value = "ClusterCIDR"
+    )]
+    pub detect_local_mode: DetectLocalMode,
+    /// Bridge of the pods, for `BridgeInterface`
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "TANDEM_POD_BRIDGE_INTERFACE",
+        required_if_eq("detect_local_mode", "BridgeInterface"),
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub pod_bridge_interface: Option<String>,
+    /// What the names of pods' devices begin with, for `InterfaceNamePrefix`
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "TANDEM_POD_INTERFACE_NAME_PREFIX",
+        required_if_eq("detect_local_mode", "InterfaceNamePrefix"),
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Masquerade all traffic to cluster IPs, that of pods as well
+    #[arg(
+        long,
+        env = "TANDEM_MASQUERADE_ALL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub masquerade_all: bool,
+}
+
+/// Where the proxy's objects are in the file system.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct PathArgs {
+    /// Folder of the pins, in a bpf file system
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANDEM_BPF_ROOT",
+        default_value = "/sys/fs/bpf/tandem"
+    )]
+    pub bpf_root: PathBuf,
+    /// Cgroup whose processes are served [default: the cgroup2 mount]
+    #[arg(long, value_name = "DIR", env = "TANDEM_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Sizes of the tables. They are fixed when the tables are made; `cleanup`
+/// lets a later `run` make others.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Table sizes (of each family)")]
+pub struct TableArgs {
+    /// Service ports
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_MAX_SERVICE_PORTS",
+        default_value_t = Sizes::default().services,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_service_ports: u32,
+    /// Endpoints of all Service ports together
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_MAX_ENDPOINTS",
+        default_value_t = Sizes::default().endpoints,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_endpoints: u32,
+    /// Flows at the same time
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_FLOW_TABLE_SIZE",
+        default_value_t = Sizes::default().flows,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub flow_table_size: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// The best the kernel can do
+    Auto,
+    /// tcx links
+    Tcx,
+    /// Filters of the clsact qdisc
+    Clsact,
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct GetArgs {
+    /// What to show
+    pub what: Resource,
+    /// Form of the output
+    #[arg(
+        short,
+        long,
+        value_name = "FORM",
+        default_value = "table",
+        env = "TANDEM_OUTPUT"
+    )]
+    pub output: Output,
+    /// Only this IP family
+    #[arg(long, value_name = "4|6", value_parser = value::family, env = "TANDEM_FAMILY")]
+    pub family: Option<IpFamily>,
+    /// Only Services of this namespace
+    #[arg(short, long, value_name = "NS", env = "TANDEM_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Folder of the pins, in a bpf file system
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANDEM_BPF_ROOT",
+        default_value = "/sys/fs/bpf/tandem"
+    )]
+    pub bpf_root: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Resource {
+    /// Service ports, with the addresses that clients dial
+    Services,
+    /// Endpoints of Service ports
+    Backends,
+    /// Connections that are being translated
+    Flows,
+    /// Network devices the programs are on
+    Devices,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+/// Reads the command line. If it asks for help, or makes no sense, says so and
+/// returns how to exit.
+#[allow(
+    clippy::print_stderr,
+    reason = "there is no log yet, and stderr is where errors go"
+)]
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Whoever closed standard output does not want to read it.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            WRONG_USAGE.into()
+        }
+        _ => {
+            eprintln!("{}", one_line(&error));
+            WRONG_USAGE.into()
+        }
+    })
+}
+
+/// Clap's message without the usage that follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.trim().is_empty());
+    lines.map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

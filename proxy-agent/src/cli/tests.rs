@@ -1,0 +1,139 @@
+use clap::CommandFactory;
+use rstest::rstest;
+
+use super::*;
+
+fn parse_line(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split(' '))
+}
+
+fn run(flags: &str) -> RunArgs {
+    let line = format!("proxy-agent run {flags}");
+    match parse_line(line.trim_end())
+        .expect("a valid command line")
+        .command
+    {
+        Command::Run(args) => args,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+/// Flags, variables and help must not drift apart.
+#[test]
+fn every_flag_is_a_variable_and_has_help() {
+    let cli = Cli::command();
+    for command in std::iter::once(&cli).chain(cli.get_subcommands()) {
+        for arg in command.get_arguments() {
+            assert!(
+                arg.get_help().is_some(),
+                "{arg} of {} has no help",
+                command.get_name()
+            );
+            let Some(long) = arg.get_long() else { continue };
+            if ["verbose", "help", "version"].contains(&long) {
+                continue;
+            }
+            let name = format!("TANDEM_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(
+                arg.get_env().and_then(|env| env.to_str()),
+                Some(name.as_str())
+            );
+        }
+    }
+}
+
+#[test]
+fn defaults_are_those_of_kube_proxy_where_it_has_them() {
+    let args = run("");
+    assert_eq!(args.node.detect_local_mode, DetectLocalMode::ClusterCidr);
+    assert_eq!(args.node.cluster_cidr, ClusterCidr::default());
+    assert!(!args.node.masquerade_all);
+    let metrics = "127.0.0.1:10249".parse().expect("an address");
+    assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
+    assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
+    assert_eq!(args.attach, Attach::Auto);
+    assert_eq!((args.kubeconfig, args.manifests), (None, None));
+}
+
+#[rstest]
+#[case("--masquerade-all", true)]
+#[case("--masquerade-all=true", true)]
+#[case("--masquerade-all=false", false)]
+fn reads_switches_as_kube_proxy_does(#[case] flags: &str, #[case] expected: bool) {
+    assert_eq!(run(flags).node.masquerade_all, expected);
+}
+
+#[rstest]
+#[case("0", Duration::ZERO)]
+#[case("0s", Duration::ZERO)]
+#[case("500ms", Duration::from_millis(500))]
+#[case("1m30s", Duration::from_secs(90))]
+#[case("2h", Duration::from_hours(2))]
+fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
+    assert_eq!(
+        run(&format!("--min-sync-period {raw}")).min_sync_period,
+        expected
+    );
+}
+
+#[rstest]
+#[case::no_subcommand("proxy-agent --log-format json")]
+#[case::unknown_subcommand("proxy-agent start")]
+#[case::two_sources("proxy-agent run --kubeconfig a --manifests b")]
+#[case::no_cidr("proxy-agent run --cluster-cidr 10.0.0.0")]
+#[case::cidrs_of_one_family("proxy-agent run --cluster-cidr 10.0.0.0/8,11.0.0.0/8")]
+#[case::three_cidrs("proxy-agent run --cluster-cidr 10.0.0.0/8,fd00::/8,fd01::/16")]
+#[case::unknown_mode("proxy-agent run --detect-local-mode Pods")]
+#[case::no_bridge("proxy-agent run --detect-local-mode BridgeInterface")]
+#[case::empty_bridge("proxy-agent run --detect-local-mode BridgeInterface --pod-bridge-interface=")]
+#[case::no_prefix("proxy-agent run --detect-local-mode InterfaceNamePrefix")]
+#[case::no_port("proxy-agent run --metrics-bind-address 127.0.0.1")]
+#[case::port_zero("proxy-agent run --metrics-bind-address 127.0.0.1:0")]
+#[case::no_size("proxy-agent run --flow-table-size 0")]
+#[case::no_unit("proxy-agent run --min-sync-period 5")]
+#[case::no_audit("proxy-agent run --audit-period 0s")]
+#[case::nothing_to_get("proxy-agent get")]
+#[case::unknown_resource("proxy-agent get pods")]
+#[case::unknown_family("proxy-agent get flows --family 5")]
+fn nonsense_is_one_line_and_exit_code_2(#[case] line: &str) {
+    let error = parse_line(line).expect_err("nonsense");
+    let message = one_line(&error);
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(!message.contains('\n') && message.len() > 20, "{message}");
+    assert_eq!(error.exit_code(), i32::from(WRONG_USAGE));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let error = parse_line("proxy-agent run --detect-local-mode BridgeInterface");
+    let message = one_line(&error.expect_err("nonsense"));
+    assert!(message.contains("--pod-bridge-interface"), "{message}");
+}
+
+#[test]
+fn reads_get() {
+    let cli = parse_line("proxy-agent get flows -o json --family 6 -n shop --bpf-root /b -v");
+    let cli = cli.expect("a valid command line");
+    assert_eq!(cli.log.verbosity, 1);
+    let expected = GetArgs {
+        what: Resource::Flows,
+        output: Output::Json,
+        family: Some(IpFamily::V6),
+        namespace: Some("shop".to_owned()),
+        bpf_root: "/b".into(),
+    };
+    assert_eq!(cli.command, Command::Get(expected));
+}
+
+#[test]
+fn metrics_can_be_turned_off() {
+    assert_eq!(
+        run("--metrics-bind-address=").metrics_bind_address,
+        BindAddress(None)
+    );
+}

@@ -1,0 +1,329 @@
+//! What `run` was asked to do, checked and typed.
+
+use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::ValueEnum;
+use ipnet::IpNet;
+use proxy_common::family::Family;
+
+use crate::{
+    cli::{Attach, NodeArgs, PathArgs, RunArgs, TableArgs},
+    dataplane::{attach::Mode, load::Sizes},
+    model::{
+        IpFamily, Node,
+        address::{parse_cidr, prefix_of},
+    },
+    reconcile::Intervals,
+    source::Source,
+};
+
+/// Everything `run` needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub node: NodeConfig,
+    pub source: Source,
+    pub bpf_root: PathBuf,
+    /// None for the cgroup2 mount, wherever that is.
+    pub cgroup_root: Option<PathBuf>,
+    pub sizes: Sizes,
+    pub attach: Mode,
+    /// None to serve no metrics.
+    pub metrics: Option<SocketAddr>,
+    pub intervals: Intervals,
+}
+
+/// What the node is called and how it treats its traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Name of this node's Node object.
+    pub name: String,
+    pub local_detector: LocalDetector,
+    /// Masquerade all traffic to cluster IPs (S63).
+    pub masquerade_all: bool,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the host name; --hostname-override gives this node's name")]
+    HostName(#[source] io::Error),
+    #[error("the host name is empty; --hostname-override gives this node's name")]
+    NoName,
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
+        // Every field by name: a new flag cannot be forgotten here.
+        let RunArgs {
+            kubeconfig,
+            manifests,
+            node,
+            paths: PathArgs {
+                bpf_root,
+                cgroup_root,
+            },
+            tables:
+                TableArgs {
+                    max_service_ports,
+                    max_endpoints,
+                    flow_table_size,
+                },
+            attach,
+            metrics_bind_address,
+            min_sync_period,
+            audit_period,
+        } = args;
+        Ok(Self {
+            node: node.try_into()?,
+            source: match manifests {
+                Some(directory) => Source::Manifests { directory },
+                None => Source::Kubernetes { kubeconfig },
+            },
+            bpf_root,
+            cgroup_root,
+            sizes: Sizes {
+                services: max_service_ports,
+                endpoints: max_endpoints,
+                flows: flow_table_size,
+            },
+            attach: match attach {
+                Attach::Auto => Mode::best(),
+                Attach::Tcx => Mode::Tcx,
+                Attach::Clsact => Mode::Clsact,
+            },
+            metrics: metrics_bind_address.0,
+            intervals: Intervals {
+                min_sync: min_sync_period,
+                audit: audit_period,
+            },
+        })
+    }
+}
+
+impl TryFrom<NodeArgs> for NodeConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        let NodeArgs {
+            hostname_override,
+            cluster_cidr,
+            detect_local_mode,
+            pod_bridge_interface,
+            pod_interface_name_prefix,
+            masquerade_all,
+        } = args;
+        Ok(Self {
+            name: node_name(hostname_override.as_deref(), host_name)?,
+            local_detector: match detect_local_mode {
+                DetectLocalMode::ClusterCidr => LocalDetector::ClusterCidr(cluster_cidr),
+                DetectLocalMode::NodeCidr => LocalDetector::NodeCidr,
+                DetectLocalMode::BridgeInterface => {
+                    LocalDetector::BridgeInterface(pod_bridge_interface.unwrap_or_default())
+                }
+                DetectLocalMode::InterfaceNamePrefix => LocalDetector::InterfaceNamePrefix(
+                    pod_interface_name_prefix.unwrap_or_default(),
+                ),
+            },
+            masquerade_all,
+        })
+    }
+}
+
+/// The name of this node: as given, else the host name; in lower case (S89).
+fn node_name(
+    given: Option<&str>,
+    host_name: impl FnOnce() -> io::Result<String>,
+) -> Result<String, ConfigError> {
+    let normal = |name: &str| name.trim().to_lowercase();
+    let given = given.map(normal).filter(|name| !name.is_empty());
+    let name = match given {
+        Some(name) => name,
+        None => normal(&host_name().map_err(ConfigError::HostName)?),
+    };
+    if name.is_empty() {
+        return Err(ConfigError::NoName);
+    }
+    Ok(name)
+}
+
+fn host_name() -> io::Result<String> {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+}
+
+/// The value of `--detect-local-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DetectLocalMode {
+    /// By the address: within the prefix of all pods
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// By the address: within the Node object's pod CIDR
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// By the device it comes in by: the pods' bridge
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// By the device it comes in by: what its name begins with
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+/// How traffic of pods is told from other traffic (S68).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalDetector {
+    ClusterCidr(ClusterCidr),
+    NodeCidr,
+    BridgeInterface(String),
+    InterfaceNamePrefix(String),
+}
+
+impl LocalDetector {
+    /// The prefix that tells, in one family, if an address tells.
+    pub fn prefix<F: Family>(&self, node: Option<&Node>) -> Option<(F::Ip, u8)> {
+        match self {
+            Self::ClusterCidr(cidrs) => cidrs.get::<F>(),
+            Self::NodeCidr => node?.pod_cidr::<F>(),
+            Self::BridgeInterface(_) | Self::InterfaceNamePrefix(_) => None,
+        }
+    }
+
+    /// Whether a device tells, and then whether this one means pods.
+    pub fn is_pod_device(&self, name: &str) -> Option<bool> {
+        match self {
+            Self::ClusterCidr(_) | Self::NodeCidr => None,
+            Self::BridgeInterface(bridge) => Some(name == bridge),
+            Self::InterfaceNamePrefix(prefix) => Some(name.starts_with(prefix)),
+        }
+    }
+}
+
+/// The prefixes of all pods, at most one of each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterCidr(Vec<IpNet>);
+
+impl ClusterCidr {
+    /// The prefix of one family.
+    pub fn get<F: Family>(&self) -> Option<(F::Ip, u8)> {
+        self.0.iter().copied().find_map(prefix_of::<F>)
+    }
+}
+
+/// What is wrong with a cluster CIDR (S101).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CidrError {
+    #[error("{0:?} is not a CIDR")]
+    Syntax(String),
+    #[error("more than two CIDRs")]
+    TooMany,
+    #[error("both CIDRs are {0}")]
+    SameFamily(IpFamily),
+}
+
+impl FromStr for ClusterCidr {
+    type Err = CidrError;
+
+    fn from_str(raw: &str) -> Result<Self, CidrError> {
+        if raw.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let parse =
+            |raw: &str| parse_cidr(raw.trim()).ok_or_else(|| CidrError::Syntax(raw.to_owned()));
+        let cidrs = raw.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+        let families: Vec<_> = cidrs.iter().map(|cidr| IpFamily::of(cidr.addr())).collect();
+        match families[..] {
+            [_] => Ok(Self(cidrs)),
+            [first, second] if first != second => Ok(Self(cidrs)),
+            [first, _] => Err(CidrError::SameFamily(first)),
+            _ => Err(CidrError::TooMany),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use proxy_common::family::{V4, V6};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::model::ObjectKey;
+
+    /// S89
+    #[rstest]
+    #[case::given(Some(" Node-A "), "node-a")]
+    #[case::host_name(None, "some-host")]
+    #[case::blank_is_not_given(Some(" "), "some-host")]
+    fn names_the_node(#[case] given: Option<&str>, #[case] expected: &str) {
+        let name = node_name(given, || Ok("Some-Host\n".to_owned()));
+        assert_eq!(name.expect("a name"), expected);
+    }
+
+    #[test]
+    fn a_node_has_a_name() {
+        let blank = node_name(None, || Ok("\n".to_owned()));
+        assert!(matches!(blank, Err(ConfigError::NoName)));
+        let failed = node_name(None, || Err(io::ErrorKind::NotFound.into()));
+        assert!(matches!(failed, Err(ConfigError::HostName(_))));
+    }
+
+    /// S101
+    #[rstest]
+    #[case("", None, None)]
+    #[case("10.1.2.3/16", Some(([10, 1, 0, 0], 16)), None)]
+    #[case("fd00::/48", None, Some(("fd00::", 48)))]
+    #[case("fd00::/48, 10.1.0.0/16", Some(([10, 1, 0, 0], 16)), Some(("fd00::", 48)))]
+    fn reads_cluster_cidrs(
+        #[case] raw: &str,
+        #[case] v4: Option<([u8; 4], u8)>,
+        #[case] v6: Option<(&str, u8)>,
+    ) {
+        let detector = LocalDetector::ClusterCidr(raw.parse().expect("valid"));
+        let v4 = v4.map(|(ip, length)| (ip.into(), length));
+        let v6 = v6.map(|(ip, length)| (ip.parse::<Ipv6Addr>().expect("IPv6"), length));
+        assert_eq!(detector.prefix::<V4>(None), v4);
+        assert_eq!(detector.prefix::<V6>(None), v6);
+        assert_eq!(detector.is_pod_device("eth0"), None);
+    }
+
+    #[rstest]
+    #[case("10.0.0.0", CidrError::Syntax("10.0.0.0".to_owned()))]
+    #[case("10.0.0.0/8,", CidrError::Syntax(String::new()))]
+    #[case("10.0.0.0/8,11.0.0.0/8", CidrError::SameFamily(IpFamily::V4))]
+    #[case("fd00::/8,fd01::/16,10.0.0.0/8", CidrError::TooMany)]
+    fn refuses_other_lists(#[case] raw: &str, #[case] error: CidrError) {
+        assert_eq!(raw.parse::<ClusterCidr>(), Err(error));
+    }
+
+    /// S68
+    #[test]
+    fn node_cidr_is_the_nodes_own() {
+        let node = Node {
+            key: ObjectKey::new("", "node-0"),
+            zone: None,
+            pod_cidrs: ["10.1.0.0/24", "10.2.0.0/24"]
+                .map(|cidr| cidr.parse().expect("CIDR"))
+                .into(),
+            addresses: Vec::new(),
+        };
+        let detector = LocalDetector::NodeCidr;
+        assert_eq!(
+            detector.prefix::<V4>(Some(&node)),
+            Some(([10, 1, 0, 0].into(), 24))
+        );
+        assert_eq!(detector.prefix::<V6>(Some(&node)), None);
+        assert_eq!(detector.prefix::<V4>(None), None);
+    }
+
+    /// S68
+    #[rstest]
+    #[case(LocalDetector::BridgeInterface("cni0".to_owned()), "cni0", true)]
+    #[case(LocalDetector::BridgeInterface("cni0".to_owned()), "cni01", false)]
+    #[case(LocalDetector::InterfaceNamePrefix("veth".to_owned()), "veth12ab", true)]
+    #[case(LocalDetector::InterfaceNamePrefix("veth".to_owned()), "eth0", false)]
+    fn devices_tell(#[case] detector: LocalDetector, #[case] device: &str, #[case] pods: bool) {
+        assert_eq!(detector.is_pod_device(device), Some(pods));
+        assert_eq!(detector.prefix::<V4>(None), None);
+    }
+}

@@ -1,0 +1,59 @@
+//! The kernel's side: programs, maps and hooks. The only module that knows aya.
+//!
+//! Everything is pinned below the bpf root, in a folder named after the layout
+//! version:
+//!
+//! ```text
+//! <bpf root>/v1/maps/FRONTENDS_V4 …      the tables
+//! <bpf root>/v1/programs/ingress …       the programs, for bpftool
+//! <bpf root>/v1/links/7-ingress …        one link for each device and hook
+//! ```
+//!
+//! The pins keep the datapath alive without the agent (P4). An agent that
+//! starts opens the maps it finds, loads its own programs on them and swaps
+//! them in link by link.
+
+pub mod attach;
+pub mod hooks;
+pub mod load;
+pub mod mapped;
+pub mod pins;
+pub mod sweep;
+pub mod tables;
+
+use proxy_common::family::Family;
+
+use crate::plan::{
+    memory::{self, Memory},
+    write::{Capacity, Tables, Write},
+};
+
+/// One family's tables, wherever they are.
+pub trait Dataplane<F: Family> {
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Sizes of the tables.
+    fn capacity(&self) -> Capacity;
+
+    /// The tables as they are now.
+    fn read(&self) -> Result<Tables<F>, Self::Error>;
+
+    /// Does one write.
+    fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error>;
+}
+
+impl<F: Family> Dataplane<F> for Memory<F> {
+    type Error = memory::Failed;
+
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn read(&self) -> Result<Tables<F>, Self::Error> {
+        Ok(self.tables.clone())
+    }
+
+    fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error> {
+        Memory::write(self, write)
+    }
+}

@@ -1,0 +1,275 @@
+//! Loads the programs, on the maps that are pinned already if there are any.
+
+use std::{fs, io, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapError, ProgramArray},
+    programs::{ProgramError, SchedClassifier},
+};
+use proxy_common::{LAYOUT_VERSION, config::Config};
+
+use crate::dataplane::{
+    mapped::{Access, Mapped, MappedError},
+    pins::Pins,
+};
+
+/// The eBPF programs, built by build.rs.
+static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tandem"));
+
+/// First kernel whose checksum helper knows `BPF_F_IPV6`.
+pub const BPF_F_IPV6_SINCE: (u32, u32) = (6, 16);
+
+/// Programs that are attached to devices, by name.
+pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
+
+/// Programs of the slow path, in the order of their index in `PROGRAMS`.
+const SLOW_PROGRAMS: [&str; 4] = [
+    "ingress_slow_v4",
+    "ingress_slow_v6",
+    "egress_slow_v4",
+    "egress_slow_v6",
+];
+
+/// The datapath cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("create folder {path} for pins (is a bpf file system mounted there?)")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("load the eBPF object")]
+    Object(#[source] EbpfError),
+    #[error("load eBPF program {program}")]
+    Program {
+        program: &'static str,
+        #[source]
+        source: ProgramError,
+    },
+    #[error("pin eBPF program {program}")]
+    Pin {
+        program: &'static str,
+        #[source]
+        source: aya::pin::PinError,
+    },
+    #[error("eBPF object has no {name}")]
+    Missing { name: &'static str },
+    #[error("use table CONFIG")]
+    Config(#[source] MappedError),
+    #[error("enter the slow path's programs in PROGRAMS")]
+    Programs(#[source] MapError),
+    #[error(
+        "the tables below {path} have layout {found}, this agent has {LAYOUT_VERSION}; `proxy-agent cleanup` removes them"
+    )]
+    Layout { path: PathBuf, found: u32 },
+}
+
+/// Sizes of the tables, in entries of each family. They take effect when the
+/// tables are made; pinned ones keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub services: u32,
+    pub endpoints: u32,
+    pub flows: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: 65_536,
+            endpoints: 262_144,
+            flows: 262_144,
+        }
+    }
+}
+
+/// How the datapath is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    pub pins: Pins,
+    pub sizes: Sizes,
+    /// Highest level of the programs' own log lines (1 error … 5 trace; 0
+    /// removes them from the programs).
+    pub log_level: u8,
+}
+
+/// The loaded programs and what all of them share.
+pub struct Loaded {
+    pub ebpf: Ebpf,
+    pub config: Mapped<Config>,
+    /// Whether the tables were there already.
+    pub adopted: bool,
+}
+
+/// Loads the programs and pins their maps.
+pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let pins = &options.pins;
+    for path in [pins.maps(), pins.programs(), pins.links()] {
+        fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
+    }
+    let adopted = pins.map("CONFIG").exists();
+    let names: Vec<String> = Pins::map_names().collect();
+    let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
+        .override_global(aya_log::LEVEL, &options.log_level, false);
+    for name in &names {
+        loader.map_pin_path(name, pins.map(name));
+        if let Some(size) = size_of_table(name, options.sizes) {
+            loader.map_max_entries(name, size);
+        }
+    }
+    let mut ebpf = loader.load(PROGRAMS).map_err(LoadError::Object)?;
+    let config = config(&ebpf, options, adopted)?;
+    for program in HOOK_PROGRAMS
+        .into_iter()
+        .chain(SLOW_PROGRAMS)
+        .chain(["sweep", "empty"])
+    {
+        load_program(&mut ebpf, program)?;
+    }
+    enter_slow_programs(&mut ebpf)?;
+    Ok(Loaded {
+        ebpf,
+        config,
+        adopted,
+    })
+}
+
+fn config(ebpf: &Ebpf, options: &LoadOptions, adopted: bool) -> Result<Mapped<Config>, LoadError> {
+    let map = ebpf
+        .map("CONFIG")
+        .ok_or(LoadError::Missing { name: "CONFIG" })?;
+    let mut config: Mapped<Config> = Mapped::new(map, Access::Write).map_err(LoadError::Config)?;
+    let found = config.get(0).map_or(0, |config| config.layout);
+    if adopted && found != LAYOUT_VERSION && found != 0 {
+        return Err(LoadError::Layout {
+            path: options.pins.root().to_owned(),
+            found,
+        });
+    }
+    if found == 0 {
+        let fresh = Config {
+            layout: LAYOUT_VERSION,
+            hash_key: random_key(),
+            ..Config::default()
+        };
+        // One row, just found.
+        let _ = config.set(0, fresh);
+    }
+    Ok(config)
+}
+
+/// A random key for the hash that picks backends.
+fn random_key() -> [u64; 2] {
+    use std::hash::{BuildHasher as _, RandomState};
+
+    // The standard library seeds each of these from the system.
+    [
+        RandomState::new().hash_one(0),
+        RandomState::new().hash_one(1),
+    ]
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing { name })?;
+    program.load().map_err(|source| LoadError::Program {
+        program: name,
+        source,
+    })
+}
+
+/// Makes the slow path reachable. Programs of an earlier agent that are still
+/// attached use the new slow path from here on.
+fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let mut fds = Vec::new();
+    for name in SLOW_PROGRAMS {
+        let failed = |source| LoadError::Program {
+            program: name,
+            source,
+        };
+        let program: &SchedClassifier = ebpf
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(LoadError::Missing { name })?;
+        let fd = program.fd().map_err(failed)?.try_clone();
+        fds.push(fd.map_err(|error| failed(error.into()))?);
+    }
+    let map = ebpf
+        .map_mut("PROGRAMS")
+        .ok_or(LoadError::Missing { name: "PROGRAMS" })?;
+    let mut programs = ProgramArray::try_from(map).map_err(LoadError::Programs)?;
+    for (index, fd) in (0..).zip(&fds) {
+        programs.set(index, fd, 0).map_err(LoadError::Programs)?;
+    }
+    Ok(())
+}
+
+/// Pins the hook programs in the place of those that an earlier agent left, so
+/// that bpftool finds them by name.
+pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
+    for program in HOOK_PROGRAMS {
+        let path = pins.programs().join(program);
+        // Absent the first time.
+        let _ = fs::remove_file(&path);
+        ebpf.program_mut(program)
+            .ok_or(LoadError::Missing { name: program })?
+            .pin(&path)
+            .map_err(|source| LoadError::Pin { program, source })?;
+    }
+    Ok(())
+}
+
+/// Entries of a map, where they are not fixed.
+fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
+    let table = name
+        .strip_suffix("_V4")
+        .or_else(|| name.strip_suffix("_V6"))?;
+    Some(match table {
+        // A Service port has its address's entry besides its own.
+        "FRONTENDS" => sizes.services.saturating_mul(2),
+        "SERVICES" | "NAMES" => sizes.services,
+        // A changed set stands beside the old one for a while.
+        "SLOTS" => sizes.endpoints.saturating_mul(2),
+        "BACKENDS" => sizes.endpoints,
+        "FLOWS" => sizes.flows,
+        "MASQ" => sizes.flows / 2,
+        "FRAGMENTS" => 8192,
+        _ => return None,
+    })
+}
+
+/// Major and minor version of the running kernel; zeros if unreadable.
+pub fn kernel_version() -> (u32, u32) {
+    let Ok(name) = nix::sys::utsname::uname() else {
+        return (0, 0);
+    };
+    parse_version(&name.release().to_string_lossy())
+}
+
+fn parse_version(release: &str) -> (u32, u32) {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_compare_as_numbers() {
+        assert_eq!(parse_version("6.18.44-fc"), (6, 18));
+        assert_eq!(parse_version("5.10.0-33-amd64"), (5, 10));
+        assert_eq!(parse_version("odd"), (0, 0));
+        assert!(parse_version("6.16") >= BPF_F_IPV6_SINCE);
+        assert!(parse_version("6.9.1") < BPF_F_IPV6_SINCE);
+    }
+}

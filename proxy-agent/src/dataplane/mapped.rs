@@ -1,0 +1,154 @@
+//! Array maps mapped into memory: reads and writes without system calls, and
+//! stores whose atomicity we decide, where `bpf(2)` copies bytes as it likes.
+
+use std::{io, marker::PhantomData, os::fd::AsFd as _, ptr::NonNull};
+
+use aya::{
+    Pod,
+    maps::{Map, MapData},
+};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A map that cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MappedError {
+    #[error("it is not an array")]
+    NotAnArray,
+    #[error("its values have {found} bytes, not {expected}")]
+    ValueSize { found: u32, expected: usize },
+    #[error("read its description")]
+    Info(#[source] aya::maps::MapError),
+    #[error("map it into memory")]
+    Mmap(#[source] io::Error),
+}
+
+/// An array map in memory. Rows lie `stride` bytes apart.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    base: NonNull<u8>,
+    length: usize,
+    stride: usize,
+    rows: u32,
+    value: PhantomData<T>,
+}
+
+// SAFETY: the memory is shared with the kernel anyway; which thread touches it
+// makes no difference.
+unsafe impl<T> Send for Mapped<T> {}
+
+/// Whether a mapping can be written through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+impl<T: Pod> Mapped<T> {
+    /// Maps all rows of `map`.
+    pub fn new(map: &Map, access: Access) -> Result<Self, MappedError> {
+        let Map::Array(data) = map else {
+            return Err(MappedError::NotAnArray);
+        };
+        let info = data.info().map_err(MappedError::Info)?;
+        let (value_size, rows) = (info.value_size(), info.max_entries());
+        if value_size as usize != size_of::<T>() {
+            return Err(MappedError::ValueSize {
+                found: value_size,
+                expected: size_of::<T>(),
+            });
+        }
+        let stride = size_of::<T>().next_multiple_of(8);
+        Self::map(data, stride, rows, access).map_err(MappedError::Mmap)
+    }
+
+    fn map(data: &MapData, stride: usize, rows: u32, access: Access) -> io::Result<Self> {
+        const PAGE: usize = 4096;
+        let length = (stride * rows as usize).next_multiple_of(PAGE);
+        let size = std::num::NonZeroUsize::new(length)
+            .ok_or_else(|| io::Error::other("the map has no rows"))?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a fresh mapping of a file descriptor that is a BPF array,
+        // which keeps its size for life; nothing else refers to the memory.
+        let base = unsafe {
+            mmap(
+                None,
+                size,
+                protection,
+                MapFlags::MAP_SHARED,
+                data.fd().as_fd(),
+                0,
+            )
+        }?;
+        Ok(Self {
+            base: base.cast(),
+            length,
+            stride,
+            rows,
+            value: PhantomData,
+        })
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// A copy of a row. A row that a program writes meanwhile may be torn.
+    pub fn get(&self, row: u32) -> Option<T> {
+        let pointer = self.row(row)?;
+        // SAFETY: within the mapping; `T` is plain bytes.
+        Some(unsafe { pointer.cast::<T>().as_ptr().read_volatile() })
+    }
+
+    /// Overwrites a row that no program reads.
+    pub fn set(&mut self, row: u32, value: T) -> Option<()> {
+        let pointer = self.row(row)?;
+        // SAFETY: within the mapping, which is writable; `T` is plain bytes.
+        unsafe { pointer.cast::<T>().as_ptr().write_volatile(value) };
+        Some(())
+    }
+
+    /// Overwrites part of a row by one store. `P` must be an integer of 1, 2,
+    /// 4 or 8 bytes at a multiple of its size.
+    pub fn store<P: Store>(&mut self, row: u32, offset: usize, value: P) -> Option<()> {
+        assert!(
+            offset.is_multiple_of(size_of::<P>()) && offset + size_of::<P>() <= size_of::<T>(),
+            "a store within the row, at its natural alignment"
+        );
+        let pointer = self.row(row)?;
+        // SAFETY: within the row, aligned because rows are, and writable. The
+        // compiler makes one store instruction of it.
+        unsafe {
+            pointer
+                .as_ptr()
+                .add(offset)
+                .cast::<P>()
+                .write_volatile(value);
+        }
+        Some(())
+    }
+
+    fn row(&self, row: u32) -> Option<NonNull<u8>> {
+        if row >= self.rows {
+            return None;
+        }
+        // SAFETY: below the number of rows, so within the mapping.
+        Some(unsafe { self.base.add(row as usize * self.stride) })
+    }
+}
+
+/// Integers that one instruction stores.
+pub trait Store: Copy {}
+impl Store for u8 {}
+impl Store for u64 {}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, and nothing refers to it any
+        // more. Failure would leave it mapped, which harms nobody.
+        let _ = unsafe { munmap(self.base.cast(), self.length) };
+    }
+}

@@ -1,0 +1,381 @@
+//! One family's tables in the kernel.
+
+use std::{collections::BTreeMap, io, mem::offset_of};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use proxy_common::{
+    backend::Backend,
+    family::Family,
+    flow::{Flow, FlowKey},
+    frontend::{Frontend, FrontendKey},
+    net::Protocol,
+    prefilter::Filter,
+    service::{NAME_LEN, Run, Service, ServiceName, Slot},
+};
+
+use crate::{
+    dataplane::{
+        Dataplane,
+        mapped::{Access, Mapped, MappedError},
+        pins::Pins,
+    },
+    model::{ObjectKey, ServicePortName},
+    plan::write::{Capacity, Set, Tables, Write},
+};
+
+/// A family whose map types aya can read and write.
+pub trait KernelFamily: Family<Addr: aya::Pod> {
+    type FrontendKey: aya::Pod + From<FrontendKey<Self::Addr>> + Into<FrontendKey<Self::Addr>>;
+    type FlowKey: aya::Pod + From<FlowKey<Self::Addr>> + Into<FlowKey<Self::Addr>>;
+    type Flow: aya::Pod + Into<Flow<Self::Addr>>;
+    type Backend: aya::Pod + From<Backend<Self::Addr>> + Into<Backend<Self::Addr>>;
+}
+
+macro_rules! kernel_family {
+    ($($family:ident)+) => { $(
+        impl KernelFamily for proxy_common::family::$family {
+            type FrontendKey = FrontendKey<Self::Addr>;
+            type FlowKey = FlowKey<Self::Addr>;
+            type Flow = Flow<Self::Addr>;
+            type Backend = Backend<Self::Addr>;
+        }
+    )+ };
+}
+
+kernel_family!(V4 V6);
+
+/// A table that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    #[error("open table {table}")]
+    Open {
+        table: String,
+        #[source]
+        source: MapError,
+    },
+    #[error("use table {table}")]
+    Mapped {
+        table: String,
+        #[source]
+        source: MappedError,
+    },
+    #[error("read table {table}")]
+    Read {
+        table: String,
+        #[source]
+        source: MapError,
+    },
+    #[error("write table {table}")]
+    Write {
+        table: String,
+        #[source]
+        source: MapError,
+    },
+    #[error("write table {table}: it has no such row")]
+    NoRow { table: String },
+}
+
+/// One family's tables, opened from their pins.
+pub struct KernelTables<F: KernelFamily> {
+    frontends: HashMap<MapData, F::FrontendKey, Frontend>,
+    names: HashMap<MapData, u32, ServiceName>,
+    services: Mapped<Service>,
+    slots: Mapped<Slot>,
+    backends: Mapped<F::Backend>,
+    filters: Mapped<Filter>,
+    capacity: Capacity,
+}
+
+impl<F: KernelFamily> KernelTables<F> {
+    /// Opens the family's tables.
+    pub fn open(pins: &Pins, access: Access) -> Result<Self, TableError> {
+        let frontends = open_hash::<F, _, _>(pins, "FRONTENDS")?;
+        let capacity = |table: &str, map: &MapData| {
+            map.info()
+                .map(|info| info.max_entries())
+                .map_err(|source| TableError::Open {
+                    table: table_name::<F>(table),
+                    source,
+                })
+        };
+        let frontend_capacity = capacity("FRONTENDS", &open_data::<F>(pins, "FRONTENDS")?)?;
+        let services = open_array::<F, _>(pins, "SERVICES", access)?;
+        let slots = open_array::<F, _>(pins, "SLOTS", access)?;
+        let backends = open_array::<F, _>(pins, "BACKENDS", access)?;
+        Ok(Self {
+            frontends,
+            names: open_hash::<F, _, _>(pins, "NAMES")?,
+            filters: open_array::<F, _>(pins, "PREFILTER", access)?,
+            capacity: Capacity {
+                frontends: frontend_capacity,
+                services: services.rows(),
+                slots: slots.rows(),
+                backends: backends.rows(),
+            },
+            services,
+            slots,
+            backends,
+        })
+    }
+}
+
+/// A family's flow table, opened from its pin.
+pub fn open_flows<F: KernelFamily>(
+    pins: &Pins,
+) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
+    open_hash::<F, _, _>(pins, "FLOWS")
+}
+
+fn table_name<F: Family>(table: &str) -> String {
+    format!("{table}_{}", F::SUFFIX)
+}
+
+fn open_data<F: Family>(pins: &Pins, table: &str) -> Result<MapData, TableError> {
+    let name = table_name::<F>(table);
+    MapData::from_pin(pins.map(&name)).map_err(|source| TableError::Open {
+        table: name,
+        source,
+    })
+}
+
+fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
+    pins: &Pins,
+    table: &str,
+) -> Result<HashMap<MapData, K, V>, TableError> {
+    let data = open_data::<F>(pins, table)?;
+    Map::from_map_data(data)
+        .and_then(HashMap::try_from)
+        .map_err(|source| TableError::Open {
+            table: table_name::<F>(table),
+            source,
+        })
+}
+
+fn open_array<F: Family, T: aya::Pod>(
+    pins: &Pins,
+    table: &str,
+    access: Access,
+) -> Result<Mapped<T>, TableError> {
+    let name = table_name::<F>(table);
+    let map =
+        Map::from_map_data(open_data::<F>(pins, table)?).map_err(|source| TableError::Open {
+            table: name.clone(),
+            source,
+        })?;
+    Mapped::new(&map, access).map_err(|source| TableError::Mapped {
+        table: name,
+        source,
+    })
+}
+
+impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
+    type Error = TableError;
+
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn read(&self) -> Result<Tables<F>, TableError> {
+        let read_error = |table: &str| {
+            let table = table_name::<F>(table);
+            move |source| TableError::Read { table, source }
+        };
+        let frontends = self
+            .frontends
+            .iter()
+            .map(|entry| entry.map(|(key, value)| (key.into(), value)))
+            .collect::<Result<BTreeMap<_, _>, _>>()
+            .map_err(read_error("FRONTENDS"))?;
+        let names = self
+            .names
+            .iter()
+            .map(|entry| entry.map(|(row, name)| (row, read_name(&name))))
+            .collect::<Result<BTreeMap<_, _>, _>>()
+            .map_err(read_error("NAMES"))?;
+        let words = |filter| {
+            self.filters
+                .get(filter)
+                .map(|filter| filter.words.to_vec())
+                .unwrap_or_default()
+        };
+        let services = used(&self.services, |service| {
+            *service != Service::FREE && *service != ZERO
+        });
+        let slots = services
+            .iter()
+            .flat_map(|service| [service.cluster, service.local])
+            .filter(|run| run.count > 0)
+            .map(|run| run.first.saturating_add(run.count))
+            .max()
+            .unwrap_or(0)
+            .min(self.slots.rows());
+        Ok(Tables {
+            frontends,
+            names,
+            services,
+            slots: (0..slots)
+                .filter_map(|slot| Some(self.slots.get(slot)?.backend))
+                .collect(),
+            backends: used(&self.backends, |backend: &F::Backend| {
+                Into::<Backend<F::Addr>>::into(*backend).generation != 0
+            })
+            .into_iter()
+            .map(Into::into)
+            .collect(),
+            filters: [words(0), words(1)],
+        })
+    }
+
+    fn write(&mut self, write: &Write<F>) -> Result<(), TableError> {
+        let table = || table_name::<F>(write.table());
+        let failed = |source| TableError::Write {
+            table: table(),
+            source,
+        };
+        let row = |done: Option<()>| done.ok_or_else(|| TableError::NoRow { table: table() });
+        match write {
+            Write::Filter {
+                filter,
+                word,
+                value,
+            } => row(self.filters.store(*filter, *word as usize * 8, *value)),
+            Write::Backend {
+                row: index,
+                backend,
+            } => row(self.backends.set(*index, (*backend).into())),
+            Write::BackendFlags { row: index, flags } => {
+                let offset = offset_of!(Backend<F::Addr>, flags);
+                row(self.backends.store(*index, offset, *flags))
+            }
+            Write::Slots { first, backends } => {
+                for (slot, backend) in (*first..).zip(backends) {
+                    row(self.slots.set(slot, Slot { backend: *backend }))?;
+                }
+                Ok(())
+            }
+            Write::Service {
+                row: index,
+                service,
+            } => row(self
+                .services
+                .store(*index, offset_of!(Service, cluster), bits(service.cluster))
+                .and_then(|()| {
+                    self.services
+                        .store(*index, offset_of!(Service, local), bits(service.local))
+                })),
+            Write::Run {
+                row: index,
+                set,
+                run,
+            } => {
+                let offset = match set {
+                    Set::Cluster => offset_of!(Service, cluster),
+                    Set::Local => offset_of!(Service, local),
+                };
+                row(self.services.store(*index, offset, bits(*run)))
+            }
+            Write::Name { row, name } => {
+                self.names.insert(row, write_name(name), 0).map_err(failed)
+            }
+            Write::DeleteName { row } => gone(self.names.remove(row)).map_err(failed),
+            Write::Frontend { key, frontend } => self
+                .frontends
+                .insert(F::FrontendKey::from(*key), frontend, 0)
+                .map_err(failed),
+            Write::DeleteFrontend { key } => {
+                gone(self.frontends.remove(&F::FrontendKey::from(*key))).map_err(failed)
+            }
+        }
+    }
+}
+
+/// A row of `SERVICES` that was never written.
+const ZERO: Service = Service {
+    cluster: Run { first: 0, count: 0 },
+    local: Run { first: 0, count: 0 },
+};
+
+/// All rows up to the last one in use.
+fn used<T: aya::Pod>(table: &Mapped<T>, is_used: impl Fn(&T) -> bool) -> Vec<T> {
+    let last = (0..table.rows())
+        .rev()
+        .find(|row| table.get(*row).is_some_and(|value| is_used(&value)));
+    let count = last.map_or(0, |row| row + 1);
+    (0..count).filter_map(|row| table.get(row)).collect()
+}
+
+/// A run as the word that is stored.
+fn bits(run: Run) -> u64 {
+    // The two halves as they lie in memory.
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&run.first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&run.count.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+/// Deleting what is not there is done.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn read_name(name: &ServiceName) -> ServicePortName {
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    };
+    ServicePortName {
+        service: ObjectKey {
+            namespace: text(&name.namespace),
+            name: text(&name.name),
+        },
+        port: text(&name.port),
+        protocol: Protocol(u8::try_from(name.protocol).unwrap_or(0)),
+    }
+}
+
+fn write_name(name: &ServicePortName) -> ServiceName {
+    let bytes = |text: &str| {
+        let mut bytes = [0; NAME_LEN + 1];
+        let length = text.len().min(NAME_LEN);
+        bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        bytes
+    };
+    ServiceName {
+        namespace: bytes(&name.service.namespace),
+        name: bytes(&name.service.name),
+        port: bytes(&name.port),
+        protocol: name.protocol.0.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_the_map() {
+        let name = ServicePortName {
+            service: ObjectKey {
+                namespace: "n".repeat(63),
+                name: "1-starts-with-a-digit".to_owned(),
+            },
+            port: String::new(),
+            protocol: Protocol::UDP,
+        };
+        assert_eq!(read_name(&write_name(&name)), name);
+    }
+
+    #[test]
+    fn a_run_is_stored_as_the_programs_read_it() {
+        let run = Run { first: 7, count: 3 };
+        // SAFETY: eight plain bytes of the same layout.
+        let read: Run = unsafe { std::mem::transmute(bits(run)) };
+        assert_eq!(read, run);
+    }
+}

@@ -1,0 +1,244 @@
+//! What the API says, as of now.
+//!
+//! The index keeps the current domain objects and which Services changed since
+//! anyone asked. Each kind has three entry points: [`Index::apply`],
+//! [`Index::delete`], and [`Index::replace`] for a fresh list of everything.
+//! An object equal to the one already there is no change (S15, S25).
+//!
+//! EndpointSlices are kept one by one below the Service they belong to. An
+//! endpoint that moves from one slice to another is never lost in between
+//! (S24), and a slice that moves to another Service leaves the first (S26).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    model::{EndpointSlice, Kind, Node, Object, ObjectKey, Service},
+    select::NodeContext,
+};
+
+/// The current objects of all kinds.
+#[derive(Debug)]
+pub struct Index {
+    context: NodeContext,
+    node: Option<Node>,
+    services: BTreeMap<ObjectKey, Service>,
+    /// Slices by Service, also those whose Service does not exist (yet), in the
+    /// order of their keys: they are few.
+    slices: BTreeMap<ObjectKey, Vec<EndpointSlice>>,
+    /// The Service that each slice is filed under.
+    owners: BTreeMap<ObjectKey, ObjectKey>,
+    dirty: BTreeSet<ObjectKey>,
+    listed: BTreeSet<Kind>,
+}
+
+impl Index {
+    /// An empty index for the node of that name.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            context: NodeContext {
+                name: node_name.into(),
+                zone: None,
+            },
+            node: None,
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            listed: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in the present state of one object. Returns whether it is another
+    /// than before.
+    pub fn apply<T: Indexed>(&mut self, object: T) -> bool {
+        object.put(self)
+    }
+
+    /// Forgets one object. Returns whether it was there.
+    pub fn delete<T: Indexed>(&mut self, key: &ObjectKey) -> bool {
+        T::remove(self, key)
+    }
+
+    /// Takes in all objects of a kind at once; those not among them are gone.
+    /// Returns how many objects that changed.
+    pub fn replace<T: Indexed>(&mut self, objects: Vec<T>) -> usize {
+        self.listed.insert(T::KIND);
+        let present: BTreeSet<_> = objects.iter().map(|object| object.key().clone()).collect();
+        let mut changed = 0;
+        for key in T::keys(self) {
+            if !present.contains(&key) {
+                changed += usize::from(self.delete::<T>(&key));
+            }
+        }
+        for object in objects {
+            changed += usize::from(self.apply(object));
+        }
+        changed
+    }
+
+    /// Whether Services and EndpointSlices have both been listed. Before that,
+    /// nothing may be programmed (S85).
+    pub fn is_complete(&self) -> bool {
+        self.listed.contains(&Kind::Service) && self.listed.contains(&Kind::EndpointSlice)
+    }
+
+    /// The Services that may look different to this node than when this was
+    /// last called, those that are gone included.
+    pub fn take_dirty(&mut self) -> BTreeSet<ObjectKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.get(service).into_iter().flatten()
+    }
+
+    pub fn slice_count(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// This node's object, if it has been seen.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// What endpoint selection needs to know of this node.
+    pub fn node_context(&self) -> &NodeContext {
+        &self.context
+    }
+
+    /// A change of the slices of a Service that does not exist concerns nobody.
+    fn slices_changed(&mut self, service: &ObjectKey) {
+        if self.services.contains_key(service) {
+            self.dirty.insert(service.clone());
+        }
+    }
+
+    /// Only the zone decides about endpoints (S90).
+    fn node_changed(&mut self) {
+        let zone = self.node.as_ref().and_then(|node| node.zone.clone());
+        if zone != self.context.zone {
+            self.context.zone = zone;
+            self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+}
+
+/// An object the index keeps.
+pub trait Indexed: Object {
+    /// Puts the object in its place; says whether that changed anything.
+    fn put(self, index: &mut Index) -> bool;
+
+    /// Removes the object; says whether it was there.
+    fn remove(index: &mut Index, key: &ObjectKey) -> bool;
+
+    /// The keys of all objects of this kind.
+    fn keys(index: &Index) -> Vec<ObjectKey>;
+}
+
+impl Indexed for Service {
+    fn put(self, index: &mut Index) -> bool {
+        if index.services.get(&self.key) == Some(&self) {
+            return false;
+        }
+        index.dirty.insert(self.key.clone());
+        index.services.insert(self.key.clone(), self);
+        true
+    }
+
+    fn remove(index: &mut Index, key: &ObjectKey) -> bool {
+        let was_there = index.services.remove(key).is_some();
+        if was_there {
+            index.dirty.insert(key.clone());
+        }
+        was_there
+    }
+
+    fn keys(index: &Index) -> Vec<ObjectKey> {
+        index.services.keys().cloned().collect()
+    }
+}
+
+impl Indexed for EndpointSlice {
+    fn put(self, index: &mut Index) -> bool {
+        let owner = index.owners.get(&self.key);
+        if owner.is_some_and(|owner| *owner != self.service) {
+            Self::remove(index, &self.key.clone());
+        }
+        let service = self.service.clone();
+        let siblings = index.slices.entry(service.clone()).or_default();
+        match find(siblings, &self.key) {
+            Ok(at) if siblings[at] == self => return false,
+            Ok(at) => siblings[at] = self,
+            Err(at) => {
+                index.owners.insert(self.key.clone(), service.clone());
+                // Most Services have one slice of each family: no spare room.
+                if siblings.len() < 4 {
+                    siblings.reserve_exact(1);
+                }
+                siblings.insert(at, self);
+            }
+        }
+        index.slices_changed(&service);
+        true
+    }
+
+    fn remove(index: &mut Index, key: &ObjectKey) -> bool {
+        let Some(service) = index.owners.remove(key) else {
+            return false;
+        };
+        if let Some(siblings) = index.slices.get_mut(&service) {
+            if let Ok(at) = find(siblings, key) {
+                siblings.remove(at);
+            }
+            // S27
+            if siblings.is_empty() {
+                index.slices.remove(&service);
+            }
+        }
+        index.slices_changed(&service);
+        true
+    }
+
+    fn keys(index: &Index) -> Vec<ObjectKey> {
+        index.owners.keys().cloned().collect()
+    }
+}
+
+/// Where a slice is among those of its Service, or where it belongs.
+fn find(siblings: &[EndpointSlice], key: &ObjectKey) -> Result<usize, usize> {
+    siblings.binary_search_by(|slice| slice.key.cmp(key))
+}
+
+/// Of all Nodes, only this node's own is kept.
+impl Indexed for Node {
+    fn put(self, index: &mut Index) -> bool {
+        if self.key.name != index.context.name || index.node.as_ref() == Some(&self) {
+            return false;
+        }
+        index.node = Some(self);
+        index.node_changed();
+        true
+    }
+
+    fn remove(index: &mut Index, key: &ObjectKey) -> bool {
+        let was_there = index.node.take_if(|node| node.key == *key).is_some();
+        index.node_changed();
+        was_there
+    }
+
+    fn keys(index: &Index) -> Vec<ObjectKey> {
+        index.node.iter().map(|node| node.key.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

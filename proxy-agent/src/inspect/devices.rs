@@ -1,0 +1,264 @@
+//! `get devices`: network devices the programs are on.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, Map, MapData};
+use proxy_common::{
+    config::Config,
+    device::Device,
+    net::{AddrV4, AddrV6, Address as _},
+};
+use serde::Serialize;
+
+use crate::{
+    dataplane::{
+        attach::Hook,
+        hooks::{Attached, Hooks},
+        mapped::{Access, Mapped},
+        pins::Pins,
+    },
+    devices::{Link, netlink::Netlink},
+    inspect::render::{self, Row},
+    keeper,
+    model::IpFamily,
+};
+
+/// A device that has a row of `DEVICES`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceRow {
+    /// Nothing if the device went, or is in another network namespace.
+    pub name: Option<String>,
+    pub ifindex: u32,
+    /// `L2` for frames with an Ethernet header, `L3` for bare packets.
+    pub kind: &'static str,
+    pub bridge: Option<String>,
+    /// Addresses that traffic leaving here is masqueraded to.
+    pub masquerade_v4: Option<Ipv4Addr>,
+    pub masquerade_v6: Option<Ipv6Addr>,
+    /// How our programs are attached.
+    pub attached: Option<&'static str>,
+    /// Programs in the order they run.
+    pub ingress: Vec<ProgramRow>,
+    pub egress: Vec<ProgramRow>,
+}
+
+/// A program on one of a device's hooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProgramRow {
+    pub name: String,
+    pub id: u32,
+    pub ours: bool,
+    pub attached: &'static str,
+}
+
+impl From<&Attached> for ProgramRow {
+    fn from(program: &Attached) -> Self {
+        Self {
+            name: program.name.clone(),
+            id: program.id,
+            ours: program.ours,
+            attached: program.place.mode().name(),
+        }
+    }
+}
+
+impl ProgramRow {
+    fn cell(&self) -> String {
+        if self.ours {
+            format!("{}(ours)", self.name)
+        } else {
+            format!("{}(id={})", self.name, self.id)
+        }
+    }
+}
+
+impl Row for DeviceRow {
+    const HEADERS: &'static [&'static str] = &[
+        "NAME",
+        "IFINDEX",
+        "KIND",
+        "BRIDGE",
+        "MASQUERADE-IPV4",
+        "MASQUERADE-IPV6",
+        "ATTACHED",
+        "INGRESS",
+        "EGRESS",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            render::cell(self.name.as_ref()),
+            self.ifindex.to_string(),
+            self.kind.to_owned(),
+            render::cell(self.bridge.as_ref()),
+            render::cell(self.masquerade_v4),
+            render::cell(self.masquerade_v6),
+            render::cell(self.attached),
+            render::list(self.ingress.iter().map(ProgramRow::cell)),
+            render::list(self.egress.iter().map(ProgramRow::cell)),
+        ]
+    }
+}
+
+/// Programs of a device's two hooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DevicePrograms {
+    pub ingress: Vec<Attached>,
+    pub egress: Vec<Attached>,
+}
+
+/// The row of one device. `links` are the devices of the same network
+/// namespace, none if that is not known.
+pub fn row(
+    ifindex: u32,
+    device: &Device,
+    links: &[Link],
+    programs: &DevicePrograms,
+    family: Option<IpFamily>,
+) -> DeviceRow {
+    let name_of = |ifindex: u32| {
+        let link = links.iter().find(|link| link.ifindex == ifindex);
+        link.map(|link| link.name.clone())
+    };
+    let shows = |wanted: IpFamily| family.is_none_or(|family| family == wanted);
+    let v4 = device.masquerade_v4;
+    let v6 = device.masquerade_v6;
+    let mut ours = programs.ingress.iter().chain(&programs.egress);
+    DeviceRow {
+        name: name_of(ifindex),
+        ifindex,
+        kind: if device.flags & Device::LAYER3 == 0 {
+            "L2"
+        } else {
+            "L3"
+        },
+        bridge: (device.bridge != 0)
+            .then(|| name_of(device.bridge).unwrap_or_else(|| device.bridge.to_string())),
+        masquerade_v4: (shows(IpFamily::V4) && v4 != AddrV4::ZERO).then(|| v4.into()),
+        masquerade_v6: (shows(IpFamily::V6) && v6 != AddrV6::ZERO).then(|| v6.into()),
+        attached: ours
+            .find(|program| program.ours)
+            .map(|program| program.place.mode().name()),
+        ingress: programs.ingress.iter().map(ProgramRow::from).collect(),
+        egress: programs.egress.iter().map(ProgramRow::from).collect(),
+    }
+}
+
+/// Devices that the agent has described to the programs, with what is on them.
+pub(super) fn read(pins: &Pins, family: Option<IpFamily>) -> anyhow::Result<Vec<DeviceRow>> {
+    let devices = table(pins)?;
+    let here = is_our_namespace(pins)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let hooks = Hooks::open(pins.root())?;
+            // Ifindexes of another namespace say nothing about devices here.
+            let links = if here {
+                Netlink::open()?.links().await?
+            } else {
+                Vec::new()
+            };
+            let mut rows = Vec::new();
+            for (ifindex, device) in devices {
+                let link = links.iter().find(|link| link.ifindex == ifindex);
+                let programs = match link {
+                    Some(link) => programs(&hooks, link).await?,
+                    None => DevicePrograms::default(),
+                };
+                rows.push(row(ifindex, &device, &links, &programs, family));
+            }
+            rows.sort_by_key(|row| row.ifindex);
+            Ok(rows)
+        })
+}
+
+async fn programs(hooks: &Hooks, link: &Link) -> anyhow::Result<DevicePrograms> {
+    let on = |hook| hooks.programs(&link.name, link.ifindex, hook);
+    Ok(DevicePrograms {
+        ingress: on(Hook::Ingress).await?,
+        egress: on(Hook::Egress).await?,
+    })
+}
+
+/// The rows of `DEVICES`.
+pub(crate) fn table(pins: &Pins) -> anyhow::Result<Vec<(u32, Device)>> {
+    let data = MapData::from_pin(pins.map("DEVICES")).context("open table DEVICES")?;
+    let table: HashMap<_, u32, Device> = Map::from_map_data(data)
+        .and_then(HashMap::try_from)
+        .context("open table DEVICES")?;
+    table
+        .iter()
+        .collect::<Result<_, _>>()
+        .context("read table DEVICES")
+}
+
+/// Whether the agent's devices are those of this process' network namespace.
+pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
+    let data = MapData::from_pin(pins.map("CONFIG")).context("open table CONFIG")?;
+    let map = Map::from_map_data(data).context("open table CONFIG")?;
+    let config: Mapped<Config> = Mapped::new(&map, Access::Read).context("read table CONFIG")?;
+    Ok(config.get(0).map(|config| config.netns_cookie) == Some(keeper::netns_cookie()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dataplane::hooks::Place, devices::Layer};
+
+    fn link(ifindex: u32, name: &str) -> Link {
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            layer: Layer::Ethernet,
+            master: None,
+            is_bridge: false,
+            mac: [0; 6],
+        }
+    }
+
+    fn program(id: u32, name: &str, ours: bool) -> Attached {
+        Attached {
+            id,
+            name: name.to_owned(),
+            ours,
+            place: Place::Tcx,
+        }
+    }
+
+    fn cells(links: &[Link], family: Option<IpFamily>) -> String {
+        let device = Device {
+            bridge: 3,
+            masquerade_v4: Ipv4Addr::new(10, 0, 0, 1).into(),
+            masquerade_v6: Ipv6Addr::LOCALHOST.into(),
+            ..Device::default()
+        };
+        let programs = DevicePrograms {
+            ingress: vec![program(5, "ingress", true), program(6, "ingress", false)],
+            egress: Vec::new(),
+        };
+        row(4, &device, links, &programs, family).cells().join(" ")
+    }
+
+    #[test]
+    fn tells_our_programs_from_those_of_others() {
+        let links = [link(3, "cni0"), link(4, "veth1")];
+        assert_eq!(
+            cells(&links, None),
+            "veth1 4 L2 cni0 10.0.0.1 ::1 tcx ingress(ours),ingress(id=6) -"
+        );
+    }
+
+    #[test]
+    fn shows_one_family_and_devices_without_names() {
+        assert!(cells(&[], Some(IpFamily::V6)).starts_with("- 4 L2 3 - ::1 tcx"));
+        assert!(cells(&[], Some(IpFamily::V4)).starts_with("- 4 L2 3 10.0.0.1 - tcx"));
+    }
+
+    #[test]
+    fn no_address_is_no_address() {
+        let row = row(9, &Device::default(), &[], &DevicePrograms::default(), None);
+        assert_eq!(row.cells().join(" "), "- 9 L2 - - - - - -");
+    }
+}

@@ -1,0 +1,127 @@
+//! Rows on standard output, for people or for programs.
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::cli::Output;
+
+/// A row of output.
+pub trait Row: Serialize + Sized {
+    /// Headers of the table's columns.
+    const HEADERS: &'static [&'static str];
+
+    /// One cell for each header.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Writes rows to standard output. Whoever closed it has seen enough.
+pub fn print<R: Row>(rows: &[R], output: Output) -> anyhow::Result<()> {
+    let text = render(rows, output)?;
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn render<R: Row>(rows: &[R], output: Output) -> anyhow::Result<String> {
+    let mut text = match output {
+        Output::Table => table(rows),
+        Output::Json => serde_json::to_string_pretty(rows).context("write JSON")?,
+        Output::Yaml => serde_saphyr::to_string(&rows).context("write YAML")?,
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Columns without lines around them, as kubectl prints.
+fn table<R: Row>(rows: &[R]) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(R::HEADERS.iter().copied())
+        .add_rows(rows.iter().map(Row::cells));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.trim_fmt()
+}
+
+/// A cell: a dash where there is nothing to say.
+pub fn cell(value: Option<impl ToString>) -> String {
+    value
+        .map(|value| value.to_string())
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "-".to_owned())
+}
+
+/// A cell with several values.
+pub fn list(values: impl IntoIterator<Item = impl ToString>) -> String {
+    let values: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
+    cell(Some(values.join(",")))
+}
+
+/// A cell of a property that a row has or has not.
+pub fn yes(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Pet {
+        name: &'static str,
+        owner: Option<&'static str>,
+    }
+
+    impl Row for Pet {
+        const HEADERS: &'static [&'static str] = &["NAME", "OWNER"];
+
+        fn cells(&self) -> Vec<String> {
+            vec![self.name.to_owned(), cell(self.owner)]
+        }
+    }
+
+    const PETS: [Pet; 2] = [
+        Pet {
+            name: "Felix",
+            owner: None,
+        },
+        Pet {
+            name: "Rex",
+            owner: Some("Ann"),
+        },
+    ];
+
+    fn rendered(rows: &[Pet], output: Output) -> String {
+        render(rows, output).expect("plain rows")
+    }
+
+    #[test]
+    fn tables_have_aligned_columns_and_no_lines() {
+        assert_eq!(
+            rendered(&PETS, Output::Table),
+            "NAME    OWNER\nFelix   -\nRex     Ann\n"
+        );
+        assert_eq!(rendered(&[], Output::Table), "NAME   OWNER\n");
+    }
+
+    #[test]
+    fn json_and_yaml_are_lists_even_if_empty() {
+        assert_eq!(rendered(&[], Output::Json), "[]\n");
+        assert_eq!(rendered(&[], Output::Yaml), "[]\n");
+        let json: serde_json::Value =
+            serde_json::from_str(&rendered(&PETS, Output::Json)).expect("JSON");
+        assert_eq!(json[1]["owner"], "Ann");
+        assert!(rendered(&PETS, Output::Yaml).contains("- name: Felix\n  owner: null\n"));
+    }
+}

@@ -1,0 +1,30 @@
+//! Tandem's node agent.
+//!
+//! Read the modules in this order to follow a Service from the API to the
+//! kernel:
+//!
+//! ```text
+//! source ─► model ─► index ─► select ─► plan ─► dataplane
+//!   IO       pure     pure     pure     pure      IO
+//!                  └────────── reconcile ──────────┘
+//! ```
+pub mod agent;
+pub mod check;
+pub mod cleanup;
+pub mod cli;
+pub mod config;
+pub mod counters;
+pub mod dataplane;
+pub mod devices;
+pub mod index;
+pub mod inspect;
+pub mod keeper;
+pub mod metrics;
+pub mod model;
+pub mod plan;
+pub mod program;
+pub mod reconcile;
+pub mod select;
+pub mod source;
+pub mod system;
+pub mod telemetry;

@@ -1,0 +1,55 @@
+//! The `proxy-agent` command.
+
+use std::process::ExitCode;
+
+use proxy_agent::{
+    agent, check, cleanup,
+    cli::{self, Cli, Command},
+    config::Config,
+    inspect, telemetry,
+};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the one line that says why a command failed"
+)]
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    telemetry::init(&cli.log)?;
+    match cli.command {
+        Command::Run(args) => {
+            let config = Config::try_from(args)?;
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(agent::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Get(args) => {
+            inspect::get(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(paths) => Ok(check::check(&paths)),
+        Command::Cleanup(paths) => {
+            cleanup::cleanup(&paths)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

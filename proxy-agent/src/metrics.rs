@@ -1,0 +1,365 @@
+//! What the agent counts, under kube-proxy's names where the meaning is the
+//! same, and the server that shows it.
+//!
+//! [`Metrics`] is a handle: clones count into the same place. Numbers that
+//! others keep, such as the counters in the kernel, join the registry as
+//! collectors.
+
+pub mod process;
+pub mod serve;
+
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family as Labelled,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+use proxy_common::family::Family;
+
+use crate::model::Kind;
+
+type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// Everything the agent counts.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    sync: SyncDurations,
+    sync_full: SyncDurations,
+    sync_partial: SyncDurations,
+    sync_queued: Labelled<IpFamily, Seconds>,
+    synced: Labelled<IpFamily, Seconds>,
+    network_programming: ProgrammingDurations,
+    service_changes: Counter,
+    endpoint_changes: Counter,
+    without_local: Labelled<PolicyAndFamily, Gauge>,
+    sync_failures: Labelled<IpFamily, Counter>,
+    writes: Labelled<IpFamily, Counter>,
+    repairs: Labelled<IpFamily, Counter>,
+    object_problems: Labelled<KindAndReason, Counter>,
+    table_problems: Labelled<FamilyAndReason, Counter>,
+    watch_errors: Labelled<KindOnly, Counter>,
+}
+
+/// Whether a sync covers all Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncKind {
+    Full,
+    Partial,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IpFamily {
+    ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyAndFamily {
+    traffic_policy: &'static str,
+    ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindAndReason {
+    kind: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyAndReason {
+    ip_family: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindOnly {
+    kind: String,
+}
+
+/// In kube-proxy's buckets: 1 ms to 16 s.
+#[derive(Clone, Debug)]
+struct SyncDurations(Labelled<IpFamily, Histogram>);
+
+impl Default for SyncDurations {
+    fn default() -> Self {
+        let buckets = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        Self(Labelled::new_with_constructor(buckets))
+    }
+}
+
+/// From a change in the cluster to its effect, in kube-proxy's buckets.
+#[derive(Clone, Debug)]
+struct ProgrammingDurations(Labelled<IpFamily, Histogram>);
+
+impl Default for ProgrammingDurations {
+    fn default() -> Self {
+        Self(Labelled::new_with_constructor(|| {
+            let seconds = (1..60)
+                .chain((60..120).step_by(5))
+                .chain((120..=300).step_by(30));
+            Histogram::new([0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
+        }))
+    }
+}
+
+impl Metrics {
+    /// A registry in which everything the agent counts is registered. Further
+    /// collectors may be added to it.
+    pub fn new() -> (Self, Registry) {
+        let metrics = Self::default();
+        let mut registry = Registry::default();
+        metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
+        metrics.register_own(registry.sub_registry_with_prefix("tandem"));
+        registry.register_collector(Box::new(process::Process));
+        (metrics, registry)
+    }
+
+    /// Names and meanings of kube-proxy.
+    fn register_kube_proxy(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "sync_proxy_rules_duration",
+            "Duration of a sync, successful or not",
+            Unit::Seconds,
+            self.sync.0.clone(),
+        );
+        registry.register_with_unit(
+            "sync_full_proxy_rules_duration",
+            "Duration of a sync of all Services",
+            Unit::Seconds,
+            self.sync_full.0.clone(),
+        );
+        registry.register_with_unit(
+            "sync_partial_proxy_rules_duration",
+            "Duration of a sync of changed Services",
+            Unit::Seconds,
+            self.sync_partial.0.clone(),
+        );
+        registry.register_with_unit(
+            "sync_proxy_rules_last_timestamp",
+            "Time of the last successful sync",
+            Unit::Seconds,
+            self.synced.clone(),
+        );
+        registry.register_with_unit(
+            "sync_proxy_rules_last_queued_timestamp",
+            "Time when a sync was last asked for",
+            Unit::Seconds,
+            self.sync_queued.clone(),
+        );
+        registry.register_with_unit(
+            "network_programming_duration",
+            "Time from a change of endpoints in the cluster to its effect on this node",
+            Unit::Seconds,
+            self.network_programming.0.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_service_changes",
+            "Changes of Services seen",
+            self.service_changes.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes",
+            "Changes of EndpointSlices seen",
+            self.endpoint_changes.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and endpoints on other nodes only",
+            self.without_local.clone(),
+        );
+    }
+
+    /// What kube-proxy has no name for.
+    fn register_own(&self, registry: &mut Registry) {
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Version of the agent", build);
+        registry.register(
+            "sync_failures",
+            "Syncs that failed and were tried again",
+            self.sync_failures.clone(),
+        );
+        registry.register(
+            "map_writes",
+            "Changes written to the tables in the kernel",
+            self.writes.clone(),
+        );
+        registry.register(
+            "audit_repairs",
+            "Table entries that someone else changed, put right",
+            self.repairs.clone(),
+        );
+        registry.register(
+            "object_problems",
+            "Fields of API objects that could not be used",
+            self.object_problems.clone(),
+        );
+        registry.register(
+            "table_problems",
+            "Service ports that the tables could not hold",
+            self.table_problems.clone(),
+        );
+        registry.register(
+            "watch_errors",
+            "Errors while watching the API server or the manifests",
+            self.watch_errors.clone(),
+        );
+    }
+
+    /// Services changed.
+    pub fn service_changes(&self, count: usize) {
+        self.service_changes.inc_by(count as u64);
+    }
+
+    /// EndpointSlices changed.
+    pub fn endpoint_changes(&self, count: usize) {
+        self.endpoint_changes.inc_by(count as u64);
+    }
+
+    /// A field of an object could not be used.
+    pub fn object_problem(&self, kind: Kind, reason: &'static str) {
+        let kind = kind.to_string();
+        let labels = KindAndReason { kind, reason };
+        self.object_problems.get_or_create(&labels).inc();
+    }
+
+    /// A Service port could not be held by the tables.
+    pub fn table_problem<F: Family>(&self, reason: &'static str) {
+        let labels = FamilyAndReason {
+            ip_family: F::NAME,
+            reason,
+        };
+        self.table_problems.get_or_create(&labels).inc();
+    }
+
+    /// A watch ended in an error, or a manifest could not be read.
+    pub fn watch_error(&self, kind: &impl ToString) {
+        let kind = kind.to_string();
+        self.watch_errors.get_or_create(&KindOnly { kind }).inc();
+    }
+
+    /// A sync was asked for.
+    pub fn sync_queued<F: Family>(&self) {
+        self.sync_queued
+            .get_or_create(&family::<F>())
+            .set(unix_now());
+    }
+
+    /// A sync ended.
+    pub fn sync_duration<F: Family>(&self, kind: SyncKind, duration: Duration) {
+        let by_kind = match kind {
+            SyncKind::Full => &self.sync_full,
+            SyncKind::Partial => &self.sync_partial,
+        };
+        for histogram in [&self.sync, by_kind] {
+            histogram
+                .0
+                .get_or_create(&family::<F>())
+                .observe(duration.as_secs_f64());
+        }
+    }
+
+    /// A sync succeeded that brought the effects of changes of those times.
+    pub fn synced<F: Family>(&self, triggers: impl Iterator<Item = SystemTime>) {
+        self.synced.get_or_create(&family::<F>()).set(unix_now());
+        let programming = self.network_programming.0.get_or_create(&family::<F>());
+        for trigger in triggers {
+            programming.observe(trigger.elapsed().unwrap_or_default().as_secs_f64());
+        }
+    }
+
+    /// A sync failed.
+    pub fn sync_failed<F: Family>(&self) {
+        self.sync_failures.get_or_create(&family::<F>()).inc();
+    }
+
+    /// Changes were written to the tables.
+    pub fn writes<F: Family>(&self, count: usize) {
+        self.writes
+            .get_or_create(&family::<F>())
+            .inc_by(count as u64);
+    }
+
+    /// Table entries were put right.
+    pub fn repaired<F: Family>(&self, count: usize) {
+        self.repairs
+            .get_or_create(&family::<F>())
+            .inc_by(count as u64);
+    }
+
+    /// Ports that drop internal traffic for lack of an endpoint on this node.
+    pub fn without_local_endpoints<F: Family>(&self, ports: usize) {
+        let labels = PolicyAndFamily {
+            traffic_policy: "internal",
+            ip_family: F::NAME,
+        };
+        let ports = i64::try_from(ports).unwrap_or(i64::MAX);
+        self.without_local.get_or_create(&labels).set(ports);
+    }
+}
+
+#[cfg(test)]
+impl Metrics {
+    /// How often a problem was counted.
+    pub fn object_problem_count(&self, kind: Kind, reason: &'static str) -> u64 {
+        let kind = kind.to_string();
+        let labels = KindAndReason { kind, reason };
+        self.object_problems.get_or_create(&labels).get()
+    }
+}
+
+fn family<F: Family>() -> IpFamily {
+    IpFamily { ip_family: F::NAME }
+}
+
+fn unix_now() -> f64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+    use proxy_common::family::{V4, V6};
+
+    use super::*;
+
+    /// Dashboards for kube-proxy look for these names (S116).
+    #[test]
+    fn names_are_those_of_kube_proxy() {
+        let (metrics, registry) = Metrics::new();
+        metrics.sync_duration::<V4>(SyncKind::Full, Duration::from_millis(3));
+        metrics.synced::<V6>([SystemTime::now()].into_iter());
+        metrics.sync_queued::<V6>();
+        metrics.service_changes(2);
+        metrics.endpoint_changes(3);
+        metrics.without_local_endpoints::<V4>(1);
+        metrics.object_problem(Kind::Service, "port_number");
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("encode");
+        for line in [
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"} "#,
+            r#"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv6"} "#,
+            "kubeproxy_sync_proxy_rules_service_changes_total 2",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
+            r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal",ip_family="IPv4"} 1"#,
+            r#"tandem_object_problems_total{kind="Service",reason="port_number"} 1"#,
+            "tandem_build_info{version=",
+            "process_resident_memory_bytes ",
+            "process_cpu_seconds_total ",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The HTTP server of the metrics.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::{net::TcpListener, time::sleep};
+use tracing::{info, warn};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// S110
+const BIND_RETRY: Duration = Duration::from_secs(5);
+
+/// Serves `/metrics` and `/healthz` for as long as it is polled. An address
+/// that cannot be used yet is tried again and again.
+pub async fn serve(address: SocketAddr, registry: Registry) {
+    let app = router(registry);
+    let listener = listen(address).await;
+    info!(%address, "metrics are served");
+    if let Err(error) = axum::serve(listener, app).await {
+        warn!(%address, %error, "metrics are no longer served");
+    }
+}
+
+/// The pages of the server.
+fn router(registry: Registry) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok" }))
+        .with_state(Arc::new(registry))
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn listen(address: SocketAddr) -> TcpListener {
+    let mut logged = None;
+    loop {
+        match bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                let message = error.to_string();
+                if logged.as_ref() != Some(&message) {
+                    warn!(%address, "cannot listen for metrics, trying again: {message}");
+                    logged = Some(message);
+                }
+                sleep(BIND_RETRY).await;
+            }
+        }
+    }
+}
+
+/// The unspecified address of either family means both families.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    if address.ip().is_unspecified() {
+        let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
+        if let Ok(listener) = TcpListener::bind(both).await {
+            return Ok(listener);
+        }
+    }
+    TcpListener::bind(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connect");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("send");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("receive");
+        answer
+    }
+
+    #[tokio::test]
+    async fn answers_on_both_pages() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (metrics, registry) = Metrics::new();
+        metrics.service_changes(7);
+        tokio::spawn(axum::serve(listener, router(registry)).into_future());
+
+        let answer = get(address, "/healthz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"),
+            "{answer}"
+        );
+        let answer = get(address, "/metrics").await;
+        assert!(answer.contains(CONTENT_TYPE), "{answer}");
+        assert!(answer.contains("service_changes_total 7"), "{answer}");
+        assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+
+    /// S110: the unspecified address serves both families.
+    #[tokio::test]
+    async fn the_unspecified_address_is_both_families() {
+        let listener = bind(([0, 0, 0, 0], 0).into()).await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .expect("IPv4");
+    }
+}

@@ -1,0 +1,144 @@
+//! Takes over tables that were found in the kernel.
+
+use std::collections::BTreeMap;
+
+use proxy_common::{
+    backend::Backend, family::Family, frontend::Frontend, net::BePort, prefilter, service::Run,
+};
+
+use crate::{
+    model::ServicePortName,
+    plan::{
+        Claim, Placed, Planner, Port, Row,
+        write::{Capacity, Tables},
+    },
+};
+
+impl<F: Family> Planner<F> {
+    /// A planner for tables in any state, also one that no agent of ours would
+    /// leave: what cannot be made sense of counts as free and is written anew.
+    pub fn adopt(capacity: Capacity, tables: &Tables<F>) -> Self {
+        let mut planner = Self::new(capacity);
+        for (own, found) in planner.filters.iter_mut().zip(&tables.filters) {
+            for (own, found) in own.iter_mut().zip(found) {
+                *own = *found;
+            }
+        }
+        debug_assert_eq!(planner.filters[0].len(), prefilter::WORDS);
+        planner.generations = tables
+            .backends
+            .iter()
+            .map(|backend| backend.generation)
+            .collect();
+        let mut owners = BTreeMap::new();
+        for (&row, name) in &tables.names {
+            if !planner.ports.contains_key(name) && planner.rows.take_at(row, 1) {
+                owners.insert(row, name.clone());
+                planner
+                    .services
+                    .entry(name.service.clone())
+                    .or_default()
+                    .insert(name.clone());
+                planner.ports.insert(name.clone(), Port::at(row));
+            }
+        }
+        planner.adopt_backends(tables, &owners);
+        planner.adopt_sets(tables, &owners);
+        planner.adopt_frontends(tables, &owners);
+        planner
+    }
+
+    fn adopt_backends(&mut self, tables: &Tables<F>, owners: &BTreeMap<u32, ServicePortName>) {
+        for (row, backend) in (0_u32..).zip(&tables.backends) {
+            let Some(name) = owners.get(&backend.service) else {
+                continue;
+            };
+            let endpoint = (F::ip(backend.addr), backend.port.get());
+            let Some(port) = self.ports.get_mut(name) else {
+                continue;
+            };
+            if backend.flags & Backend::<F::Addr>::USED != 0
+                && !port.backends.contains_key(&endpoint)
+                && self.backends.take_at(row, 1)
+            {
+                let flags = backend.flags;
+                port.backends.insert(endpoint, Row { row, flags });
+            }
+        }
+    }
+
+    fn adopt_sets(&mut self, tables: &Tables<F>, owners: &BTreeMap<u32, ServicePortName>) {
+        for (&row, name) in owners {
+            let (Some(service), Some(port)) =
+                (tables.services.get(row as usize), self.ports.get_mut(name))
+            else {
+                continue;
+            };
+            let mut adopt = |run: Run| -> Placed {
+                let backends = (run.first as usize)
+                    .checked_add(run.count as usize)
+                    .and_then(|end| tables.slots.get(run.first as usize..end));
+                match backends {
+                    _ if run.count == 0 => Placed {
+                        run,
+                        backends: Vec::new(),
+                    },
+                    Some(backends) if self.slots.take_at(run.first, run.count) => Placed {
+                        run,
+                        backends: backends.to_vec(),
+                    },
+                    _ => Placed::unknown(),
+                }
+            };
+            port.cluster = adopt(service.cluster);
+            port.local = adopt(service.local);
+        }
+    }
+
+    fn adopt_frontends(&mut self, tables: &Tables<F>, owners: &BTreeMap<u32, ServicePortName>) {
+        for (key, frontend) in &tables.frontends {
+            self.frontends.insert(*key, *frontend);
+            if key.port == BePort::ZERO || frontend.service == Frontend::NO_SERVICE {
+                continue;
+            }
+            if let Some(name) = owners.get(&frontend.service)
+                && name.protocol == key.protocol
+                && let Some(port) = self.ports.get_mut(name)
+            {
+                port.frontends.insert(*key);
+                self.claims.insert(
+                    *key,
+                    Claim {
+                        owner: name.clone(),
+                        wanted: BTreeMap::from([(name.clone(), frontend.flags)]),
+                    },
+                );
+            }
+        }
+    }
+}
+
+impl<F: Family> Port<F> {
+    fn at(row: u32) -> Self {
+        Self {
+            row,
+            cluster: Placed::unknown(),
+            local: Placed::unknown(),
+            backends: BTreeMap::new(),
+            frontends: std::collections::BTreeSet::new(),
+        }
+    }
+}
+
+impl Placed {
+    /// A set whose run cannot be trusted; equal to no set that is wanted.
+    fn unknown() -> Self {
+        Self {
+            run: Run {
+                first: u32::MAX,
+                count: 0,
+            },
+            backends: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Programs one family: plans what is desired, does the writes, and finds its
+//! way back after a failure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use proxy_common::family::Family;
+use tracing::{error, warn};
+
+use crate::{
+    dataplane::Dataplane,
+    model::ObjectKey,
+    plan::{Plan, Planner, Problem},
+    reconcile::{Program, SyncOutcome},
+    select::DesiredPort,
+};
+
+/// A family's planner and the tables it plans for.
+pub struct Programmer<F: Family, D: Dataplane<F>> {
+    dataplane: D,
+    planner: Planner<F>,
+    /// What the tables should hold; the planner only knows how they hold it.
+    desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+    /// A write failed: the planner no longer knows what the tables hold.
+    lost: bool,
+}
+
+impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
+    /// Takes over the tables as they are.
+    pub fn new(dataplane: D) -> anyhow::Result<Self> {
+        let tables = dataplane
+            .read()
+            .with_context(|| format!("read the {} tables", F::NAME))?;
+        let planner = Planner::adopt(dataplane.capacity(), &tables);
+        Ok(Self {
+            dataplane,
+            planner,
+            desired: BTreeMap::new(),
+            lost: false,
+        })
+    }
+
+    /// Reads the tables back, after which the planner is right again.
+    fn find_back(&mut self) -> anyhow::Result<()> {
+        let tables = self.dataplane.read().context("read the tables back")?;
+        self.planner = Planner::adopt(self.dataplane.capacity(), &tables);
+        self.lost = false;
+        Ok(())
+    }
+
+    /// Does the writes of a plan.
+    fn write(&mut self, plan: &Plan<F>) -> anyhow::Result<usize> {
+        for write in &plan.writes {
+            if let Err(error) = self.dataplane.write(write) {
+                self.lost = true;
+                return Err(anyhow::Error::new(error));
+            }
+        }
+        Ok(plan.writes.len())
+    }
+
+    /// Brings the tables to what is desired of these Services.
+    fn apply(&mut self, services: Vec<ObjectKey>, complete: bool) -> SyncOutcome {
+        let mut outcome = SyncOutcome::default();
+        let now = Instant::now();
+        for key in services {
+            let ports = self.desired.get(&key).map_or(&[][..], Vec::as_slice);
+            let plan = self.planner.update(&key, ports, now);
+            match self.write(&plan) {
+                Ok(writes) => outcome.writes += writes,
+                Err(error) => {
+                    outcome.error = Some(error.context(format!("program Service {key}")));
+                    return outcome;
+                }
+            }
+            if plan.problems.iter().any(is_full) {
+                outcome.retry.insert(key);
+            }
+            outcome.problems.extend(plan.problems);
+        }
+        if complete {
+            let plan = self.planner.remove_strays();
+            match self.write(&plan) {
+                Ok(writes) => outcome.writes += writes,
+                Err(error) => {
+                    outcome.error = Some(error.context("remove front ends without Service"));
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Every Service that has, or should have, anything in the tables.
+    fn all(&self) -> Vec<ObjectKey> {
+        // Those that must go first make room for those that come.
+        let gone = self
+            .planner
+            .services()
+            .filter(|key| !self.desired.contains_key(key));
+        let mut all: Vec<_> = gone.cloned().collect();
+        all.extend(self.desired.keys().cloned());
+        all
+    }
+}
+
+/// A problem that goes away when other Services give up room.
+fn is_full(problem: &Problem) -> bool {
+    matches!(problem, Problem::TableFull { .. })
+}
+
+impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
+    fn sync(
+        &mut self,
+        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        complete: bool,
+    ) -> SyncOutcome {
+        let keys: BTreeSet<_> = desired.keys().cloned().collect();
+        if complete {
+            self.desired.clear();
+        }
+        for (key, ports) in desired {
+            if ports.is_empty() {
+                self.desired.remove(&key);
+            } else {
+                self.desired.insert(key, ports);
+            }
+        }
+        let complete = complete || self.lost;
+        if self.lost
+            && let Err(error) = self.find_back()
+        {
+            return SyncOutcome {
+                error: Some(error),
+                ..SyncOutcome::default()
+            };
+        }
+        let services = if complete {
+            self.all()
+        } else {
+            keys.into_iter().collect()
+        };
+        self.apply(services, complete)
+    }
+
+    fn audit(&mut self) -> anyhow::Result<usize> {
+        let tables = self.dataplane.read().context("read the tables")?;
+        let actual = Planner::adopt(self.dataplane.capacity(), &tables);
+        let kept = std::mem::replace(&mut self.planner, actual);
+        let outcome = self.apply(self.all(), true);
+        if let Some(error) = outcome.error {
+            error!(family = F::NAME, "repair failed: {error:#}");
+            return Err(error);
+        }
+        if outcome.writes == 0 {
+            // Nothing was different, and the old planner also knows what is
+            // not to be used yet.
+            self.planner = kept;
+        } else {
+            warn!(
+                family = F::NAME,
+                writes = outcome.writes,
+                "tables were not as they should be; repaired"
+            );
+        }
+        Ok(outcome.writes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::{
+        family::{V4, V6},
+        frontend::FrontendKey,
+        net::{BePort, Protocol},
+    };
+
+    use super::*;
+    use crate::{
+        model::ServicePortName,
+        plan::{
+            memory::{Memory, Resolved},
+            write::Capacity,
+        },
+        select::{DesiredFrontend, EndpointUse, WhenEmpty},
+    };
+
+    fn service(name: &str) -> ObjectKey {
+        ObjectKey {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn port<F: Family>(name: &str, vip: F::Ip, endpoint: F::Ip) -> DesiredPort<F> {
+        DesiredPort {
+            name: ServicePortName {
+                service: service(name),
+                port: "http".to_owned(),
+                protocol: Protocol::TCP,
+            },
+            frontends: vec![DesiredFrontend {
+                ip: vip,
+                port: 80,
+                local_set: false,
+            }],
+            endpoints: BTreeMap::from([(
+                (endpoint, 8080),
+                EndpointUse {
+                    serving: true,
+                    cluster: true,
+                    local: false,
+                },
+            )]),
+            cluster_empty: WhenEmpty::Reject,
+            local_empty: WhenEmpty::Reject,
+        }
+    }
+
+    fn programmer<F: Family>() -> Programmer<F, Memory<F>> {
+        Programmer::new(Memory::new(Capacity {
+            frontends: 16,
+            services: 8,
+            slots: 16,
+            backends: 8,
+        }))
+        .expect("memory can be read")
+    }
+
+    fn resolve<F: Family>(programmer: &Programmer<F, Memory<F>>, vip: F::Ip) -> Resolved<F> {
+        let key = FrontendKey::new(F::addr(vip), BePort::new(80), Protocol::TCP);
+        programmer.dataplane.resolve(&key)
+    }
+
+    fn a_failed_write_is_repeated<F: Family>(vip: F::Ip, endpoint: F::Ip) {
+        let mut programmer = programmer::<F>();
+        programmer.dataplane.fail_after = Some(3);
+        let desired = BTreeMap::from([(service("a"), vec![port::<F>("a", vip, endpoint)])]);
+        let outcome = programmer.sync(desired, false);
+        assert!(outcome.error.is_some());
+        let outcome = programmer.sync(BTreeMap::new(), false);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        assert_eq!(
+            resolve(&programmer, vip),
+            Resolved::Backends(vec![(endpoint, 8080)])
+        );
+    }
+
+    #[test]
+    fn a_failed_write_is_repeated_in_both_families() {
+        a_failed_write_is_repeated::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+        a_failed_write_is_repeated::<V6>(1_u128.into(), 2_u128.into());
+    }
+
+    fn audits_repair<F: Family>(vip: F::Ip, endpoint: F::Ip) {
+        let mut programmer = programmer::<F>();
+        let desired = BTreeMap::from([(service("a"), vec![port::<F>("a", vip, endpoint)])]);
+        programmer.sync(desired, true);
+        assert_eq!(programmer.audit().expect("readable"), 0);
+        programmer.dataplane.tables.frontends.clear();
+        assert_ne!(programmer.audit().expect("readable"), 0);
+        assert_eq!(
+            resolve(&programmer, vip),
+            Resolved::Backends(vec![(endpoint, 8080)])
+        );
+        assert_eq!(programmer.audit().expect("readable"), 0);
+    }
+
+    #[test]
+    fn audits_repair_both_families() {
+        audits_repair::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+        audits_repair::<V6>(1_u128.into(), 2_u128.into());
+    }
+
+    #[test]
+    fn a_complete_sync_removes_what_is_not_listed() {
+        let mut programmer = programmer::<V4>();
+        let (vip, endpoint) = ([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+        let desired = BTreeMap::from([(service("a"), vec![port::<V4>("a", vip, endpoint)])]);
+        programmer.sync(desired, true);
+        programmer.sync(BTreeMap::new(), false);
+        assert_ne!(resolve(&programmer, vip), Resolved::NotOurs);
+        programmer.sync(BTreeMap::new(), true);
+        assert_eq!(resolve(&programmer, vip), Resolved::NotOurs);
+    }
+}

@@ -1,0 +1,296 @@
+//! The loop that keeps the tables of both families as the API wants them.
+//!
+//! ```text
+//! changes ─► index ─┬─► IPv4: pending Services ─► select ─► Program<V4>
+//!                   └─► IPv6: pending Services ─► select ─► Program<V6>
+//! ```
+//!
+//! The families have separate queues, paces, retries and problems: nothing
+//! that goes wrong in one delays the other. From time to time every family's
+//! real tables are compared with what they should be.
+
+pub mod family;
+pub mod pace;
+pub mod problems;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
+
+use proxy_common::family::Family;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use self::{
+    family::{FamilyQueue, Queue},
+    problems::Ledger,
+};
+use crate::{
+    index::{Index, Indexed},
+    metrics::Metrics,
+    model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem},
+    plan,
+    select::DesiredPort,
+    source::{Batch, Change, Update},
+};
+
+/// One family's tables, in the kernel or, for tests, in memory.
+pub trait Program<F: Family> {
+    /// Makes the tables serve `desired`, all ports of each Service listed. An
+    /// empty list means that the Service has nothing in this family. If
+    /// `complete`, Services not listed have nothing either; otherwise they stay
+    /// as they are.
+    fn sync(
+        &mut self,
+        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        complete: bool,
+    ) -> SyncOutcome;
+
+    /// Compares the real tables with what they should be and repairs what is
+    /// different. Returns the number of repairs.
+    fn audit(&mut self) -> anyhow::Result<usize>;
+}
+
+/// Lines logged about the new problems of one object.
+const MAX_LINES: usize = 5;
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct SyncOutcome {
+    /// Single changes written.
+    pub writes: usize,
+    /// What the tables could not hold of the Services of this sync.
+    pub problems: Vec<plan::Problem>,
+    /// Services to look at again in a while, although nothing about them
+    /// changed: there may be room then.
+    pub retry: BTreeSet<ObjectKey>,
+    /// What ended the sync early. It is repeated, with all Services (S87).
+    pub error: Option<anyhow::Error>,
+}
+
+/// How often the reconciler does what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// Least time from the end of one sync to the start of the next.
+    pub min_sync: Duration,
+    /// Time from one comparison with the real tables to the next.
+    pub audit: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            min_sync: Duration::ZERO,
+            audit: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Why the reconciler ended. The tables stay as they are in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Shutdown,
+    /// No more changes will come.
+    SourceGone,
+}
+
+/// Takes changes from a source and brings them into the tables.
+pub struct Reconciler {
+    index: Index,
+    families: Vec<Box<dyn Queue>>,
+    intervals: Intervals,
+    problems: Ledger<(Kind, ObjectKey), Problem>,
+    node: watch::Sender<Option<Node>>,
+    metrics: Metrics,
+    /// Changes older than this were not ours to program in time (S28).
+    started: SystemTime,
+}
+
+impl Reconciler {
+    /// A reconciler for the node of that name, with no families yet.
+    pub fn new(node_name: impl Into<String>, intervals: Intervals, metrics: Metrics) -> Self {
+        Self {
+            index: Index::new(node_name),
+            families: Vec::new(),
+            intervals,
+            problems: Ledger::default(),
+            node: watch::Sender::new(None),
+            metrics,
+            started: SystemTime::now(),
+        }
+    }
+
+    /// Adds a family and the tables it is programmed into.
+    #[must_use]
+    pub fn with_family<F: Family>(mut self, program: impl Program<F> + 'static) -> Self {
+        let queue = FamilyQueue::new(program, self.intervals.min_sync, self.metrics.clone());
+        self.families.push(Box::new(queue));
+        self
+    }
+
+    /// This node's object whenever it changes, for those who need its
+    /// addresses and prefixes.
+    pub fn node(&self) -> watch::Receiver<Option<Node>> {
+        self.node.subscribe()
+    }
+
+    /// Runs until shut down or until the source is gone.
+    pub async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Batch>,
+        shutdown: CancellationToken,
+    ) -> Ended {
+        let mut audit_at = Instant::now() + self.intervals.audit;
+        loop {
+            let wake_at = self.due().map_or(audit_at, |due| due.min(audit_at));
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ended::Shutdown,
+                batch = changes.recv() => match batch {
+                    Some(batch) => self.take_all(batch, &mut changes),
+                    None => return Ended::SourceGone,
+                },
+                () = sleep_until(wake_at) => {}
+            }
+            self.sync_due();
+            if Instant::now() >= audit_at {
+                for family in &mut self.families {
+                    family.audit();
+                }
+                audit_at = Instant::now() + self.intervals.audit;
+            }
+        }
+    }
+
+    /// When the next sync of any family is due.
+    fn due(&self) -> Option<Instant> {
+        let ready = self.index.is_complete();
+        let due = self.families.iter().filter_map(|family| family.due());
+        due.min().filter(|_| ready)
+    }
+
+    fn sync_due(&mut self) {
+        if !self.index.is_complete() {
+            return;
+        }
+        for family in &mut self.families {
+            if family.due().is_some_and(|due| due <= Instant::now()) {
+                family.sync(&self.index);
+            }
+        }
+    }
+
+    /// Takes in a batch and whatever else has come in the meantime.
+    fn take_all(&mut self, batch: Batch, changes: &mut mpsc::Receiver<Batch>) {
+        let mut next = Some(batch);
+        while let Some(batch) = next {
+            for change in batch {
+                self.take(change);
+            }
+            next = changes.try_recv().ok();
+        }
+        let dirty = self.index.take_dirty();
+        debug!(services = dirty.len(), "changes taken in");
+        for family in &mut self.families {
+            family.enqueue(&dirty);
+        }
+    }
+
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::Service(update) => {
+                let changed = self.update(update);
+                self.metrics.service_changes(changed);
+            }
+            Change::EndpointSlice(update) => {
+                let trigger = Trigger::of(&update).filter(|t| t.time >= self.started);
+                let changed = self.update(update);
+                self.metrics.endpoint_changes(changed);
+                if let Some(trigger) = trigger.filter(|_| changed > 0) {
+                    for family in &mut self.families {
+                        family.note(&trigger);
+                    }
+                }
+            }
+            Change::Node(update) => {
+                if self.update(update) > 0 {
+                    self.node.send_replace(self.index.node().cloned());
+                }
+            }
+        }
+    }
+
+    /// Brings an update into the index. Returns the number of objects changed.
+    fn update<T: Indexed>(&mut self, update: Update<T>) -> usize {
+        match update {
+            Update::Relist(objects) => {
+                let present: BTreeSet<_> =
+                    objects.iter().map(|o| (T::KIND, o.key.clone())).collect();
+                self.problems
+                    .retain(|key| key.0 != T::KIND || present.contains(key));
+                let objects = objects
+                    .into_iter()
+                    .filter_map(|o| self.report(o).1)
+                    .collect();
+                self.index.replace::<T>(objects)
+            }
+            Update::Apply(object) => usize::from(match self.report(object) {
+                (_, Some(object)) => self.index.apply(object),
+                (key, None) => self.index.delete::<T>(&key),
+            }),
+            Update::Delete(key) => {
+                let changed = self.index.delete::<T>(&key);
+                self.problems.forget(&(T::KIND, key));
+                usize::from(changed)
+            }
+        }
+    }
+
+    /// Logs what is new about an object's problems, and keeps the rest of it.
+    fn report<T: Indexed>(&mut self, object: Parsed<T>) -> (ObjectKey, Option<T>) {
+        let key = (T::KIND, object.key);
+        let fresh = self.problems.report(&key, object.problems);
+        for problem in fresh.iter().take(MAX_LINES) {
+            warn!(kind = %T::KIND, object = %key.1, "{problem}");
+        }
+        if let Some(more @ 1..) = fresh.len().checked_sub(MAX_LINES) {
+            warn!(kind = %T::KIND, object = %key.1, "and {more} more problems");
+        }
+        for problem in &fresh {
+            self.metrics.object_problem(T::KIND, problem.reason());
+        }
+        (key.1, object.value)
+    }
+}
+
+/// The change that a slice's version reflects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    pub family: IpFamily,
+    pub time: SystemTime,
+}
+
+impl Trigger {
+    fn of(update: &Update<EndpointSlice>) -> Option<Self> {
+        match update {
+            Update::Apply(Parsed {
+                value: Some(slice),
+                triggered: Some(time),
+                ..
+            }) => Some(Self {
+                family: slice.family,
+                time: *time,
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! One family's side of the reconciler: what is to be synced, and when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    marker::PhantomData,
+    time::{Duration, SystemTime},
+};
+
+use proxy_common::family::Family;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{
+    Program, SyncOutcome, Trigger,
+    pace::{Backoff, Pace},
+    problems::Ledger,
+};
+use crate::{
+    index::Index,
+    metrics::{Metrics, SyncKind},
+    model::ObjectKey,
+    plan::Problem,
+    select::{DesiredPort, WhenEmpty, select_service},
+};
+
+/// A family's queue, whichever family it is.
+pub trait Queue {
+    /// Marks Services that may have changed.
+    fn enqueue(&mut self, services: &BTreeSet<ObjectKey>);
+
+    /// Remembers when a change happened that the next sync programs.
+    fn note(&mut self, trigger: &Trigger);
+
+    /// When the next sync is due; never, if there is nothing to do.
+    fn due(&self) -> Option<Instant>;
+
+    /// Syncs what is due. Failures are kept for a later sync.
+    fn sync(&mut self, index: &Index);
+
+    /// Compares the real tables with what they should be.
+    fn audit(&mut self);
+}
+
+/// The queue of one family, and the tables it feeds.
+pub struct FamilyQueue<F: Family, P> {
+    program: P,
+    /// Services to sync.
+    pending: BTreeSet<ObjectKey>,
+    /// All Services are to be synced: at first, and after a failure.
+    complete: bool,
+    first: bool,
+    pace: Pace,
+    /// Services that did not fit, and when to look at them again.
+    retry: BTreeSet<ObjectKey>,
+    retry_at: Option<Instant>,
+    retry_backoff: Backoff,
+    problems: Ledger<ObjectKey, Problem>,
+    /// Ports of each Service that have endpoints, but none for a Local policy.
+    without_local: BTreeMap<ObjectKey, usize>,
+    triggers: Vec<SystemTime>,
+    metrics: Metrics,
+    family: PhantomData<F>,
+}
+
+impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
+    /// A queue that starts with a complete sync.
+    pub fn new(program: P, min_sync: Duration, metrics: Metrics) -> Self {
+        Self {
+            program,
+            pending: BTreeSet::new(),
+            complete: true,
+            first: true,
+            pace: Pace::new(min_sync, Instant::now()),
+            retry: BTreeSet::new(),
+            retry_at: None,
+            retry_backoff: Backoff::default(),
+            problems: Ledger::default(),
+            without_local: BTreeMap::new(),
+            triggers: Vec::new(),
+            metrics,
+            family: PhantomData,
+        }
+    }
+
+    /// The Services of the next sync, with what they should look like.
+    fn desired(&mut self, index: &Index, now: Instant) -> BTreeMap<ObjectKey, Vec<DesiredPort<F>>> {
+        let mut due = std::mem::take(&mut self.pending);
+        if self.complete {
+            due = index
+                .services()
+                .map(|service| service.key.clone())
+                .collect();
+        } else if self.retry_at.is_some_and(|at| at <= now) {
+            due.append(&mut self.retry);
+        }
+        let select = |key: &ObjectKey| {
+            let service = index.service(key)?;
+            Some(select_service(
+                service,
+                index.slices(key),
+                index.node_context(),
+            ))
+        };
+        due.into_iter()
+            .map(|key| {
+                let ports = select(&key).unwrap_or_default();
+                (key, ports)
+            })
+            .collect()
+    }
+
+    /// Takes note of problems; logs the new ones. `done` are the Services that
+    /// have no others.
+    fn report(&mut self, done: &BTreeSet<ObjectKey>, problems: Vec<Problem>) {
+        let mut by_service: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for service in done {
+            by_service.entry(service.clone()).or_default();
+        }
+        for problem in problems {
+            let service = problem.port().service.clone();
+            by_service.entry(service).or_default().push(problem);
+        }
+        for (service, problems) in by_service {
+            for problem in self.problems.report(&service, problems) {
+                warn!(family = F::NAME, %service, "{problem}");
+                self.metrics.table_problem::<F>(problem.reason());
+            }
+        }
+    }
+
+    /// Counts the ports that drop because of a Local policy.
+    fn count_without_local(&mut self, desired: &BTreeMap<ObjectKey, Vec<DesiredPort<F>>>) {
+        if self.complete {
+            self.without_local.clear();
+        }
+        for (service, ports) in desired {
+            match ports
+                .iter()
+                .filter(|port| drops_for_lack_of_local(port))
+                .count()
+            {
+                0 => self.without_local.remove(service),
+                count => self.without_local.insert(service.clone(), count),
+            };
+        }
+        self.metrics
+            .without_local_endpoints::<F>(self.without_local.values().sum());
+    }
+
+    /// Services that did not fit wait for a later sync.
+    fn schedule_retries(&mut self, synced: &BTreeSet<ObjectKey>, retry: BTreeSet<ObjectKey>) {
+        self.retry.retain(|service| !synced.contains(service));
+        if !retry.is_empty() {
+            self.retry.extend(retry);
+            self.retry_at = Some(Instant::now() + self.retry_backoff.step());
+        }
+        if self.retry.is_empty() {
+            self.retry_at = None;
+            self.retry_backoff = Backoff::default();
+        }
+    }
+
+    fn failed(&mut self, error: &anyhow::Error) {
+        self.complete = true;
+        self.triggers.clear();
+        let delay = self.pace.failed(Instant::now());
+        self.metrics.sync_failed::<F>();
+        warn!(
+            family = F::NAME,
+            retry_seconds = delay.as_secs_f32(),
+            "sync failed, the tables may be incomplete: {error:#}"
+        );
+    }
+
+    fn succeeded(&mut self, services: usize, writes: usize, duration: Duration) {
+        self.complete = false;
+        self.pace.succeeded(Instant::now());
+        self.metrics.synced::<F>(self.triggers.drain(..));
+        if self.first {
+            self.first = false;
+            info!(
+                family = F::NAME,
+                services,
+                writes,
+                ?duration,
+                "first sync done"
+            );
+        } else {
+            debug!(family = F::NAME, services, writes, ?duration, "sync done");
+        }
+    }
+}
+
+impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
+    fn enqueue(&mut self, services: &BTreeSet<ObjectKey>) {
+        if !services.is_empty() {
+            self.metrics.sync_queued::<F>();
+            self.pending.extend(services.iter().cloned());
+        }
+    }
+
+    fn note(&mut self, trigger: &Trigger) {
+        if trigger.family.name() == F::NAME {
+            self.triggers.push(trigger.time);
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        if self.complete || !self.pending.is_empty() {
+            Some(self.pace.earliest())
+        } else {
+            self.retry_at.map(|at| at.max(self.pace.earliest()))
+        }
+    }
+
+    fn sync(&mut self, index: &Index) {
+        let start = Instant::now();
+        let desired = self.desired(index, start);
+        let synced: BTreeSet<_> = desired.keys().cloned().collect();
+        self.count_without_local(&desired);
+        let SyncOutcome {
+            writes,
+            problems,
+            retry,
+            error,
+        } = self.program.sync(desired, self.complete);
+
+        let duration = start.elapsed();
+        let kind = if self.complete {
+            SyncKind::Full
+        } else {
+            SyncKind::Partial
+        };
+        self.metrics.sync_duration::<F>(kind, duration);
+        self.metrics.writes::<F>(writes);
+        self.schedule_retries(&synced, retry);
+        if let Some(error) = error {
+            // How far it came is unknown, so nobody is done.
+            self.report(&BTreeSet::new(), problems);
+            self.failed(&error);
+        } else {
+            if self.complete {
+                self.problems.retain(|service| synced.contains(service));
+            }
+            self.report(&synced, problems);
+            self.succeeded(synced.len(), writes, duration);
+        }
+    }
+
+    fn audit(&mut self) {
+        // A complete sync is due anyway, and until then differences are known.
+        if self.complete {
+            return;
+        }
+        match self.program.audit() {
+            Ok(0) => debug!(family = F::NAME, "tables are as they should be"),
+            Ok(repairs) => {
+                warn!(
+                    family = F::NAME,
+                    repairs, "tables were changed by someone else, repaired"
+                );
+                self.metrics.repaired::<F>(repairs);
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+}
+
+fn drops_for_lack_of_local<F: Family>(port: &DesiredPort<F>) -> bool {
+    port.local_empty == WhenEmpty::Drop
+        && port.frontends.iter().any(|frontend| frontend.local_set)
+        && !port.endpoints.values().any(|used| used.local)
+}

@@ -1,0 +1,496 @@
+//! The loop, fed by hand and writing into fakes. Time is tokio's and stands
+//! still except when everything sleeps.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use proxy_common::{
+    family::{V4, V6},
+    net::Protocol,
+};
+use rstest::rstest;
+
+use super::*;
+use crate::model::{
+    Endpoint, Service, ServicePort, ServiceProblem, endpoint_slice::EndpointPort,
+    service::ClusterIps,
+};
+
+/// One call of a fake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Call {
+    at: Duration,
+    /// Names and number of ports of the Services.
+    services: Vec<(String, usize)>,
+    complete: bool,
+}
+
+/// Notes every sync, and fails when told to.
+struct Fake {
+    start: Instant,
+    calls: Rc<RefCell<Vec<Call>>>,
+    outcomes: Outcomes,
+}
+
+/// What the nth sync (from 0) returns, and what every audit does.
+#[derive(Clone, Default)]
+struct Outcomes {
+    failing: BTreeSet<usize>,
+    /// Syncs after which the Services are to be retried.
+    retried: BTreeSet<usize>,
+    failing_audit: bool,
+}
+
+impl Outcomes {
+    fn fail(syncs: impl IntoIterator<Item = usize>) -> Self {
+        Self {
+            failing: syncs.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+impl<F: Family> Program<F> for Fake {
+    fn sync(
+        &mut self,
+        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        complete: bool,
+    ) -> SyncOutcome {
+        let n = self.calls.borrow().len();
+        let name = |(key, ports): (&ObjectKey, &Vec<_>)| (key.name.clone(), ports.len());
+        self.calls.borrow_mut().push(Call {
+            at: self.start.elapsed(),
+            services: desired.iter().map(name).collect(),
+            complete,
+        });
+        let fails = self.outcomes.failing.contains(&n);
+        SyncOutcome {
+            writes: 1,
+            problems: Vec::new(),
+            retry: if self.outcomes.retried.contains(&n) {
+                desired.into_keys().collect()
+            } else {
+                BTreeSet::new()
+            },
+            error: fails.then(|| anyhow::anyhow!("write {n} failed")),
+        }
+    }
+
+    fn audit(&mut self) -> anyhow::Result<usize> {
+        if self.outcomes.failing_audit {
+            self.outcomes.failing_audit = false;
+            anyhow::bail!("FRONTENDS_V4 is gone");
+        }
+        Ok(0)
+    }
+}
+
+/// A reconciler with a fake for each family, and the sending side.
+struct Rig {
+    v4: Rc<RefCell<Vec<Call>>>,
+    v6: Rc<RefCell<Vec<Call>>>,
+    sender: mpsc::Sender<Batch>,
+    node: watch::Receiver<Option<Node>>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+    done: std::pin::Pin<Box<dyn Future<Output = Ended>>>,
+}
+
+impl Rig {
+    fn new(intervals: Intervals, v4: Outcomes, v6: Outcomes) -> Self {
+        let start = Instant::now();
+        let (v4_calls, v6_calls) = (Rc::default(), Rc::default());
+        let fake = |calls: &Rc<_>, outcomes| Fake {
+            start,
+            calls: Rc::clone(calls),
+            outcomes,
+        };
+        let (metrics, _) = Metrics::new();
+        let reconciler = Reconciler::new("node-0", intervals, metrics.clone())
+            .with_family::<V4>(fake(&v4_calls, v4))
+            .with_family::<V6>(fake(&v6_calls, v6));
+        let (sender, receiver) = crate::source::channel();
+        let shutdown = CancellationToken::new();
+        Self {
+            v4: v4_calls,
+            v6: v6_calls,
+            sender,
+            node: reconciler.node(),
+            metrics,
+            done: Box::pin(reconciler.run(receiver, shutdown.clone())),
+            shutdown,
+        }
+    }
+
+    async fn send(&mut self, batch: Batch) {
+        self.sender.send(batch).await.expect("the reconciler runs");
+    }
+
+    /// Lets the reconciler run for that long.
+    async fn run_for(&mut self, time: Duration) {
+        tokio::select! {
+            biased;
+            ended = &mut self.done => panic!("ended: {ended:?}"),
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+
+    /// Lets the reconciler do what it can do at once.
+    async fn settle(&mut self) {
+        self.run_for(Duration::from_millis(1)).await;
+    }
+
+    /// The syncs since the last time, as (seconds, names, complete).
+    fn take(calls: &Rc<RefCell<Vec<Call>>>, seen: &mut usize) -> Vec<(u64, Vec<String>, bool)> {
+        let calls = calls.borrow();
+        let new = calls[*seen..].iter().map(|call| {
+            let names = call.services.iter().map(|(name, _)| name.clone());
+            (call.at.as_secs(), names.collect(), call.complete)
+        });
+        let new = new.collect();
+        *seen = calls.len();
+        new
+    }
+}
+
+fn service(name: &str) -> Parsed<Service> {
+    let key = ObjectKey::new("default", name);
+    Parsed {
+        key: key.clone(),
+        value: Some(Service {
+            key,
+            cluster_ips: ClusterIps {
+                v4: Some([10, 96, 0, 1].into()),
+                v6: Some([0xfd00, 0, 0, 0, 0, 0, 0, 1].into()),
+            },
+            internal_local: false,
+            ports: vec![ServicePort {
+                name: String::new(),
+                protocol: Protocol::TCP,
+                port: 80,
+            }],
+        }),
+        problems: Vec::new(),
+        triggered: None,
+    }
+}
+
+fn slice(service: &str, last_octet: u8) -> Parsed<EndpointSlice> {
+    let key = ObjectKey::new("default", format!("{service}-1"));
+    Parsed {
+        key: key.clone(),
+        value: Some(EndpointSlice {
+            key,
+            service: ObjectKey::new("default", service),
+            family: IpFamily::V4,
+            ports: vec![EndpointPort {
+                name: String::new(),
+                protocol: Protocol::TCP,
+                port: 8080,
+            }],
+            endpoints: vec![Endpoint {
+                ip: [10, 0, 0, last_octet].into(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                placement: Arc::default(),
+            }],
+        }),
+        problems: Vec::new(),
+        triggered: None,
+    }
+}
+
+fn lists(services: &[&str]) -> Batch {
+    vec![
+        Update::Relist(services.iter().map(|name| service(name)).collect()).into(),
+        Update::<EndpointSlice>::Relist(Vec::new()).into(),
+    ]
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// S85
+#[rstest]
+#[case::services_only(vec![Update::Relist(vec![service("web")]).into()])]
+#[case::slices_only(vec![Update::Relist(vec![slice("web", 1)]).into()])]
+#[case::objects_but_no_lists(
+    vec![Update::Apply(service("web")).into(), Update::Apply(slice("web", 1)).into()])]
+#[case::nothing(vec![])]
+#[tokio::test(start_paused = true)]
+async fn nothing_is_programmed_before_both_lists(#[case] batch: Batch) {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    rig.send(batch).await;
+    rig.run_for(Duration::from_hours(1)).await;
+    assert_eq!((rig.v4.borrow().len(), rig.v6.borrow().len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_sync_is_complete_and_later_ones_are_not() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    let (mut v4, mut v6) = (0, 0);
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    let first = [(0, names(&["a", "b"]), true)];
+    assert_eq!(Rig::take(&rig.v4, &mut v4), first);
+    assert_eq!(Rig::take(&rig.v6, &mut v6), first);
+
+    rig.send(vec![Update::Apply(slice("b", 1)).into()]).await;
+    rig.settle().await;
+    assert_eq!(Rig::take(&rig.v4, &mut v4), [(0, names(&["b"]), false)]);
+
+    rig.send(vec![
+        Update::<Service>::Delete(ObjectKey::new("default", "a")).into(),
+    ])
+    .await;
+    rig.settle().await;
+    assert_eq!(Rig::take(&rig.v4, &mut v4), [(0, names(&["a"]), false)]);
+    assert_eq!(rig.v4.borrow()[2].services, [("a".to_owned(), 0)]);
+}
+
+/// S15: an event that says nothing new costs nothing.
+#[tokio::test(start_paused = true)]
+async fn equal_objects_cause_no_sync() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    rig.send(lists(&["a"])).await;
+    rig.settle().await;
+    rig.send(lists(&["a"])).await;
+    rig.send(vec![Update::Apply(service("a")).into()]).await;
+    rig.run_for(Duration::from_hours(1)).await;
+    assert_eq!(rig.v4.borrow().len(), 1);
+}
+
+/// S86: at once if idle; changes within the gap are one sync at its end.
+#[tokio::test(start_paused = true)]
+async fn changes_are_batched_within_the_gap() {
+    let intervals = Intervals {
+        min_sync: Duration::from_secs(10),
+        ..Intervals::default()
+    };
+    let mut rig = Rig::new(intervals, Outcomes::default(), Outcomes::default());
+    let mut v4 = 0;
+    rig.send(lists(&["a", "b", "c"])).await;
+    rig.settle().await;
+    assert_eq!(Rig::take(&rig.v4, &mut v4).len(), 1);
+
+    for (name, octet) in [("a", 1), ("b", 1), ("a", 2)] {
+        rig.send(vec![Update::Apply(slice(name, octet)).into()])
+            .await;
+        rig.run_for(Duration::from_secs(1)).await;
+    }
+    assert_eq!(Rig::take(&rig.v4, &mut v4), []);
+    rig.run_for(Duration::from_secs(30)).await;
+    assert_eq!(
+        Rig::take(&rig.v4, &mut v4),
+        [(10, names(&["a", "b"]), false)]
+    );
+
+    rig.send(vec![Update::Apply(slice("c", 1)).into()]).await;
+    rig.settle().await;
+    assert_eq!(Rig::take(&rig.v4, &mut v4), [(33, names(&["c"]), false)]);
+}
+
+/// S87, P9: a failing family retries everything, later and later; the other
+/// does not notice.
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_repeated_completely() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::fail([1, 2, 3]),
+        Outcomes::default(),
+    );
+    let (mut v4, mut v6) = (0, 0);
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    rig.send(vec![Update::Apply(slice("a", 1)).into()]).await;
+    rig.run_for(Duration::from_secs(30)).await;
+
+    let all = names(&["a", "b"]);
+    assert_eq!(
+        Rig::take(&rig.v4, &mut v4),
+        [
+            (0, all.clone(), true),
+            (0, names(&["a"]), false),
+            (1, all.clone(), true),
+            (3, all.clone(), true),
+            (7, all.clone(), true),
+        ]
+    );
+    let expected = [(0, all, true), (0, names(&["a"]), false)];
+    assert_eq!(Rig::take(&rig.v6, &mut v6), expected);
+
+    // It has recovered: the next change is small again, and at once.
+    rig.send(vec![Update::Apply(slice("b", 1)).into()]).await;
+    rig.settle().await;
+    let expected = [(30, names(&["b"]), false)];
+    assert_eq!(Rig::take(&rig.v4, &mut v4), expected);
+    assert_eq!(Rig::take(&rig.v6, &mut v6), expected);
+}
+
+/// A family whose every sync fails holds nobody up, and changes do not make
+/// it try more often.
+#[tokio::test(start_paused = true)]
+async fn a_dead_family_does_not_delay_the_other() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::fail(0..1000),
+        Outcomes::default(),
+    );
+    rig.send(lists(&["a"])).await;
+    rig.settle().await;
+    for octet in 1..=100 {
+        rig.send(vec![Update::Apply(slice("a", octet)).into()])
+            .await;
+        rig.run_for(Duration::from_millis(100)).await;
+    }
+    assert_eq!(rig.v6.borrow().len(), 101);
+    assert_eq!(rig.v4.borrow().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_fit_is_tried_again() {
+    let outcomes = Outcomes {
+        retried: [1, 2].into(),
+        ..Outcomes::default()
+    };
+    let mut rig = Rig::new(Intervals::default(), outcomes, Outcomes::default());
+    let mut v4 = 0;
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    rig.send(vec![Update::Apply(slice("b", 1)).into()]).await;
+    rig.run_for(Duration::from_hours(1)).await;
+    assert_eq!(
+        Rig::take(&rig.v4, &mut v4)[1..],
+        [
+            (0, names(&["b"]), false),
+            (1, names(&["b"]), false),
+            (3, names(&["b"]), false),
+        ]
+    );
+    assert_eq!(rig.v6.borrow().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_audit_leads_to_a_complete_sync() {
+    let outcomes = Outcomes {
+        failing_audit: true,
+        ..Outcomes::default()
+    };
+    let mut rig = Rig::new(Intervals::default(), outcomes, Outcomes::default());
+    let mut v4 = 0;
+    rig.send(lists(&["a"])).await;
+    rig.run_for(Duration::from_mins(5)).await;
+    let all = names(&["a"]);
+    assert_eq!(
+        Rig::take(&rig.v4, &mut v4),
+        [(0, all.clone(), true), (61, all, true)]
+    );
+    assert_eq!(rig.v6.borrow().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn this_nodes_object_is_handed_on() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    let node = |name: &str| {
+        let key = ObjectKey::new("", name);
+        let value = Node {
+            key: key.clone(),
+            zone: Some("zone-a".to_owned()),
+            pod_cidrs: Vec::new(),
+            addresses: Vec::new(),
+        };
+        Parsed {
+            key,
+            value: Some(value),
+            problems: Vec::new(),
+            triggered: None,
+        }
+    };
+    rig.send(lists(&["a"])).await;
+    rig.send(vec![Update::Apply(node("node-1")).into()]).await;
+    rig.settle().await;
+    assert_eq!(*rig.node.borrow(), None);
+
+    rig.send(vec![Update::Apply(node("node-0")).into()]).await;
+    rig.settle().await;
+    let handed_on = rig.node.borrow().clone().expect("this node");
+    assert_eq!(handed_on.key.name, "node-0");
+    // S90: its zone concerns all Services.
+    let last = rig.v4.borrow().last().cloned().expect("a sync");
+    assert_eq!((last.services.len(), rig.v4.borrow().len()), (1, 2));
+}
+
+/// P9: the counter goes up once for a problem, not at every event.
+#[tokio::test(start_paused = true)]
+async fn a_problem_is_counted_once() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    let mut bad = service("bad");
+    let problem = ServiceProblem::PortNumber {
+        name: "http".to_owned(),
+        port: 0,
+    };
+    bad.problems.push(problem.into());
+    for _ in 0..3 {
+        rig.send(vec![Update::Apply(bad.clone()).into()]).await;
+        rig.send(vec![
+            Update::Relist(vec![bad.clone(), service("good")]).into(),
+        ])
+        .await;
+    }
+    rig.settle().await;
+    assert_eq!(
+        rig.metrics
+            .object_problem_count(Kind::Service, "port_number"),
+        1
+    );
+
+    rig.send(vec![Update::Relist(vec![service("good")]).into()])
+        .await;
+    rig.send(vec![Update::Apply(bad).into()]).await;
+    rig.settle().await;
+    assert_eq!(
+        rig.metrics
+            .object_problem_count(Kind::Service, "port_number"),
+        2
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_when_asked_and_when_the_source_is_gone() {
+    let rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    rig.shutdown.cancel();
+    assert_eq!(rig.done.await, Ended::Shutdown);
+
+    let rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    drop(rig.sender);
+    assert_eq!(rig.done.await, Ended::SourceGone);
+}

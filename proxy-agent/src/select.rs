@@ -1,0 +1,154 @@
+//! Which endpoints each Service port uses on this node (S31–S37).
+//!
+//! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
+//! node, in one family, and says what the tables should hold. [`categorize`]
+//! knows traffic policies, topology and terminating endpoints; this file puts
+//! its verdicts together.
+
+pub mod categorize;
+
+use std::collections::BTreeMap;
+
+use proxy_common::family::Family;
+
+use self::categorize::{Categories, Policy};
+use crate::model::{Endpoint, EndpointSlice, Service, ServicePort, ServicePortName};
+
+/// What there is to know of the node that selects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeContext {
+    /// Name of its Node object.
+    pub name: String,
+    /// Its zone. Without one, no zone hint means this node (S35).
+    pub zone: Option<String>,
+}
+
+/// A Service port as this node should serve it in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredPort<F: Family> {
+    pub name: ServicePortName,
+    pub frontends: Vec<DesiredFrontend<F>>,
+    /// Every endpoint of this port, also those no set uses: UDP flows may stay
+    /// on one that is still serving (S77).
+    pub endpoints: BTreeMap<(F::Ip, u16), EndpointUse>,
+    /// What happens to a new flow when the cluster set is empty.
+    pub cluster_empty: WhenEmpty,
+    /// What happens to a new flow when the local set is empty.
+    pub local_empty: WhenEmpty,
+}
+
+/// An address and port that clients dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredFrontend<F: Family> {
+    pub ip: F::Ip,
+    pub port: u16,
+    /// The front end uses the local set (internalTrafficPolicy: Local).
+    pub local_set: bool,
+}
+
+/// What an endpoint is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointUse {
+    pub serving: bool,
+    /// Member of the cluster set (S32).
+    pub cluster: bool,
+    /// Member of the local set (S33).
+    pub local: bool,
+}
+
+/// What an empty set of endpoints means (S43).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenEmpty {
+    /// No endpoint anywhere can serve: refuse.
+    Reject,
+    /// Endpoints exist, but not for this path: drop.
+    Drop,
+}
+
+/// What this node should serve of a Service in one family; nothing if the
+/// Service has no cluster IP of that family (S3).
+pub fn select_service<'a, F: Family>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node: &NodeContext,
+) -> Vec<DesiredPort<F>> {
+    let Some(cluster_ip) = service.cluster_ips.get::<F>() else {
+        return Vec::new();
+    };
+    let slices: Vec<_> = slices.into_iter().collect();
+    let select = |port| select_port(service, port, cluster_ip, &slices, node);
+    service.ports.iter().map(select).collect()
+}
+
+fn select_port<F: Family>(
+    service: &Service,
+    port: &ServicePort,
+    cluster_ip: F::Ip,
+    slices: &[&EndpointSlice],
+    node: &NodeContext,
+) -> DesiredPort<F> {
+    let policy = Policy {
+        internal_local: service.internal_local,
+        external_local: false,
+        externally_accessible: false,
+    };
+    let endpoints = merge::<F>(port, slices);
+    let categories = Categories::new(endpoints.values().copied(), policy, node);
+    let empty = when_empty(&categories);
+    DesiredPort {
+        name: ServicePortName {
+            service: service.key.clone(),
+            port: port.name.clone(),
+            protocol: port.protocol,
+        },
+        frontends: vec![DesiredFrontend {
+            ip: cluster_ip,
+            port: port.port,
+            local_set: service.internal_local,
+        }],
+        endpoints: endpoints
+            .into_iter()
+            .map(|(address, endpoint)| (address, categories.endpoint_use(endpoint)))
+            .collect(),
+        cluster_empty: empty,
+        local_empty: empty,
+    }
+}
+
+/// The endpoints of a port from all slices (S20, S22): those whose port has the
+/// same name and protocol, each with the number its own slice gives. One
+/// address may occur in several slices, then one of them counts (S23).
+fn merge<'a, F: Family>(
+    port: &ServicePort,
+    slices: &[&'a EndpointSlice],
+) -> BTreeMap<(F::Ip, u16), &'a Endpoint> {
+    let mut endpoints: BTreeMap<_, &Endpoint> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice.ports.iter();
+        let ours = ports.filter(|p| p.name == port.name && p.protocol == port.protocol);
+        for number in ours.map(|port| port.port) {
+            for endpoint in &slice.endpoints {
+                let Some(ip) = F::from_ip(endpoint.ip) else {
+                    continue;
+                };
+                let present = endpoints.entry((ip, number)).or_insert(endpoint);
+                if endpoint.supersedes(present) {
+                    *present = endpoint;
+                }
+            }
+        }
+    }
+    endpoints
+}
+
+/// S43: refused if nobody anywhere could serve, dropped if only nobody here.
+fn when_empty(categories: &Categories<'_>) -> WhenEmpty {
+    if categories.has_any() {
+        WhenEmpty::Drop
+    } else {
+        WhenEmpty::Reject
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Where the objects come from: the API server, or a directory of manifests.
+//!
+//! A source runs as one task. It turns API objects into domain objects at once,
+//! so that nothing else of them is kept in memory, and sends [`Change`]s into
+//! one bounded channel. A source never gives up: while it cannot read, the last
+//! state stays in force (S98).
+
+pub mod kubernetes;
+pub mod manifests;
+
+use std::path::PathBuf;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    metrics::Metrics,
+    model::{EndpointSlice, Node, ObjectKey, Parsed, Service},
+};
+
+/// Changes that take effect together: no sync happens between them.
+pub type Batch = Vec<Change>;
+
+/// Batches a source may be ahead of the reconciler.
+const CAPACITY: usize = 256;
+
+/// News of one kind of object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Service(Update<Service>),
+    EndpointSlice(Update<EndpointSlice>),
+    Node(Update<Node>),
+}
+
+/// News of objects of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update<T> {
+    /// All objects there are; any other is gone.
+    Relist(Vec<Parsed<T>>),
+    /// The present state of one object.
+    Apply(Parsed<T>),
+    Delete(ObjectKey),
+}
+
+impl From<Update<Service>> for Change {
+    fn from(update: Update<Service>) -> Self {
+        Self::Service(update)
+    }
+}
+
+impl From<Update<EndpointSlice>> for Change {
+    fn from(update: Update<EndpointSlice>) -> Self {
+        Self::EndpointSlice(update)
+    }
+}
+
+impl From<Update<Node>> for Change {
+    fn from(update: Update<Node>) -> Self {
+        Self::Node(update)
+    }
+}
+
+/// The source to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Kubernetes {
+        /// None for the cluster this runs in.
+        kubeconfig: Option<PathBuf>,
+    },
+    Manifests {
+        directory: PathBuf,
+    },
+}
+
+/// Why a source cannot even start.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::ConnectError),
+    #[error(transparent)]
+    Manifests(#[from] manifests::ManifestError),
+}
+
+impl Source {
+    /// Sends changes for as long as it is polled and someone listens. Fails
+    /// only at the start, where the configuration is wrong.
+    pub async fn run(
+        self,
+        node_name: &str,
+        changes: mpsc::Sender<Batch>,
+        metrics: Metrics,
+    ) -> Result<(), SourceError> {
+        match self {
+            Self::Kubernetes { kubeconfig } => {
+                let server = kubernetes::api_server(kubeconfig.as_deref()).await?;
+                kubernetes::run(server, node_name, changes, metrics).await;
+            }
+            Self::Manifests { directory } => {
+                manifests::run(&directory, changes, metrics).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The channel from a source to the reconciler.
+pub fn channel() -> (mpsc::Sender<Batch>, mpsc::Receiver<Batch>) {
+    mpsc::channel(CAPACITY)
+}

@@ -1,0 +1,178 @@
+//! Says what is wrong with the watches: once when it begins, from time to time
+//! while it goes on, and when it is over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use kube::runtime::watcher::Error;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::{metrics::Metrics, model::Kind};
+
+/// An error that persists is logged this often.
+const REPEAT: Duration = Duration::from_mins(5);
+/// The status of a watch that began at a version the API server no longer
+/// knows. Happens to every watch that was silent for long.
+const GONE: u16 = 410;
+
+/// The log of one API server's watches.
+pub struct ErrorLog {
+    server: String,
+    metrics: Metrics,
+    /// Kinds whose watch failed and has not succeeded since.
+    failing: BTreeSet<Kind>,
+    /// What was logged, and when. One cause often hits all watches.
+    logged: BTreeMap<String, Instant>,
+}
+
+impl ErrorLog {
+    /// A log in which nothing is wrong yet.
+    pub fn new(server: String, metrics: Metrics) -> Self {
+        Self {
+            server,
+            metrics,
+            failing: BTreeSet::new(),
+            logged: BTreeMap::new(),
+        }
+    }
+
+    /// A watch failed.
+    pub fn failed(&mut self, kind: Kind, error: &Error, now: Instant) {
+        if is_expired(error) {
+            debug!(%kind, "watch expired, listing again");
+            return;
+        }
+        self.failing.insert(kind);
+        self.metrics.watch_error(&kind);
+        let message = describe(error);
+        if self.is_news(&message, now) {
+            warn!(
+                server = self.server,
+                "cannot watch {kind}s, trying again; the last state stays in force: {message}"
+            );
+            self.logged.insert(message, now);
+        }
+    }
+
+    /// A watch works.
+    pub fn works(&mut self, kind: Kind) {
+        if self.failing.remove(&kind) && self.failing.is_empty() {
+            info!(server = self.server, "watching the API server again");
+            self.logged.clear();
+        }
+    }
+
+    fn is_news(&self, message: &str, now: Instant) -> bool {
+        let logged = self.logged.get(message);
+        logged.is_none_or(|at| now.duration_since(*at) >= REPEAT)
+    }
+}
+
+fn is_expired(error: &Error) -> bool {
+    match error {
+        Error::WatchError(status) | Error::WatchStartFailed(kube::Error::Api(status)) => {
+            status.code == GONE
+        }
+        _ => false,
+    }
+}
+
+/// One line, with what the operator may do where that is clear.
+fn describe(error: &Error) -> String {
+    let source = match error {
+        Error::InitialListFailed(source)
+        | Error::WatchStartFailed(source)
+        | Error::WatchFailed(source) => source,
+        Error::WatchError(status) => return advise(status.code, &status.message),
+        Error::NoResourceVersion => return error.to_string(),
+    };
+    match source {
+        kube::Error::Api(status) => advise(status.code, &status.message),
+        kube::Error::Service(cause) => chain(&**cause),
+        other => chain(other),
+    }
+}
+
+fn advise(code: u16, message: &str) -> String {
+    match code {
+        401 => format!("{message} (are the credentials valid?)"),
+        403 => format!("{message} (does the ClusterRole system:node-proxier apply?)"),
+        _ => format!("{message} (status {code})"),
+    }
+}
+
+/// An error and its causes in one line, none of them twice: many repeat their
+/// source.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let first_line = |error: &dyn std::error::Error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let mut text = first_line(error);
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = first_line(cause);
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn api_error(code: u16) -> Error {
+        Error::WatchError(Box::new(Status::failure("no", "Because").with_code(code)))
+    }
+
+    #[rstest]
+    #[case(api_error(403), "no (does the ClusterRole system:node-proxier apply?)")]
+    #[case(api_error(401), "no (are the credentials valid?)")]
+    #[case(api_error(500), "no (status 500)")]
+    #[case(
+        Error::WatchFailed(kube::Error::ReadEvents(std::io::Error::other("cut"))),
+        "Error reading events stream: cut"
+    )]
+    #[case(
+        Error::InitialListFailed(kube::Error::Service("connection refused".into())),
+        "connection refused"
+    )]
+    fn errors_are_one_line(#[case] error: Error, #[case] expected: &str) {
+        assert_eq!(describe(&error), expected);
+    }
+
+    /// Once for all watches, again after a while, and anew after it was over.
+    #[test]
+    fn an_error_that_persists_is_logged_now_and_then() {
+        let mut log = ErrorLog::new("https://api.example.com".to_owned(), Metrics::default());
+        let start = Instant::now();
+        let logged_at = |log: &ErrorLog| log.logged.values().max().copied();
+
+        log.failed(Kind::Service, &api_error(500), start);
+        log.failed(Kind::EndpointSlice, &api_error(500), start + REPEAT / 2);
+        assert_eq!(logged_at(&log), Some(start));
+        log.failed(Kind::Service, &api_error(500), start + REPEAT);
+        assert_eq!(logged_at(&log), Some(start + REPEAT));
+        log.failed(Kind::Service, &api_error(403), start + REPEAT * 3 / 2);
+        assert_eq!(logged_at(&log), Some(start + REPEAT * 3 / 2));
+
+        log.works(Kind::Service);
+        assert_eq!(log.logged.len(), 2, "another watch still fails");
+        log.works(Kind::EndpointSlice);
+        assert_eq!(logged_at(&log), None);
+    }
+
+    #[test]
+    fn an_expired_watch_is_no_error() {
+        let mut log = ErrorLog::new("https://api.example.com".to_owned(), Metrics::default());
+        log.failed(Kind::Service, &api_error(410), Instant::now());
+        assert!(log.logged.is_empty() && log.failing.is_empty());
+    }
+}

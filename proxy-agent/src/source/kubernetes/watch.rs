@@ -1,0 +1,134 @@
+//! From the events of one watch to updates of one kind.
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::runtime::watcher::{Error, Event};
+
+use crate::{
+    model::{Object, ObjectKey, Parsed},
+    source::Update,
+};
+
+/// The updates that a watch's events amount to. Objects are parsed as they
+/// come; a list takes effect when it is complete. Errors change nothing: the
+/// watch itself tries again.
+pub fn updates<T: Object>(
+    events: impl Stream<Item = Result<Event<T::Api>, Error>>,
+) -> impl Stream<Item = Result<Update<T>, Error>>
+where
+    T::Api: Metadata<Ty = ObjectMeta>,
+{
+    // Objects of a list that is not complete yet.
+    let list = Vec::new();
+    stream::unfold((Box::pin(events), list), |(mut events, mut list)| async {
+        loop {
+            match events.next().await? {
+                Ok(event) => {
+                    if let Some(update) = take(event, &mut list) {
+                        return Some((Ok(update), (events, list)));
+                    }
+                }
+                Err(error) => return Some((Err(error), (events, list))),
+            }
+        }
+    })
+}
+
+fn take<T: Object>(event: Event<T::Api>, list: &mut Vec<Parsed<T>>) -> Option<Update<T>>
+where
+    T::Api: Metadata<Ty = ObjectMeta>,
+{
+    match event {
+        Event::Init => {
+            list.clear();
+            None
+        }
+        Event::InitApply(object) => {
+            list.push(T::from_api(object));
+            None
+        }
+        Event::InitDone => Some(Update::Relist(std::mem::take(list))),
+        Event::Apply(object) => Some(Update::Apply(T::from_api(object))),
+        Event::Delete(object) => Some(Update::Delete(key(object.metadata()))),
+    }
+}
+
+fn key(metadata: &ObjectMeta) -> ObjectKey {
+    ObjectKey {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1 as api;
+    use kube::core::Status;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Service;
+
+    fn service(name: &str) -> api::Service {
+        let object = json!({
+            "metadata": {"namespace": "default", "name": name},
+            "spec": {"clusterIP": "10.96.0.1"},
+        });
+        serde_json::from_value(object).expect("a Service")
+    }
+
+    fn broken() -> Error {
+        Error::WatchError(Box::new(Status::failure("no", "Because").with_code(500)))
+    }
+
+    /// The updates as text: `=a,b` for a list, `+a`, `-a`, `!` for an error.
+    async fn texts(events: Vec<Result<Event<api::Service>, Error>>) -> Vec<String> {
+        let names = |list: Vec<Parsed<Service>>| {
+            let names: Vec<_> = list.into_iter().map(|parsed| parsed.key.name).collect();
+            names.join(",")
+        };
+        updates::<Service>(stream::iter(events))
+            .map(|update| match update {
+                Ok(Update::Relist(list)) => format!("={}", names(list)),
+                Ok(Update::Apply(parsed)) => format!("+{}", parsed.key.name),
+                Ok(Update::Delete(key)) => format!("-{}", key.name),
+                Err(_) => "!".to_owned(),
+            })
+            .collect()
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_list_takes_effect_when_complete() {
+        let events = vec![
+            Ok(Event::Init),
+            Ok(Event::InitApply(service("a"))),
+            Ok(Event::InitApply(service("b"))),
+            Ok(Event::InitDone),
+            Ok(Event::Apply(service("c"))),
+            Ok(Event::Delete(service("a"))),
+        ];
+        assert_eq!(texts(events).await, ["=a,b", "+c", "-a"]);
+    }
+
+    /// S98: an error changes nothing; half a list is no list.
+    #[tokio::test]
+    async fn a_list_that_breaks_off_is_forgotten() {
+        let events = vec![
+            Ok(Event::Init),
+            Ok(Event::InitApply(service("a"))),
+            Err(broken()),
+            Ok(Event::Init),
+            Ok(Event::InitApply(service("b"))),
+            Ok(Event::InitDone),
+            Err(broken()),
+        ];
+        assert_eq!(texts(events).await, ["!", "=b", "!"]);
+    }
+
+    #[tokio::test]
+    async fn an_empty_list_is_a_list() {
+        let events = vec![Ok(Event::Init), Ok(Event::InitDone)];
+        assert_eq!(texts(events).await, ["="]);
+    }
+}

@@ -1,0 +1,282 @@
+//! The files of a manifest directory, and what changed in them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::{info, warn};
+
+use super::{
+    ManifestError,
+    document::{self, Contents, Format, Manifest, ObjectId},
+    watch::Watch,
+};
+use crate::{
+    metrics::Metrics,
+    model::Kind,
+    source::{Batch, Change, Update},
+};
+
+/// What is known of a directory. Not the objects themselves: a file is read
+/// again when it matters.
+pub struct Directory {
+    root: PathBuf,
+    /// The files, as they were when last read.
+    files: BTreeMap<Arc<Path>, Stamp>,
+    /// The files that hold an object, in ascending order, mostly one. The first
+    /// one's version counts.
+    holders: BTreeMap<ObjectId, Vec<Arc<Path>>>,
+    metrics: Metrics,
+}
+
+/// Differs between any two versions of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&fs::Metadata> for Stamp {
+    fn from(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The objects just read, by file.
+type Fresh = BTreeMap<Arc<Path>, BTreeMap<ObjectId, Manifest>>;
+
+impl Directory {
+    /// A directory nothing is known of yet.
+    pub fn new(root: PathBuf, metrics: Metrics) -> Self {
+        Self {
+            root,
+            files: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            metrics,
+        }
+    }
+
+    /// All objects there are, as lists of every kind. For the first reading.
+    pub fn list_all(&mut self, watch: &Watch) -> Result<Batch, ManifestError> {
+        let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+        for change in self.list_changes(watch)? {
+            match change {
+                Change::Service(Update::Apply(service)) => services.push(service),
+                Change::EndpointSlice(Update::Apply(slice)) => slices.push(slice),
+                Change::Node(Update::Apply(node)) => nodes.push(node),
+                // Of a directory nothing was known of, nothing is gone.
+                Change::Service(_) | Change::EndpointSlice(_) | Change::Node(_) => {}
+            }
+        }
+        Ok(vec![
+            Update::Relist(nodes).into(),
+            Update::Relist(slices).into(),
+            Update::Relist(services).into(),
+        ])
+    }
+
+    /// What has changed since the last time. If that cannot be told, nothing
+    /// changes.
+    pub fn list_changes(&mut self, watch: &Watch) -> Result<Batch, ManifestError> {
+        let mut present = BTreeMap::new();
+        walk(&self.root, watch, &mut present)?;
+        let gone = |path: &Arc<Path>, _: &mut Stamp| !present.contains_key(path);
+        let mut outdated: BTreeSet<_> = self
+            .files
+            .extract_if(.., gone)
+            .map(|(path, _)| path)
+            .collect();
+        let mut fresh = Fresh::new();
+        for (path, stamp) in present {
+            if self.files.get(&path) == Some(&stamp) {
+                continue;
+            }
+            let (objects, whole) = self.read(&path);
+            // What a part of a file does not show may be in the other part.
+            if whole {
+                outdated.insert(Arc::clone(&path));
+            }
+            self.files.insert(Arc::clone(&path), stamp);
+            fresh.insert(path, objects);
+        }
+        let touched = self.put(&outdated, &fresh);
+        self.warn_of_copies(&fresh);
+        let changes = touched
+            .into_iter()
+            .filter_map(|(id, before)| self.change(id, before.as_deref(), &mut fresh));
+        Ok(changes.collect())
+    }
+
+    /// Forgets what outdated versions of files held, and notes what the fresh
+    /// ones do. Returns the objects of both, with the files whose version of
+    /// them counted before.
+    fn put(
+        &mut self,
+        outdated: &BTreeSet<Arc<Path>>,
+        fresh: &Fresh,
+    ) -> BTreeMap<ObjectId, Option<Arc<Path>>> {
+        let mut touched = BTreeMap::new();
+        for (id, holders) in &mut self.holders {
+            if holders.iter().any(|path| outdated.contains(path)) {
+                touched.insert(id.clone(), holders.first().cloned());
+                holders.retain(|path| !outdated.contains(path));
+            }
+        }
+        for (path, objects) in fresh {
+            for id in objects.keys() {
+                let holders = self.holders.entry(id.clone()).or_default();
+                touched
+                    .entry(id.clone())
+                    .or_insert_with(|| holders.first().cloned());
+                if let Err(at) = holders.binary_search(path) {
+                    holders.insert(at, Arc::clone(path));
+                }
+            }
+        }
+        self.holders.retain(|_, holders| !holders.is_empty());
+        touched
+    }
+
+    /// The file whose version of an object counts.
+    fn winner(&self, id: &ObjectId) -> Option<&Arc<Path>> {
+        self.holders.get(id)?.first()
+    }
+
+    /// What became of an object that some file held or holds.
+    fn change(&self, id: ObjectId, before: Option<&Path>, fresh: &mut Fresh) -> Option<Change> {
+        let Some(winner) = self.winner(&id) else {
+            return before.map(|_| delete(id));
+        };
+        if let Some(object) = fresh
+            .get_mut(winner)
+            .and_then(|objects| objects.remove(&id))
+        {
+            return Some(apply(object));
+        }
+        // Either it is what it was, or it is now up to a file that did not change.
+        let unchanged = before == Some(winner);
+        let reread = || self.read(winner).0.remove(&id).map(apply);
+        if unchanged { None } else { reread() }
+    }
+
+    /// The objects of a file, and whether they are all it holds.
+    fn read(&self, path: &Path) -> (BTreeMap<ObjectId, Manifest>, bool) {
+        let file = path.display();
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                warn!(%file, "cannot read file: {error}");
+                self.metrics.watch_error(&"Manifest");
+                return (BTreeMap::new(), false);
+            }
+        };
+        let Contents {
+            objects,
+            refused,
+            ignored,
+        } = document::read(&text, format(path).unwrap_or(Format::Yaml));
+        for refused in &refused {
+            warn!(%file, "{refused}");
+            self.metrics.watch_error(&"Manifest");
+        }
+        for (kind, count) in ignored {
+            info!(%file, count, "ignored: {kind}");
+        }
+        let mut by_id = BTreeMap::new();
+        for object in objects {
+            let id = object.id();
+            if by_id.insert(id.clone(), object).is_some() {
+                warn!(%file, "{} {} is there twice, the last one counts", id.0, id.1);
+            }
+        }
+        (by_id, refused.is_empty())
+    }
+
+    fn warn_of_copies(&self, fresh: &Fresh) {
+        for (path, objects) in fresh {
+            for id in objects.keys() {
+                if let Some(winner) = self.winner(id).filter(|winner| *winner != path) {
+                    let (file, winner) = (path.display(), winner.display());
+                    warn!(%file, "{} {} is also in {winner}, which counts", id.0, id.1);
+                }
+            }
+        }
+    }
+}
+
+fn apply(object: Manifest) -> Change {
+    match object {
+        Manifest::Service(service) => Update::Apply(service).into(),
+        Manifest::EndpointSlice(slice) => Update::Apply(slice).into(),
+        Manifest::Node(node) => Update::Apply(node).into(),
+    }
+}
+
+fn delete((kind, key): ObjectId) -> Change {
+    match kind {
+        Kind::Service => Change::Service(Update::Delete(key)),
+        Kind::EndpointSlice => Change::EndpointSlice(Update::Delete(key)),
+        Kind::Node => Change::Node(Update::Delete(key)),
+    }
+}
+
+/// How a file of that name spells its documents; none if it is no manifest.
+fn format(path: &Path) -> Option<Format> {
+    match path.extension()?.to_str()? {
+        "yaml" | "yml" => Some(Format::Yaml),
+        "json" => Some(Format::Json),
+        _ => None,
+    }
+}
+
+/// Finds all manifests below a folder, and watches it.
+fn walk(
+    folder: &Path,
+    watch: &Watch,
+    found: &mut BTreeMap<Arc<Path>, Stamp>,
+) -> Result<(), ManifestError> {
+    let failed = |path: &Path, source| ManifestError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    // First the watch: what comes after the listing is then not missed.
+    watch.add(folder)?;
+    for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
+        let entry = entry.map_err(|error| failed(folder, error))?;
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let kind = entry.file_type().map_err(|error| failed(&path, error))?;
+        if kind.is_dir() {
+            match walk(&path, watch, found) {
+                Err(error) if !path.exists() => drop(error),
+                walked => walked?,
+            }
+        } else if format(&path).is_some() {
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() => {
+                    found.insert(path.into(), Stamp::from(&metadata));
+                }
+                Ok(_) => {}
+                // Gone in the meantime, or a link to nowhere.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&path, error)),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The text of a manifest file, taken apart into objects.
+//!
+//! Documents are parsed one by one: what is wrong in one leaves the others.
+//! The items of a list become domain objects as they are read, so that a large
+//! list is never in memory as a whole.
+
+mod list;
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use self::list::Document;
+use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Service};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    pub objects: Vec<Manifest>,
+    /// Documents, and items of lists, that could not be read.
+    pub refused: Vec<Refused>,
+    /// Kinds that are none of a proxy's business, and how many of each.
+    pub ignored: BTreeMap<String, usize>,
+}
+
+/// An object of a kind the proxy reads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Manifest {
+    Service(Parsed<Service>),
+    EndpointSlice(Parsed<EndpointSlice>),
+    Node(Parsed<Node>),
+}
+
+impl Manifest {
+    /// What tells the object from all others.
+    pub fn id(&self) -> ObjectId {
+        let (kind, key) = match self {
+            Self::Service(parsed) => (Kind::Service, &parsed.key),
+            Self::EndpointSlice(parsed) => (Kind::EndpointSlice, &parsed.key),
+            Self::Node(parsed) => (Kind::Node, &parsed.key),
+        };
+        (kind, key.clone())
+    }
+}
+
+/// Kind, namespace and name of an object.
+pub type ObjectId = (Kind, ObjectKey);
+
+/// A document that could not be read, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("document {document}{object}: {reason}")]
+pub struct Refused {
+    /// Counted from 1.
+    pub document: usize,
+    /// ` (Service default/web)`, if that much is known.
+    object: String,
+    pub reason: String,
+}
+
+/// How a file spells its documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Yaml,
+    Json,
+}
+
+/// Takes a file apart.
+pub fn read(text: &str, format: Format) -> Contents {
+    let mut contents = Contents::default();
+    match format {
+        Format::Yaml => {
+            for (number, text) in yaml_documents(text).enumerate() {
+                contents.add_document(number + 1, parse_yaml(text));
+            }
+        }
+        Format::Json => {
+            let documents = serde_json::Deserializer::from_str(text).into_iter();
+            for (number, document) in documents.enumerate() {
+                contents.add_document(number + 1, document.map_err(|e| e.to_string()));
+            }
+        }
+    }
+    contents
+}
+
+/// The documents between `---` lines. A line that begins so is never part of a
+/// document, whatever surrounds it, so a broken document cannot hide the next.
+fn yaml_documents(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = separator(text);
+        rest = end.map(|(_, next)| &text[next..]);
+        Some(&text[..end.map_or(text.len(), |(end, _)| end)])
+    })
+    .filter(|text| !is_blank(text))
+}
+
+/// Where the next separator begins, and where the document behind it does.
+fn separator(text: &str) -> Option<(usize, usize)> {
+    let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
+    starts
+        .filter(|&at| text[at..].starts_with("---"))
+        .find(|&at| text[at + 3..].is_empty() || text[at + 3..].starts_with(char::is_whitespace))
+        .map(|at| (at, at + 3))
+}
+
+/// Nothing but blank lines, comments and directives.
+fn is_blank(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with(['#', '%']) || line == "...")
+}
+
+fn parse_yaml(text: &str) -> Result<Document, String> {
+    let options = serde_saphyr::options! {
+        // The files are the operator's own: no limits against hostile ones.
+        budget: None,
+        with_snippet: false,
+        // A Service may be called `on`, a zone `no`.
+        strict_booleans: true,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+}
+
+impl Contents {
+    fn add_document(&mut self, number: usize, document: Result<Document, String>) {
+        let mut contents = Self::default();
+        match document {
+            Ok(document) => contents.add(document),
+            Err(reason) => contents.refuse(String::new(), &reason),
+        }
+        for refused in &mut contents.refused {
+            refused.document = number;
+        }
+        self.merge(contents);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.objects.extend(other.objects);
+        self.refused.extend(other.refused);
+        for (kind, count) in other.ignored {
+            *self.ignored.entry(kind).or_default() += count;
+        }
+    }
+
+    fn refuse(&mut self, object: String, reason: &str) {
+        self.refused.push(Refused {
+            document: 0,
+            object,
+            // One line in the log.
+            reason: reason.split_whitespace().collect::<Vec<_>>().join(" "),
+        });
+    }
+
+    /// Adds an object, or the items of a list.
+    fn add(&mut self, document: Document) {
+        let (version, kind) = (document.field("apiVersion"), document.field("kind"));
+        match (version, kind) {
+            _ if document.is_empty() => {}
+            (_, "") => self.refuse(String::new(), "it has no kind"),
+            ("v1", "List" | "ServiceList" | "NodeList")
+            | ("discovery.k8s.io/v1", "EndpointSliceList") => self.merge(document.into_items()),
+            ("v1", "Service") => self.parse(document.fields, Manifest::Service),
+            ("v1", "Node") => self.parse(document.fields, Manifest::Node),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.parse(document.fields, Manifest::EndpointSlice);
+            }
+            // Known, and of no use yet.
+            ("networking.k8s.io/v1", "ServiceCIDR" | "ServiceCIDRList") => {}
+            _ => *self.ignored.entry(format!("{version} {kind}")).or_default() += 1,
+        }
+    }
+
+    fn parse<T: Object>(
+        &mut self,
+        mut object: Map<String, Value>,
+        manifest: fn(Parsed<T>) -> Manifest,
+    ) where
+        T::Api: DeserializeOwned,
+    {
+        let metadata = object.get("metadata");
+        let field = |name| metadata.and_then(|m| m.get(name)).and_then(Value::as_str);
+        let name = field("name").unwrap_or_default().to_owned();
+        let namespace = field("namespace").filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.unwrap_or("default").to_owned();
+        if name.is_empty() {
+            return self.refuse(format!(" ({})", T::KIND), "it has no name");
+        }
+        let who = if T::KIND == Kind::Node {
+            format!(" ({} {name})", T::KIND)
+        } else {
+            let who = format!(" ({} {namespace}/{name})", T::KIND);
+            object["metadata"]["namespace"] = namespace.into();
+            who
+        };
+        match serde_json::from_value(Value::Object(object)) {
+            Ok(api) => self.objects.push(manifest(T::from_api(api))),
+            Err(error) => self.refuse(who, &error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! Log lines: to standard error, as text or as one JSON object each.
+
+use std::io::{self, IsTerminal};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, prelude::*, util::TryInitError};
+
+use crate::cli::{LogArgs, LogFormat};
+
+/// Crates that speak for us: the agent, and the programs in the kernel.
+const OURS: [&str; 3] = ["proxy_agent", "proxy_ebpf", "tandem"];
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("{filter:?} is neither a log level nor a filter")]
+    Filter {
+        filter: String,
+        #[source]
+        source: ParseError,
+    },
+    #[error("cannot start the log")]
+    Init(#[from] TryInitError),
+}
+
+/// Starts the log of this process.
+pub fn init(args: &LogArgs) -> Result<(), LogError> {
+    let directives = directives(args.log_level.as_deref(), args.verbosity);
+    let filter = EnvFilter::try_new(&directives).map_err(|source| LogError::Filter {
+        filter: args.log_level.clone().unwrap_or(directives),
+        source,
+    })?;
+    let layer = fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    match args.log_format {
+        LogFormat::Text => {
+            let layer = layer
+                .with_ansi(io::stderr().is_terminal())
+                .with_target(false);
+            registry.with(layer).try_init()?;
+        }
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init()?,
+    }
+    Ok(())
+}
+
+/// The most detailed level that is logged, from 1 for errors to 5 for traces:
+/// the programs in the kernel need not say more. 0 if nothing is logged.
+pub fn level() -> u8 {
+    match LevelFilter::current() {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => 1,
+        LevelFilter::WARN => 2,
+        LevelFilter::INFO => 3,
+        LevelFilter::DEBUG => 4,
+        LevelFilter::TRACE => 5,
+    }
+}
+
+/// The filter for a level and a count of `-v`. A plain level is meant for our
+/// own crates; the others may speak up to `info`, and the Kubernetes client,
+/// whose errors the agent reports itself, not at all.
+fn directives(level: Option<&str>, verbosity: u8) -> String {
+    let level = match (level, verbosity) {
+        (Some(level), _) => level,
+        (None, 0) => "info",
+        (None, 1) => "debug",
+        (None, _) => "trace",
+    };
+    let Ok(plain) = level.parse::<LevelFilter>() else {
+        return level.to_owned();
+    };
+    let others = plain.min(LevelFilter::INFO);
+    let ours = OURS.map(|target| format!("{target}={plain}")).join(",");
+    format!("{others},kube_client=off,{ours}")
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(
+        None,
+        0,
+        "info,kube_client=off,proxy_agent=info,proxy_ebpf=info,tandem=info"
+    )]
+    #[case(
+        None,
+        1,
+        "info,kube_client=off,proxy_agent=debug,proxy_ebpf=debug,tandem=debug"
+    )]
+    #[case(
+        None,
+        2,
+        "info,kube_client=off,proxy_agent=trace,proxy_ebpf=trace,tandem=trace"
+    )]
+    #[case(
+        Some("warn"),
+        1,
+        "warn,kube_client=off,proxy_agent=warn,proxy_ebpf=warn,tandem=warn"
+    )]
+    #[case(Some("info,kube=debug"), 0, "info,kube=debug")]
+    fn a_level_is_meant_for_our_own(
+        #[case] level: Option<&str>,
+        #[case] verbosity: u8,
+        #[case] expected: &str,
+    ) {
+        let directives = directives(level, verbosity);
+        assert_eq!(directives, expected);
+        EnvFilter::try_new(directives).expect("a valid filter");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let args = LogArgs {
+            log_level: Some("proxy_agent=loud".to_owned()),
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        };
+        let error = init(&args).expect_err("nonsense");
+        assert_eq!(
+            error.to_string(),
+            r#""proxy_agent=loud" is neither a log level nor a filter"#
+        );
+    }
+}

@@ -1,0 +1,126 @@
+//! `CONFIG`: the agent's word to the programs.
+
+use crate::{
+    family::{Family, V4, V6},
+    net::{AddrV4, AddrV6, Address},
+    pod,
+};
+
+/// The one value of `CONFIG`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Key of the hash that picks backends. Made once and kept over restarts,
+    /// so that a flow without a record finds its backend again.
+    pub hash_key: [u64; 2],
+    /// `SO_NETNS_COOKIE` of the agent: ifindexes in the pins are of that
+    /// network namespace.
+    pub netns_cookie: u64,
+    /// [`crate::LAYOUT_VERSION`] of the agent that made the maps.
+    pub layout: u32,
+    /// [`Config::MASQUERADE_ALL`] and the other flags.
+    pub flags: u32,
+    pub pods_v4: Prefix<AddrV4>,
+    pub pods_v6: Prefix<AddrV6>,
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// Masquerade every `ClusterIP` flow (S63).
+    pub const MASQUERADE_ALL: u32 = 1;
+    /// `pods_v4` tells local IPv4 clients from others (S68).
+    pub const DETECT_PREFIX_V4: u32 = 2;
+    /// `pods_v6` tells local IPv6 clients from others.
+    pub const DETECT_PREFIX_V6: u32 = 4;
+    /// The device a packet comes in by tells local clients from others.
+    pub const DETECT_DEVICE: u32 = 8;
+    /// `FLOWS_V4` is more than 80 % full.
+    pub const PRESSED_V4: u32 = 16;
+    /// `FLOWS_V6` is more than 80 % full.
+    pub const PRESSED_V6: u32 = 32;
+}
+
+/// A CIDR: `addr & mask`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Prefix<A> {
+    pub addr: A,
+    pub mask: A,
+}
+
+impl<A: Address> Prefix<A> {
+    /// Whether `addr` lies in the prefix.
+    #[inline(always)]
+    pub fn contains(&self, addr: &A) -> bool {
+        let mut difference = 0;
+        let mut index = 0;
+        while index < A::WORDS {
+            difference |= (addr.word(index) ^ self.addr.word(index)) & self.mask.word(index);
+            index += 1;
+        }
+        difference == 0
+    }
+}
+
+/// Idle times after which the sweeper removes a flow, in flow ticks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Timeouts {
+    /// TCP, both sides beyond the handshake.
+    pub tcp_established: u32,
+    /// TCP, handshake not finished.
+    pub tcp_opening: u32,
+    /// TCP, both FINs or a RST seen.
+    pub tcp_closing: u32,
+    /// UDP and others, both directions seen.
+    pub other_replied: u32,
+    /// UDP and others, no reply yet.
+    pub other_unreplied: u32,
+    /// Any flow that is opening, closing or unreplied, while the table is
+    /// more than 80 % full.
+    pub pressed: u32,
+}
+
+/// Where a family's part of [`Config`] is.
+pub trait ConfigFamily: Family {
+    /// The pods' prefix, if one tells local clients from others.
+    fn pods(config: &Config) -> Option<&Prefix<Self::Addr>>;
+}
+
+impl ConfigFamily for V4 {
+    #[inline(always)]
+    fn pods(config: &Config) -> Option<&Prefix<AddrV4>> {
+        (config.flags & Config::DETECT_PREFIX_V4 != 0).then_some(&config.pods_v4)
+    }
+}
+
+impl ConfigFamily for V6 {
+    #[inline(always)]
+    fn pods(config: &Config) -> Option<&Prefix<AddrV6>> {
+        (config.flags & Config::DETECT_PREFIX_V6 != 0).then_some(&config.pods_v6)
+    }
+}
+
+const _: () = assert!(size_of::<Config>() == 96 && size_of::<Timeouts>() == 24);
+pod!(Config);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    fn addr(text: &str) -> AddrV6 {
+        text.parse::<Ipv6Addr>().expect("an address").into()
+    }
+
+    #[test]
+    fn prefix_ignores_host_bits_only() {
+        let prefix = Prefix {
+            addr: addr("fd00:10:1::"),
+            mask: addr("ffff:ffff:ffff::"),
+        };
+        assert!(prefix.contains(&addr("fd00:10:1:ffff::1")));
+        assert!(!prefix.contains(&addr("fd00:10:2::1")));
+    }
+}

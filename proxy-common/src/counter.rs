@@ -1,0 +1,79 @@
+//! `COUNTERS`: what the programs did and why, one per-CPU number for each.
+
+/// Defines the counters once: index, metric label and meaning.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident => $label:literal,)+) => {
+        /// Index of `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Counter {
+            /// All counters in the order of their index.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The counter's name in metrics and on the command line.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// What it counts.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// New flows recorded.
+    FlowCreated => "flow_created",
+    /// Flows the sweeper removed.
+    FlowExpired => "flow_expired",
+    /// Flows that left a backend which no longer serves.
+    FlowReselected => "flow_reselected",
+    /// New flows refused because the flow table is full.
+    FlowTableFull => "flow_table_full",
+    /// New flows refused because one client port talks to too many front ends.
+    TooManyFrontends => "too_many_frontends",
+    /// Packets refused because the Service has no usable endpoint.
+    NoEndpoint => "no_endpoint",
+    /// Packets dropped because the traffic policy leaves no endpoint on this node.
+    NoLocalEndpoint => "no_local_endpoint",
+    /// Packets refused because no Service has that port of the address.
+    UnknownPort => "unknown_port",
+    /// Refusals not sent because of the rate limit.
+    RefusalLimited => "refusal_limited",
+    /// New flows dropped because no masquerade port was free in time.
+    MasqueradePortsExhausted => "masquerade_ports_exhausted",
+    /// New flows dropped because their device has no address to masquerade to.
+    MasqueradeNoAddress => "masquerade_no_address",
+    /// Fragments dropped because their first fragment was not seen.
+    FragmentUnknown => "fragment_unknown",
+    /// Packets to a cluster IP dropped because they came by a device that had no program yet.
+    Untranslated => "untranslated",
+    /// ICMP redirects about translated flows dropped.
+    RedirectDropped => "redirect_dropped",
+    /// ICMP errors translated.
+    IcmpErrorTranslated => "icmp_error_translated",
+    /// Packets dropped because rewriting them failed.
+    RewriteFailed => "rewrite_failed",
+    /// Packets of host processes dropped because no route leads to the backend.
+    NoRoute => "no_route",
+    /// Flows given up because the client used the same port directly towards the backend.
+    TupleClash => "tuple_clash",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_in_index_order() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `DEVICES`: what the programs need to know of the device they run on.
+
+use crate::{
+    net::{AddrV4, AddrV6},
+    pod,
+};
+
+/// Value of `DEVICES`; the key is the device's ifindex.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Device {
+    /// Ifindex of the bridge the device is a port of, else 0.
+    pub bridge: u32,
+    /// Address that traffic leaving here is masqueraded to; zero if none (E4).
+    pub masquerade_v4: AddrV4,
+    pub masquerade_v6: AddrV6,
+    /// The device's own MAC address; zero where it has none.
+    pub mac: [u8; 6],
+    /// The bridge's MAC address: a frame that came in on a port is for this
+    /// host if it is addressed to it (E12).
+    pub bridge_mac: [u8; 6],
+    /// [`Device::LAYER3`], [`Device::LOCAL_CLIENTS`].
+    pub flags: u32,
+}
+
+impl Device {
+    /// Packets on this device have no Ethernet header (E24).
+    pub const LAYER3: u32 = 1;
+    /// The local detector counts what comes in here as pods of this node
+    /// (detectLocalMode `BridgeInterface`, `InterfaceNamePrefix`; S68).
+    pub const LOCAL_CLIENTS: u32 = 2;
+}
+
+const _: () = assert!(size_of::<Device>() == 40);
+pod!(Device);

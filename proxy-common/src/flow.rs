@@ -1,0 +1,131 @@
+//! `FLOWS`: what was decided for each flow, both directions in one record.
+
+use crate::{
+    net::{AddrV4, AddrV6, Address, BePort, Protocol},
+    pod,
+};
+
+/// Key of `FLOWS`: the client's side of a flow.
+///
+/// Packets from the client carry it as source, packets to the client as
+/// destination, so both directions find the same record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey<A> {
+    pub addr: A,
+    pub port: BePort,
+    pub protocol: Protocol,
+    /// 0, except where one client port talks to several front ends: then they
+    /// take 0, 1, 2 … up to [`FlowKey::MAX_INDEX`].
+    pub index: u8,
+}
+
+impl<A: Address> FlowKey<A> {
+    /// Front ends that one client port can talk to at a time, less one.
+    pub const MAX_INDEX: u8 = 15;
+
+    /// The client's first record.
+    #[inline(always)]
+    pub const fn new(addr: A, port: BePort, protocol: Protocol) -> Self {
+        Self {
+            addr,
+            port,
+            protocol,
+            index: 0,
+        }
+    }
+
+    /// The same client's record `index`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_index(self, index: u8) -> Self {
+        Self { index, ..self }
+    }
+}
+
+/// Value of `FLOWS`. Holds the addresses themselves, so that no id has to
+/// survive a restart for a flow to live on (P7).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// What the client dialled.
+    pub frontend_addr: A,
+    /// Where its packets go.
+    pub backend_addr: A,
+    /// Source address the backend sees, when [`Flow::MASQUERADE`] is set and
+    /// `masquerade_port` is not zero.
+    pub masquerade_addr: A,
+    pub frontend_port: BePort,
+    pub backend_port: BePort,
+    /// Zero until the first packet leaves by the backend's device.
+    pub masquerade_port: BePort,
+    /// [`state`] bits of the direction client to backend.
+    pub client_state: u8,
+    /// [`state`] bits of the direction backend to client.
+    pub backend_state: u8,
+    /// Row of `SERVICES` the flow was made for.
+    pub service: u32,
+    /// Row of `BACKENDS`, with the generation it had then.
+    pub backend: u32,
+    pub generation: u32,
+    /// Time of the last packet, in [`TICK_SHIFT`] ticks of `CLOCK_MONOTONIC`.
+    pub last_seen: u32,
+    /// Device whose egress a flow of this host's own process was translated
+    /// at; replies are handed back as if they had come in there. 0 for flows
+    /// of other clients.
+    pub uplink: u32,
+    /// [`Flow::MASQUERADE`], [`Flow::KEEP_ADDRESS`].
+    pub flags: u8,
+    /// In record 0: the highest index in use for this client port.
+    pub highest: u8,
+    pub zero: u16,
+}
+
+impl<A> Flow<A> {
+    /// The backend must see an address of this node instead of the client's.
+    pub const MASQUERADE: u8 = 1;
+    /// With [`Flow::MASQUERADE`]: rewrite the client's port only. Set when two
+    /// front ends lead one client port to one backend.
+    pub const KEEP_ADDRESS: u8 = 2;
+    /// With [`Flow::MASQUERADE`]: client and backend are both this host, which
+    /// refuses packets from its own addresses; use the front end's address.
+    pub const FRONTEND_ADDRESS: u8 = 4;
+}
+
+/// State bits, kept apart for each direction because each is written where
+/// that direction's packets pass.
+pub mod state {
+    /// A packet was seen.
+    pub const SEEN: u8 = 1;
+    /// TCP: a packet other than the initial SYN was seen.
+    pub const BEYOND_SYN: u8 = 2;
+    /// TCP: a FIN was seen.
+    pub const FIN: u8 = 4;
+    /// TCP: a RST was seen.
+    pub const RST: u8 = 8;
+}
+
+/// `last_seen` counts 2^30 ns, about 1.07 s: a shift instead of a division.
+pub const TICK_SHIFT: u32 = 30;
+
+/// A time of `CLOCK_MONOTONIC` in flow ticks.
+#[inline(always)]
+pub const fn ticks(nanoseconds: u64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "wraps after 146 years of uptime; ages are computed with wrapping_sub"
+    )]
+    let ticks = (nanoseconds >> TICK_SHIFT) as u32;
+    ticks
+}
+
+/// Seconds as flow ticks, rounded up.
+pub const fn ticks_from_seconds(seconds: u32) -> u32 {
+    ticks(seconds as u64 * 1_000_000_000) + 1
+}
+
+const _: () = assert!(size_of::<FlowKey<AddrV4>>() == 8);
+const _: () = assert!(size_of::<FlowKey<AddrV6>>() == 20);
+const _: () = assert!(size_of::<Flow<AddrV4>>() == 44);
+const _: () = assert!(size_of::<Flow<AddrV6>>() == 80);
+pod!(FlowKey<AddrV4>, FlowKey<AddrV6>, Flow<AddrV4>, Flow<AddrV6>);

@@ -1,0 +1,79 @@
+//! `FRONTENDS`: what clients dial.
+
+use crate::{
+    net::{AddrV4, AddrV6, Address, BePort, Protocol},
+    pod, prefilter,
+};
+
+/// Key of `FRONTENDS`: an address, port and protocol that clients dial.
+///
+/// [`BePort::ZERO`] with [`Protocol::ANY`] is the entry of the address itself:
+/// it owns every port that no Service has (S46).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey<A> {
+    pub addr: A,
+    pub port: BePort,
+    pub protocol: Protocol,
+    pub zero: u8,
+}
+
+impl<A: Address> FrontendKey<A> {
+    #[inline(always)]
+    pub const fn new(addr: A, port: BePort, protocol: Protocol) -> Self {
+        Self {
+            addr,
+            port,
+            protocol,
+            zero: 0,
+        }
+    }
+
+    /// The entry that stands for all other ports of `addr`.
+    #[inline(always)]
+    pub const fn address(addr: A) -> Self {
+        Self::new(addr, BePort::ZERO, Protocol::ANY)
+    }
+
+    /// What [`Frontend::tag`] holds for this key.
+    #[inline(always)]
+    pub fn tag(&self) -> u16 {
+        let salt = (u32::from(self.port.to_bits()) << 8) | u32::from(self.protocol.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "16 bits of the hash are wanted"
+        )]
+        let tag = (prefilter::mix(&self.addr, salt) >> 8) as u16;
+        tag
+    }
+}
+
+/// Value of `FRONTENDS`. Eight bytes, read and written as one word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Row of `SERVICES`; [`Frontend::NO_SERVICE`] in an address entry.
+    pub service: u32,
+    /// [`Frontend::LOCAL_SET`].
+    pub flags: u8,
+    /// What kind of front end this is: [`Frontend::CLUSTER_IP`] and later ones.
+    pub kind: u8,
+    /// [`FrontendKey::tag`]. A hash element may be freed and given to another
+    /// key between the look-up and the read of its value; the reader sees that
+    /// here.
+    pub tag: u16,
+}
+
+impl Frontend {
+    /// Service row of an address entry.
+    pub const NO_SERVICE: u32 = u32::MAX;
+    /// Use the local set of endpoints (internalTrafficPolicy: Local).
+    pub const LOCAL_SET: u8 = 1;
+    /// A Service's cluster IP.
+    pub const CLUSTER_IP: u8 = 1;
+}
+
+const _: () = assert!(size_of::<FrontendKey<AddrV4>>() == 8);
+const _: () = assert!(size_of::<FrontendKey<AddrV6>>() == 20);
+const _: () = assert!(size_of::<Frontend>() == 8);
+pod!(FrontendKey<AddrV4>, FrontendKey<AddrV6>, Frontend);

@@ -1,0 +1,51 @@
+//! What the agent and the eBPF programs agree on: the layout of every map and
+//! the arithmetic both sides must do alike.
+//!
+//! Layout rules:
+//! - every type is `repr(C)`, its padding is spelled out, its size asserted;
+//! - addresses and ports are the bytes that stand in the packet (network
+//!   order), everything else is in host order;
+//! - nothing wider than eight aligned bytes changes in place while a program
+//!   may read it ([`service::Run`] is the one such store that matters);
+//! - any change of a layout or of its meaning raises [`LAYOUT_VERSION`].
+//!
+//! The modules follow a packet: [`prefilter`] says whether it may be ours,
+//! [`frontend`], [`service`] and [`backend`] find where it goes, [`flow`],
+//! [`masquerade`] and [`fragment`] remember that, [`counter`] counts it.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+#![allow(
+    clippy::inline_always,
+    reason = "the programs inline nearly everything: calls cost them registers and stack"
+)]
+
+pub mod backend;
+pub mod checksum;
+pub mod config;
+pub mod counter;
+pub mod device;
+pub mod family;
+pub mod flow;
+pub mod fragment;
+pub mod frontend;
+pub mod masquerade;
+pub mod net;
+pub mod prefilter;
+pub mod select;
+pub mod service;
+pub mod siphash;
+
+/// Version of the map layouts. Pins live in a folder of this name, so an agent
+/// never reads tables that another version laid out.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Marks map keys and values as plain bytes for aya.
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => { $(
+        // SAFETY: `repr(C)` of integers and byte arrays with explicit padding:
+        // every bit pattern is a value and no byte is uninitialised.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    )+ };
+}
+pub(crate) use pod;

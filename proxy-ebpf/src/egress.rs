@@ -1,0 +1,136 @@
+//! Packets that leave by a device.
+
+use proxy_common::{
+    counter::Counter,
+    family::{V4, V6},
+};
+
+use crate::{
+    choose::{self, Dialled},
+    fast,
+    flow::{self, Direction},
+    fragment::{self, Hook},
+    hint::{self, Hint},
+    host, icmp, masquerade,
+    opaque::opaque,
+    outcome::Outcome,
+    packet::Skb,
+    parse::{self, IpHeader, Part},
+    rewrite::{self, Side},
+    tables::{self, Scratch},
+};
+
+/// Runs the egress hook.
+#[inline(always)]
+pub fn run(skb: Skb) -> i32 {
+    let hint = hint::take(skb);
+    if hint == Hint::Done {
+        return Outcome::NEXT.action();
+    }
+    let Some(network) = parse::network(skb) else {
+        return Outcome::NEXT.action();
+    };
+    if network.ethertype == V4::ETHERTYPE {
+        fast_or_slow::<V4>(skb, network.tagged, hint)
+    } else if network.ethertype == V6::ETHERTYPE {
+        fast_or_slow::<V6>(skb, network.tagged, hint)
+    } else {
+        Outcome::NEXT.action()
+    }
+}
+
+#[inline(always)]
+fn fast_or_slow<F: IpHeader>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
+    if !tagged && let Some(outcome) = fast::egress::<F>(skb, hint) {
+        return outcome.action();
+    }
+    hint::keep(skb, hint);
+    tables::go_slow(skb, F::SLOW.1);
+    Outcome::drop(Counter::RewriteFailed).action()
+}
+
+/// The slow path: decides about every packet.
+#[inline(always)]
+pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
+    let (hint, link) = hint::resume(skb);
+    handle::<F>(skb.on(link), hint).action()
+}
+
+#[inline(always)]
+fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
+    let Some(scratch) = parse::to_scratch::<F>(skb) else {
+        return Outcome::NEXT;
+    };
+    let headers = &mut scratch.headers;
+    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, headers) {
+        return icmp::egress::<F>(&skb, scratch);
+    }
+    if headers.ip.part == Part::Later {
+        // Not known: not ours. The hook before this one has dropped it if it was.
+        let _ = fragment::complete::<F>(headers, Hook::Egress);
+    }
+    let protocol = headers.ip.protocol;
+    let to_backend = opaque(tables::slow::may_be_backend::<F>(
+        &headers.ip.dst,
+        headers.dst_port,
+        protocol,
+    ));
+    if hint == Hint::Masquerade
+        && to_backend
+        && let Some(outcome) = masquerade::forward::<F>(&skb, scratch)
+    {
+        return outcome;
+    }
+    let headers = &scratch.headers;
+    if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
+        if let Some(outcome) = to_client::<F>(&skb, scratch) {
+            return outcome;
+        }
+        if tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst)
+            && let Some(outcome) = masquerade::reply_at_egress::<F>(&skb, scratch)
+        {
+            return outcome;
+        }
+    }
+    if hint != Hint::None {
+        return Outcome::NEXT;
+    }
+    if to_backend && let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
+        return outcome;
+    }
+    if !tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst) {
+        Outcome::NEXT
+    } else if skb.is_host_originated() {
+        host::to_frontend::<F>(&skb, scratch)
+    } else if choose::frontend::<F>(scratch) == Dialled::Service {
+        // A forwarded packet to a front end that no ingress program
+        // translated: its device got its programs too late. Letting it go
+        // would give the client's flow a way around us that it keeps (E23);
+        // the client's retry succeeds.
+        Outcome::drop(Counter::Untranslated)
+    } else {
+        Outcome::NEXT
+    }
+}
+
+/// Backend to client: src := front end. `None`: not a reply of a flow.
+#[inline(never)]
+fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
+    let headers = &mut scratch.headers;
+    scratch.key = flow::reply_key::<F>(headers);
+    let record = flow::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port)?;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    if flow::is_foreign_reply::<F>(flow, headers) {
+        return None;
+    }
+    let (addr, port) = (flow.frontend_addr, flow.frontend_port);
+    flow::touch::<F>(record, headers, Direction::ToClient);
+    fragment::remember::<F>(headers, Hook::Egress);
+    Some(
+        match rewrite::slowly::<F>(skb, headers, Side::Source, &addr, port) {
+            Ok(()) => Outcome::NEXT,
+            Err(fault) => fault.into(),
+        },
+    )
+}

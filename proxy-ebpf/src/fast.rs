@@ -1,0 +1,105 @@
+//! The way of nearly all packets: those that are not ours, and those of flows
+//! that are open.
+//!
+//! Everything here could be left out; the slow path decides the same. It is
+//! written for speed: no calls, one look-up in the flow table, and anything
+//! unusual is handed on (`None`).
+
+use proxy_common::{flow::Flow, net::Protocol};
+
+use crate::{
+    flow::{self, Direction},
+    hint::{self, Hint},
+    host, icmp,
+    ingress::{self, Arrival},
+    outcome::Outcome,
+    packet::Skb,
+    parse::{self, IpHeader},
+    rewrite::{self, Side},
+    tables,
+};
+
+/// A packet that comes in. `None`: for the slow path.
+#[inline(always)]
+pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
+    let mut headers = parse::plain::<F>(skb, skb.header_len())?;
+    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers) {
+        return None;
+    }
+    if tables::may_be_frontend::<F>(&headers.ip.dst) {
+        let record = flow::get::<F>(&flow::client_key::<F>(&headers))?;
+        // SAFETY: see `Record`.
+        let flow = unsafe { record.as_ref() };
+        if flow.frontend_port != headers.dst_port
+            || flow.frontend_addr != headers.ip.dst
+            || flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
+            || flow::is_stale::<F>(flow, &headers)
+        {
+            return None;
+        }
+        let arrival = Arrival::of(skb);
+        if arrival == Arrival::Foreign {
+            return None;
+        }
+        return Some(ingress::forward::<F>(skb, &mut headers, record, arrival));
+    }
+    let protocol = headers.ip.protocol;
+    if tables::may_be_masquerade::<F>(&headers.ip.dst)
+        && tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol)
+    {
+        return None;
+    }
+    // Straight to a backend; see `ingress::direct`.
+    if (headers.opens_connection() || protocol == Protocol::UDP)
+        && tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+        && flow::get::<F>(&flow::client_key::<F>(&headers)).is_some()
+    {
+        return None;
+    }
+    hint::set(skb, Hint::Entered);
+    Some(Outcome::NEXT)
+}
+
+/// A packet that leaves. `None`: for the slow path.
+#[inline(always)]
+pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
+    let mut headers = parse::plain::<F>(skb, skb.header_len())?;
+    if hint == Hint::Masquerade
+        || headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers)
+    {
+        return None;
+    }
+    let protocol = headers.ip.protocol;
+    if tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
+        match flow::get::<F>(&flow::reply_key::<F>(&headers)) {
+            Some(record) => {
+                // SAFETY: see `Record`.
+                let flow = unsafe { record.as_ref() };
+                if flow.backend_port != headers.src_port
+                    || flow.backend_addr != headers.ip.src
+                    || flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
+                    || flow::is_foreign_reply::<F>(flow, &headers)
+                {
+                    return None;
+                }
+                let (addr, port) = (flow.frontend_addr, flow.frontend_port);
+                flow::touch::<F>(record, &headers, Direction::ToClient);
+                return Some(
+                    match rewrite::tuple::<F>(skb, &mut headers, Side::Source, addr, port) {
+                        Ok(()) => Outcome::NEXT,
+                        Err(fault) => fault.into(),
+                    },
+                );
+            }
+            None if tables::may_be_masquerade::<F>(&headers.ip.dst) => return None,
+            None => {}
+        }
+    }
+    if hint != Hint::None {
+        return Some(Outcome::NEXT);
+    }
+    let ours = tables::may_be_frontend::<F>(&headers.ip.dst)
+        || tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+            && flow::get::<F>(&flow::client_key::<F>(&headers)).is_some();
+    if ours { None } else { Some(Outcome::NEXT) }
+}

@@ -1,0 +1,223 @@
+//! The flow table: find flows, keep them up to date, remove them.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use proxy_common::{
+    flow::{Flow, FlowKey, state, ticks},
+    masquerade::MasqueradeKey,
+    net::{BePort, Protocol},
+};
+
+use crate::{
+    choose,
+    parse::{Headers, IpHeader, tcp},
+    tables::Tables,
+};
+
+/// A record in the table. It stays readable for the program's run; one that
+/// another CPU removes meanwhile may come to hold another flow, so readers
+/// compare what they looked for.
+pub type Record<F> = NonNull<Flow<<F as proxy_common::family::Family>::Addr>>;
+
+/// The key under which this packet's sender has its flows.
+#[inline(always)]
+pub fn client_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
+    FlowKey::new(headers.ip.src, headers.src_port, headers.ip.protocol)
+}
+
+/// The key under which this packet's receiver has its flows.
+#[inline(always)]
+pub fn reply_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
+    FlowKey::new(headers.ip.dst, headers.dst_port, headers.ip.protocol)
+}
+
+/// The record of this very key.
+#[inline(always)]
+pub fn get<F: Tables>(key: &FlowKey<F::Addr>) -> Option<Record<F>> {
+    NonNull::new(F::flows().get_ptr_mut(key)?)
+}
+
+/// The client's flow to this front end. Sets the key's index to it.
+#[inline(never)]
+pub fn to_frontend<F: Tables>(
+    key: &mut FlowKey<F::Addr>,
+    addr: &F::Addr,
+    port: BePort,
+) -> Option<Record<F>> {
+    find::<F>(key, |flow| {
+        flow.frontend_port == port && flow.frontend_addr == *addr
+    })
+}
+
+/// The client's flow to this backend. Sets the key's index to it.
+#[inline(never)]
+pub fn to_backend<F: Tables>(
+    key: &mut FlowKey<F::Addr>,
+    addr: &F::Addr,
+    port: BePort,
+) -> Option<Record<F>> {
+    find::<F>(key, |flow| {
+        flow.backend_port == port
+            && flow.backend_addr == *addr
+            && flow.flags & Flow::<F::Addr>::KEEP_ADDRESS == 0
+    })
+}
+
+#[inline(always)]
+fn find<F: Tables>(
+    key: &mut FlowKey<F::Addr>,
+    matches: impl Fn(&Flow<F::Addr>) -> bool,
+) -> Option<Record<F>> {
+    key.index = 0;
+    let first = get::<F>(key)?;
+    // SAFETY: see `Record`.
+    if matches(unsafe { first.as_ref() }) {
+        return Some(first);
+    }
+    // A counter of its own: the verifier does not follow one in memory.
+    let mut index = 1_u32;
+    while index <= LAST_INDEX && index <= highest::<F>(first) {
+        key.index = index as u8;
+        if let Some(record) = get::<F>(key) {
+            // SAFETY: see `Record`.
+            if matches(unsafe { record.as_ref() }) {
+                return Some(record);
+            }
+        }
+        index += 1;
+    }
+    None
+}
+
+/// The highest index in use for a client port, from its first record. Volatile,
+/// so that loops are seen to end at [`LAST_INDEX`]: the compiler would fold the
+/// two bounds into one that the verifier does not understand.
+#[inline(always)]
+pub fn highest<F: Tables>(first: Record<F>) -> u32 {
+    // SAFETY: see `Record`.
+    u32::from(unsafe { (&raw const (*first.as_ptr()).highest).read_volatile() })
+}
+
+/// Highest index of a client port's records.
+pub const LAST_INDEX: u32 = FlowKey::<proxy_common::net::AddrV4>::MAX_INDEX as u32;
+
+/// Direction of a packet within its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    ToBackend,
+    ToClient,
+}
+
+/// Notes that a packet of the flow passed. Writes only what changes: a flow's
+/// cache line stays shared between the CPUs that serve its two directions.
+#[inline(always)]
+pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, direction: Direction) {
+    let mut bits = state::SEEN;
+    if headers.ip.protocol == Protocol::TCP {
+        if headers.tcp_flags & tcp::SYN == 0 {
+            bits |= state::BEYOND_SYN;
+        }
+        if headers.tcp_flags & tcp::FIN != 0 {
+            bits |= state::FIN;
+        }
+        if headers.tcp_flags & tcp::RST != 0 {
+            bits |= state::RST;
+        }
+    }
+    let now = now();
+    let flow = record.as_ptr();
+    // SAFETY: see `Record`; each field is written by aligned stores of its own
+    // size.
+    unsafe {
+        let seen = match direction {
+            Direction::ToBackend => &raw mut (*flow).client_state,
+            Direction::ToClient => &raw mut (*flow).backend_state,
+        };
+        if *seen & bits != bits {
+            *seen |= bits;
+        }
+        if (*flow).last_seen != now {
+            (*flow).last_seen = now;
+        }
+        // A client that forgot the connection opens another one: the backend
+        // may accept it again.
+        if direction == Direction::ToBackend
+            && headers.opens_connection()
+            && (*flow).backend_state & state::BEYOND_SYN != 0
+        {
+            (*flow).backend_state &= !state::BEYOND_SYN;
+        }
+    }
+}
+
+/// The current flow tick.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper takes nothing and reads a clock.
+    ticks(unsafe { bpf_ktime_get_coarse_ns() })
+}
+
+/// Whether both ends of a TCP connection are done.
+#[inline(always)]
+pub fn is_closing<A>(flow: &Flow<A>) -> bool {
+    flow.client_state & flow.backend_state & state::FIN != 0
+        || (flow.client_state | flow.backend_state) & state::RST != 0
+}
+
+/// Whether a packet towards the front end must not follow the flow's record,
+/// but have a backend chosen anew.
+#[inline(always)]
+pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+    if headers.ip.protocol == Protocol::TCP {
+        // Established connections are never moved (S79); one that opens on an
+        // old record is another connection.
+        headers.opens_connection() && (is_closing(flow) || !choose::is_serving::<F>(flow))
+    } else {
+        !choose::is_serving::<F>(flow)
+    }
+}
+
+/// Whether this reply does not belong to the flow after all: the backend has
+/// talked beyond the handshake, so it accepts another connection, one that the
+/// client opened to the backend itself (E13).
+#[inline(always)]
+pub fn is_foreign_reply<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+    headers.accepts_connection() && flow.backend_state & state::BEYOND_SYN != 0
+}
+
+/// Removes a record with all that belongs to it. Record 0 stays while others
+/// of the client port are found through it.
+#[inline(never)]
+pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
+    if let Some(record) = get::<F>(key)
+        && (key.index != 0 || highest::<F>(record) == 0)
+    {
+        delete::<F>(key, record);
+    }
+}
+
+/// Removes a record and its reply tuple.
+#[inline(always)]
+pub fn delete<F: Tables>(key: &FlowKey<F::Addr>, record: Record<F>) {
+    // SAFETY: see `Record`.
+    forget_masquerade::<F>(unsafe { record.as_ref() }, key.protocol);
+    // Gone already is as good.
+    let _ = F::flows().remove(key);
+}
+
+/// Removes a flow's reply tuple.
+#[inline(always)]
+pub fn forget_masquerade<F: Tables>(flow: &Flow<F::Addr>, protocol: Protocol) {
+    if flow.masquerade_port != BePort::ZERO {
+        let key = MasqueradeKey {
+            backend_addr: flow.backend_addr,
+            masquerade_addr: flow.masquerade_addr,
+            backend_port: flow.backend_port,
+            masquerade_port: flow.masquerade_port,
+            protocol,
+            zero: [0; 3],
+        };
+        let _ = F::masquerades().remove(key);
+    }
+}

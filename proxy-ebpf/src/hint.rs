@@ -1,0 +1,84 @@
+//! What ingress tells egress about a packet, in `skb->tc_index` (E11).
+//!
+//! A hint saves look-ups and nothing else: the kernel carries the field
+//! unchanged from hook to hook, but another program may overwrite it, and then
+//! egress decides as if there were no hint. Egress clears it, so that it never
+//! reaches a pod or an outer packet.
+
+use crate::packet::{Link, Skb};
+
+const MAGIC: u32 = 0x7ad0;
+const MASK: u32 = 0xfff0;
+/// On the way to the slow path: the device has no Ethernet header.
+const LAYER3: u32 = 8;
+
+/// What is already known of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Nothing.
+    None,
+    /// Complete: no hook has anything left to do.
+    Done,
+    /// Led to its backend; its source must still be masqueraded.
+    Masquerade,
+    /// Not addressed to a front end when it entered; may still be a reply.
+    Entered,
+    /// Addressed to another host: only bridged through.
+    Foreign,
+}
+
+#[inline(always)]
+pub fn get(skb: Skb) -> Hint {
+    let value = skb.tc_index();
+    if value & MASK != MAGIC {
+        return Hint::None;
+    }
+    match value & !MASK {
+        1 => Hint::Done,
+        2 => Hint::Masquerade,
+        3 => Hint::Entered,
+        4 => Hint::Foreign,
+        _ => Hint::None,
+    }
+}
+
+#[inline(always)]
+pub fn set(skb: Skb, hint: Hint) {
+    skb.set_tc_index(match hint {
+        Hint::None => 0,
+        Hint::Done => MAGIC | 1,
+        Hint::Masquerade => MAGIC | 2,
+        Hint::Entered => MAGIC | 3,
+        Hint::Foreign => MAGIC | 4,
+    });
+}
+
+/// Keeps hint and kind of device for the slow path, which is another program.
+#[inline(always)]
+pub fn keep(skb: Skb, hint: Hint) {
+    set(skb, hint);
+    let layer3 = if skb.link == Link::None { LAYER3 } else { 0 };
+    skb.set_tc_index(MAGIC | skb.tc_index() & !MASK | layer3);
+}
+
+/// What [`keep`] kept. Clears it.
+#[inline(always)]
+pub fn resume(skb: Skb) -> (Hint, Link) {
+    let link = if skb.tc_index() & LAYER3 == 0 {
+        Link::Ethernet
+    } else {
+        Link::None
+    };
+    skb.set_tc_index(skb.tc_index() & !LAYER3);
+    (take(skb), link)
+}
+
+/// Reads the hint and clears it.
+#[inline(always)]
+pub fn take(skb: Skb) -> Hint {
+    let hint = get(skb);
+    if hint != Hint::None {
+        skb.set_tc_index(0);
+    }
+    hint
+}

@@ -1,0 +1,239 @@
+//! Processes of this host as clients of front ends.
+//!
+//! Their packets enter by no device, so they are translated where they leave
+//! and sent on to where the backend is; replies are handed back as if they had
+//! come in by the device they were sent by, which is the one the host's
+//! routing and reverse-path filter expect (E5).
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    },
+    helpers::generated::{
+        bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+    },
+};
+use proxy_common::{
+    counter::Counter,
+    device::Device,
+    family::{V4, V6},
+    flow::Flow,
+    net::{AddrV4, AddrV6, Address as _, Protocol},
+};
+
+use crate::{
+    flow::{self, Direction, Record},
+    fragment::{self, Hook},
+    hint::{self, Hint},
+    ingress,
+    masquerade::{self, Sockets},
+    open::{self, Opened},
+    outcome::{Fault, Outcome},
+    packet::{ETH_LEN, Link, Skb},
+    parse::{Headers, IpHeader, Part},
+    refuse::{self, Refusal},
+    rewrite::{self, Side},
+    tables::{self, Scratch},
+};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Routing table look-ups, by family.
+pub trait Route: Sockets + Refusal {
+    /// Parameters of a look-up for a packet from `src` to `dst` that came in
+    /// by device `ifindex`.
+    fn route(src: &Self::Addr, dst: &Self::Addr, ifindex: u32) -> bpf_fib_lookup;
+}
+
+impl Route for V4 {
+    #[inline(always)]
+    fn route(src: &AddrV4, dst: &AddrV4, ifindex: u32) -> bpf_fib_lookup {
+        // SAFETY: plain integers; zero is a valid value of each.
+        let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        route.family = AF_INET;
+        route.ifindex = ifindex;
+        route.__bindgen_anon_3.ipv4_src = src.word(0);
+        route.__bindgen_anon_4.ipv4_dst = dst.word(0);
+        route
+    }
+}
+
+impl Route for V6 {
+    #[inline(always)]
+    fn route(src: &AddrV6, dst: &AddrV6, ifindex: u32) -> bpf_fib_lookup {
+        // SAFETY: plain integers; zero is a valid value of each.
+        let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        route.family = AF_INET6;
+        route.ifindex = ifindex;
+        route.__bindgen_anon_3.ipv6_src = [src.word(0), src.word(1), src.word(2), src.word(3)];
+        route.__bindgen_anon_4.ipv6_dst = [dst.word(0), dst.word(1), dst.word(2), dst.word(3)];
+        route
+    }
+}
+
+/// Host to front end: dst := backend, and off to the backend's device.
+#[inline(never)]
+pub fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    let record = match ingress::existing::<F>(scratch) {
+        Some(record) => record,
+        None if scratch.headers.ip.part == Part::Later => {
+            return Outcome::drop(Counter::FragmentUnknown);
+        }
+        None => {
+            let opened = open::open::<F>(scratch, skb.ifindex(), skb.ifindex());
+            ingress::log_opened::<F>(*skb, &scratch.headers, opened);
+            match opened {
+                Opened::Flow => {}
+                Opened::NotOurs => return Outcome::NEXT,
+                refused => {
+                    return refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Host);
+                }
+            }
+            let Some(record) = flow::get::<F>(&scratch.key) else {
+                return Outcome::drop(Counter::RewriteFailed);
+            };
+            record
+        }
+    };
+    flow::touch::<F>(record, &scratch.headers, Direction::ToBackend);
+    fragment::remember::<F>(&scratch.headers, Hook::Egress);
+    match send::<F>(skb, scratch, record) {
+        Ok(outcome) => outcome,
+        Err(fault) => fault.into(),
+    }
+}
+
+#[inline(never)]
+fn send<F: IpHeader + Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> Result<Outcome, Fault> {
+    let skb = *skb;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let (addr, port) = (flow.backend_addr, flow.backend_port);
+    let mut route = F::route(&scratch.headers.ip.src, &addr, skb.ifindex());
+    route.__bindgen_anon_1.tot_len = longest::<F>(&skb, &scratch.headers) as u16;
+    // SAFETY: valid context and parameters of the stated size.
+    let result = unsafe {
+        fib_lookup(
+            skb.raw().cast(),
+            &raw mut route,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    } as u32;
+    match result {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
+            hint::set(skb, Hint::Masquerade);
+            // SAFETY: no parameters: the kernel looks the neighbour up itself.
+            let action = unsafe { bpf_redirect_neigh(route.ifindex, core::ptr::null_mut(), 0, 0) };
+            Ok(Outcome::redirect(action))
+        }
+        BPF_FIB_LKUP_RET_NOT_FWDED => to_itself::<F>(&skb, scratch, record),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: the helper has written this field of the union.
+            let mtu = unsafe { route.__bindgen_anon_1.mtu_result };
+            Ok(refuse::too_big::<F>(&skb, &scratch.headers, u32::from(mtu)))
+        }
+        _ => Ok(Outcome::drop(Counter::NoRoute)),
+    }
+}
+
+/// Length of the IP packet, or of the longest segment that it will be cut to.
+#[inline(never)]
+fn longest<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> u32 {
+    let segment = skb.gso_size();
+    if segment == 0 {
+        return skb.len() - headers.l3;
+    }
+    let transport = if headers.ip.protocol == Protocol::TCP {
+        let offset: u8 = skb.read(headers.ip.l4 + 12).unwrap_or(0);
+        u32::from(offset >> 4) * 4
+    } else {
+        8
+    };
+    headers.ip.l4 - headers.l3 + transport + segment
+}
+
+/// Client and backend are both this host. It refuses packets that come in with
+/// an address of its own as source, so the client gets the front end's.
+#[inline(never)]
+fn to_itself<F: IpHeader + Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> Result<Outcome, Fault> {
+    // SAFETY: see `Record`; a one-byte store that every packet of the flow
+    // repeats.
+    unsafe { (*record.as_ptr()).flags |= Flow::<F::Addr>::FRONTEND_ADDRESS };
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let frontend = flow.frontend_addr;
+    let Some(masquerade_port) = masquerade::allocate::<F>(skb, scratch, record, &frontend) else {
+        return Ok(Outcome::drop(Counter::MasqueradePortsExhausted));
+    };
+    let headers = &mut scratch.headers;
+    rewrite::slowly::<F>(
+        skb,
+        headers,
+        Side::Destination,
+        &flow.backend_addr,
+        flow.backend_port,
+    )?;
+    rewrite::slowly::<F>(skb, headers, Side::Source, &frontend, masquerade_port)?;
+    hint::set(*skb, Hint::Done);
+    Ok(deliver(*skb, skb.ifindex()))
+}
+
+/// Lets a translated packet go on: to a client elsewhere (`uplink` 0) by the
+/// way it is on, to a process of this host by the device it expects.
+#[inline(always)]
+pub fn hand_back(skb: Skb, uplink: u32) -> Outcome {
+    if uplink == 0 {
+        return Outcome::NEXT;
+    }
+    hint::set(skb, Hint::Done);
+    if uplink == skb.ifindex() && !skb.is_host_originated() {
+        return Outcome::NEXT;
+    }
+    deliver(skb, uplink)
+}
+
+/// Hands a packet to this host as if it had come in by device `ifindex`.
+#[inline(always)]
+fn deliver(skb: Skb, ifindex: u32) -> Outcome {
+    let Some(device) = tables::device(ifindex) else {
+        return Outcome::drop(Counter::NoRoute);
+    };
+    if device.flags & Device::LAYER3 == 0 {
+        if skb.link == Link::None && add_ethernet(&skb).is_err() {
+            return Fault.into();
+        }
+        let mac = if device.bridge == 0 {
+            device.mac
+        } else {
+            device.bridge_mac
+        };
+        if skb.write::<[u8; 6]>(0, mac).is_err() {
+            return Fault.into();
+        }
+    }
+    // SAFETY: the helper checks the device.
+    Outcome::redirect(unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) })
+}
+
+/// Gives a packet from a device without link-layer header an Ethernet header.
+#[inline(never)]
+fn add_ethernet(skb: &Skb) -> Result<(), Fault> {
+    // SAFETY: the helper checks its arguments.
+    if unsafe { bpf_skb_change_head(skb.raw(), ETH_LEN, 0) } != 0 {
+        return Err(Fault);
+    }
+    skb.write::<[u8; 12]>(0, [0; 12])?;
+    skb.write::<u16>(ETH_LEN - 2, skb.protocol())
+}

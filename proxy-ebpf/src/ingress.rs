@@ -1,0 +1,346 @@
+//! Packets that come in by a device.
+
+use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated::bpf_fib_lookup as fib_lookup};
+use aya_log_ebpf::debug;
+use proxy_common::{
+    counter::Counter,
+    family::{V4, V6},
+    flow::Flow,
+    net::Protocol,
+};
+
+use crate::{
+    choose::{self, Dialled},
+    fast,
+    flow::{self, Direction, Record},
+    fragment::{self, Hook},
+    hint::{self, Hint},
+    host, icmp, masquerade,
+    opaque::opaque,
+    open::{self, Opened},
+    outcome::{Fault, Outcome},
+    packet::{Addressee, Link, Skb},
+    parse::{self, Headers, IpHeader, Part},
+    refuse,
+    rewrite::{self, Side},
+    tables::{self, Scratch},
+};
+
+/// Runs the ingress hook.
+#[inline(always)]
+pub fn run(skb: Skb) -> i32 {
+    // A packet may pass several devices on its way in (a VLAN above a network
+    // card). Once translated it is done (E22).
+    if matches!(hint::get(skb), Hint::Done | Hint::Masquerade) {
+        return Outcome::NEXT.action();
+    }
+    let Some(network) = parse::network(skb) else {
+        return Outcome::NEXT.action();
+    };
+    if network.ethertype == V4::ETHERTYPE {
+        fast_or_slow::<V4>(skb, network.tagged)
+    } else if network.ethertype == V6::ETHERTYPE {
+        fast_or_slow::<V6>(skb, network.tagged)
+    } else {
+        Outcome::NEXT.action()
+    }
+}
+
+#[inline(always)]
+fn fast_or_slow<F: IpHeader + host::Route>(skb: Skb, tagged: bool) -> i32 {
+    if !tagged && let Some(outcome) = fast::ingress::<F>(skb) {
+        return outcome.action();
+    }
+    hint::keep(skb, Hint::None);
+    tables::go_slow(skb, F::SLOW.0);
+    Outcome::drop(Counter::RewriteFailed).action()
+}
+
+/// The slow path: decides about every packet.
+#[inline(always)]
+pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
+    let (_, link) = hint::resume(skb);
+    handle::<F>(skb.on(link)).action()
+}
+
+#[inline(always)]
+fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
+    let Some(scratch) = parse::to_scratch::<F>(skb) else {
+        return Outcome::NEXT;
+    };
+    let headers = &mut scratch.headers;
+    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, headers) {
+        return icmp::ingress::<F>(&skb, scratch);
+    }
+    if headers.ip.part == Part::Later && !fragment::complete::<F>(headers, Hook::Ingress) {
+        return unknown_fragment::<F>(&skb, scratch);
+    }
+    // Replies first: the filter may take this node's address for a front end's.
+    if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, headers.ip.protocol)
+        && tables::slow::may_be_masquerade::<F>(&headers.ip.dst)
+        && Arrival::of(skb) != Arrival::Foreign
+        && let Some(outcome) = masquerade::reply::<F>(&skb, scratch)
+    {
+        return outcome;
+    }
+    let headers = &scratch.headers;
+    if tables::slow::may_be_frontend::<F>(&headers.ip.dst) {
+        let arrival = Arrival::of(skb);
+        if arrival == Arrival::Foreign {
+            hint::set(skb, Hint::Foreign);
+            return Outcome::NEXT;
+        }
+        return to_frontend::<F>(&skb, scratch, opaque(arrival));
+    }
+    if headers.opens_connection() || headers.ip.protocol == Protocol::UDP {
+        direct::<F>(scratch);
+    }
+    hint::set(skb, Hint::Entered);
+    Outcome::NEXT
+}
+
+/// How a frame got here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Arrival {
+    /// Addressed to the device itself.
+    Device,
+    /// Addressed to the bridge that the device is a port of.
+    Bridge,
+    /// Addressed to somebody else: bridged through, or overheard (E12).
+    Foreign,
+}
+
+impl Arrival {
+    #[inline(always)]
+    pub fn of(skb: Skb) -> Self {
+        match skb.addressee() {
+            Addressee::ThisDevice => Self::Device,
+            Addressee::Many => Self::Foreign,
+            Addressee::OtherMac => match tables::device(skb.ifindex()) {
+                Some(device)
+                    if device.bridge != 0
+                        && skb.link == Link::Ethernet
+                        && skb
+                            .read::<[u8; 6]>(0)
+                            .is_some_and(|mac| same(mac, device.bridge_mac)) =>
+                {
+                    Self::Bridge
+                }
+                _ => Self::Foreign,
+            },
+        }
+    }
+}
+
+/// Compares MAC addresses by hand, because an array comparison becomes a call
+/// to `memcmp`.
+#[inline(always)]
+fn same(a: [u8; 6], b: [u8; 6]) -> bool {
+    let mut difference = 0;
+    let mut index = 0;
+    while index < 6 {
+        difference |= a[index] ^ b[index];
+        index += 1;
+    }
+    difference == 0
+}
+
+/// Client to front end: dst := backend.
+#[inline(never)]
+fn to_frontend<F: IpHeader + host::Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    arrival: Arrival,
+) -> Outcome {
+    let record = match existing::<F>(scratch) {
+        Some(record) => record,
+        None if scratch.headers.ip.part == Part::Later => {
+            return Outcome::drop(Counter::FragmentUnknown);
+        }
+        None => {
+            let opened = open::open::<F>(scratch, skb.ifindex(), 0);
+            log_opened::<F>(*skb, &scratch.headers, opened);
+            match opened {
+                Opened::Flow => {}
+                Opened::NotOurs => {
+                    hint::set(*skb, Hint::Entered);
+                    return Outcome::NEXT;
+                }
+                refused => {
+                    return refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Sender);
+                }
+            }
+            let Some(record) = flow::get::<F>(&scratch.key) else {
+                return Outcome::drop(Counter::RewriteFailed);
+            };
+            record
+        }
+    };
+    fragment::remember::<F>(&scratch.headers, Hook::Ingress);
+    // SAFETY: see `Record`.
+    if unsafe { record.as_ref() }.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
+        && let Err(outcome) = change_port::<F>(skb, scratch, record)
+    {
+        return outcome;
+    }
+    forward_slowly::<F>(skb, scratch, record, arrival)
+}
+
+/// The flow that the packet in scratch memory follows, if it has one.
+#[inline(always)]
+pub fn existing<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let headers = &scratch.headers;
+    scratch.key = flow::client_key::<F>(headers);
+    let record = flow::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+    // SAFETY: see `Record`.
+    let stale = flow::is_stale::<F>(unsafe { record.as_ref() }, headers);
+    (!stale).then_some(record)
+}
+
+/// Debug lines about new flows. The agent sets the level when it loads the
+/// programs; below debug the verifier removes this as dead code.
+#[inline(always)]
+pub fn log_opened<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>, opened: Opened) {
+    let protocol = headers.ip.protocol.0;
+    let (client, port) = (headers.src_port.get(), headers.dst_port.get());
+    match opened {
+        Opened::Flow => debug!(
+            skb,
+            "new flow: protocol {} ports {} to {}", protocol, client, port
+        ),
+        Opened::NotOurs => {}
+        refused => debug!(
+            skb,
+            "no flow: protocol {} ports {} to {} reason {}", protocol, client, port, refused as u8
+        ),
+    }
+}
+
+/// Gives a packet another client port, as its flow needs.
+#[inline(never)]
+fn change_port<F: IpHeader + host::Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> Result<(), Outcome> {
+    let client = scratch.headers.ip.src;
+    let port = masquerade::allocate::<F>(skb, scratch, record, &client)
+        .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
+    rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
+        .map_err(Outcome::from)
+}
+
+#[inline(never)]
+fn forward_slowly<F: IpHeader + host::Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+    arrival: Arrival,
+) -> Outcome {
+    forward::<F>(*skb, &mut scratch.headers, record, arrival)
+}
+
+/// Sends a packet on to its flow's backend.
+#[inline(always)]
+pub fn forward<F: IpHeader + host::Route>(
+    skb: Skb,
+    headers: &mut Headers<F::Addr>,
+    record: Record<F>,
+    arrival: Arrival,
+) -> Outcome {
+    match try_forward::<F>(skb, headers, record, arrival) {
+        Ok(()) => Outcome::NEXT,
+        Err(fault) => fault.into(),
+    }
+}
+
+#[inline(always)]
+fn try_forward<F: IpHeader + host::Route>(
+    skb: Skb,
+    headers: &mut Headers<F::Addr>,
+    record: Record<F>,
+    arrival: Arrival,
+) -> Result<(), Fault> {
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let (addr, port, flags) = (flow.backend_addr, flow.backend_port, flow.flags);
+    flow::touch::<F>(record, headers, Direction::ToBackend);
+    if arrival == Arrival::Bridge && addr != headers.ip.src {
+        stay_on_bridge::<F>(skb, headers, &addr)?;
+    }
+    rewrite::tuple::<F>(skb, headers, Side::Destination, addr, port)?;
+    let masquerade = flags & (Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::KEEP_ADDRESS);
+    hint::set(
+        skb,
+        if masquerade == Flow::<F::Addr>::MASQUERADE {
+            Hint::Masquerade
+        } else {
+            Hint::Done
+        },
+    );
+    Ok(())
+}
+
+/// Where client and backend are ports of one bridge, replies are bridged and
+/// never routed. Requests must be bridged too, or conntrack sees half of each
+/// connection and calls it invalid (E2): give the frame the backend's MAC.
+#[inline(always)]
+fn stay_on_bridge<F: IpHeader + host::Route>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    backend: &F::Addr,
+) -> Result<(), Fault> {
+    let Some(device) = tables::device(skb.ifindex()) else {
+        return Ok(());
+    };
+    let mut route = F::route(&headers.ip.src, backend, device.bridge);
+    // SAFETY: valid context and parameters of the stated size.
+    let result = unsafe {
+        fib_lookup(
+            skb.raw().cast(),
+            &raw mut route,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    };
+    if result == 0 && route.ifindex == device.bridge {
+        skb.write::<[u8; 6]>(0, route.dmac)?;
+    }
+    Ok(())
+}
+
+/// A later fragment whose first one was not seen. Half a datagram must never
+/// pass, but only what is addressed to a Service is ours to drop.
+#[inline(never)]
+fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    if tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst)
+        && Arrival::of(*skb) != Arrival::Foreign
+        && choose::frontend::<F>(scratch) != Dialled::NotOurs
+    {
+        return Outcome::drop(Counter::FragmentUnknown);
+    }
+    hint::set(*skb, Hint::Entered);
+    Outcome::NEXT
+}
+
+/// A client talks straight to a backend from a port that it used to reach it
+/// through a Service before: forget that flow, or the backend's replies would
+/// be taken for the Service's (E13). A TCP connection must be over for that;
+/// of UDP the last use counts.
+#[inline(never)]
+fn direct<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+    let headers = &scratch.headers;
+    scratch.key = flow::client_key::<F>(headers);
+    let Some(record) = flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
+    else {
+        return;
+    };
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let over = headers.ip.protocol == Protocol::UDP || flow::is_closing(flow);
+    if over && flow.flags & Flow::<F::Addr>::MASQUERADE == 0 {
+        flow::remove::<F>(&scratch.key);
+        tables::count(Counter::TupleClash);
+    }
+}

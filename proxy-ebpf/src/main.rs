@@ -1,0 +1,142 @@
+//! Tandem's datapath. A packet runs through it in this order:
+//!
+//! ```text
+//! entry points (here) ─► ingress / egress ─► parse ─► flow, choose (tables) ─► rewrite ─► verdict
+//! ```
+//!
+//! The attached programs know the `fast` path: packets that are not ours and
+//! packets of open flows. All else they hand to a slow-path program by tail
+//! call, which has a stack and a verifier budget of its own.
+//!
+//! Rewriting happens at the edges of the host only: on the device that faces
+//! the client and on the one that faces the backend. In between, routing and
+//! netfilter see real addresses. Six translations do it:
+//!
+//! | packet | hook | write | where |
+//! |---|---|---|---|
+//! | client → front end | ingress, client's device | dst := backend | `ingress` |
+//! | backend → client | egress, client's device | src := front end | `egress` |
+//! | client → backend, masqueraded | egress, backend's device | src := device's address | `masquerade` |
+//! | backend → masquerade address | ingress, backend's device | dst := client | `masquerade` |
+//! | host → front end | egress | dst := backend, redirected | `host` |
+//! | backend → host | ingress | src := front end, redirected | `host` |
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_ptr_alignment,
+    clippy::needless_pass_by_value,
+    unreachable_pub,
+    reason = "BPF: calls cost, helpers speak C integers, packet memory has no Rust alignment, a program's context is passed by value and it has no outside"
+)]
+
+mod choose;
+mod egress;
+mod fast;
+mod flow;
+mod fragment;
+mod hint;
+mod host;
+mod icmp;
+mod ingress;
+mod masquerade;
+mod opaque;
+mod open;
+mod outcome;
+mod packet;
+mod parse;
+mod refuse;
+mod rewrite;
+mod sweep;
+mod tables;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use proxy_common::family::{V4, V6};
+
+use crate::{
+    outcome::Outcome,
+    packet::{Link, Skb},
+};
+
+/// Ingress of devices with Ethernet headers.
+#[classifier]
+pub fn ingress(ctx: TcContext) -> i32 {
+    ingress::run(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Egress of devices with Ethernet headers.
+#[classifier]
+pub fn egress(ctx: TcContext) -> i32 {
+    egress::run(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Ingress of devices without link-layer header (tun, `WireGuard`, ipip).
+#[classifier]
+pub fn ingress_l3(ctx: TcContext) -> i32 {
+    ingress::run(Skb::new(&ctx, Link::None))
+}
+
+/// Egress of devices without link-layer header.
+#[classifier]
+pub fn egress_l3(ctx: TcContext) -> i32 {
+    egress::run(Skb::new(&ctx, Link::None))
+}
+
+/// Slow path of `ingress` for IPv4. Reached by tail call, like those below.
+#[classifier]
+pub fn ingress_slow_v4(ctx: TcContext) -> i32 {
+    ingress::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Slow path of `ingress` for IPv6.
+#[classifier]
+pub fn ingress_slow_v6(ctx: TcContext) -> i32 {
+    ingress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Slow path of `egress` for IPv4.
+#[classifier]
+pub fn egress_slow_v4(ctx: TcContext) -> i32 {
+    egress::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Slow path of `egress` for IPv6.
+#[classifier]
+pub fn egress_slow_v6(ctx: TcContext) -> i32 {
+    egress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Removes idle flows. Not attached: the agent runs it by test run.
+#[classifier]
+pub fn sweep(_ctx: TcContext) -> i32 {
+    sweep::run()
+}
+
+/// `ingress` for measurements: a test run repeats it on one and the same
+/// packet, which must not look translated the second time.
+#[classifier]
+pub fn ingress_repeated(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx, Link::Ethernet);
+    hint::set(skb, hint::Hint::None);
+    ingress::run(skb)
+}
+
+/// Does nothing: the floor that measurements are taken above.
+#[classifier]
+pub fn empty(_ctx: TcContext) -> i32 {
+    Outcome::NEXT.action()
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel lets only GPL-compatible programs use its helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

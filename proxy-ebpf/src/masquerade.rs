@@ -1,0 +1,321 @@
+//! Masquerading: backends that must see an address of this node.
+//!
+//! The reply tuple is entered in `MASQ` before the flow's record names it, and
+//! only if nobody has it yet, so two flows never share one (E20).
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_tuple},
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use proxy_common::{
+    counter::Counter,
+    family::{V4, V6},
+    flow::Flow,
+    masquerade::{MasqueradeKey, ports},
+    net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
+};
+
+use crate::{
+    choose,
+    flow::{self, Direction, Record},
+    fragment::{self, Hook},
+    hint::{self, Hint},
+    host,
+    opaque::opaque,
+    outcome::{Fault, Outcome},
+    packet::Skb,
+    parse::IpHeader,
+    rewrite::{self, Side},
+    tables::{self, Scratch, Tables},
+};
+
+/// `bpf_map_update_elem`: create only.
+const BPF_NOEXIST: u64 = 1;
+/// `BPF_TCP_LISTEN`.
+const TCP_LISTEN: u32 = 10;
+/// "The network namespace of this device", as the socket look-ups spell it.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// Client to backend at the backend's device: src := an address of this node.
+/// `None`: the packet belongs to no masqueraded flow.
+#[inline(never)]
+pub fn forward<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+) -> Option<Outcome> {
+    let headers = &scratch.headers;
+    scratch.key = flow::client_key::<F>(headers);
+    let record = flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    if flow.flags & Flow::<F::Addr>::MASQUERADE == 0 {
+        return None;
+    }
+    let mut addr = flow.masquerade_addr;
+    if flow.masquerade_port == BePort::ZERO {
+        addr = tables::device(skb.ifindex()).map_or(F::Addr::ZERO, F::masquerade_addr);
+        if addr.is_zero() {
+            return Some(Outcome::drop(Counter::MasqueradeNoAddress));
+        }
+    }
+    let Some(port) = allocate::<F>(skb, scratch, record, &addr) else {
+        return Some(Outcome::drop(Counter::MasqueradePortsExhausted));
+    };
+    fragment::remember::<F>(&scratch.headers, Hook::Egress);
+    Some(
+        match rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &addr, port) {
+            Ok(()) => Outcome::NEXT,
+            Err(fault) => fault.into(),
+        },
+    )
+}
+
+/// The masquerade port of the flow in `record`, whose key is in scratch
+/// memory; takes a free one on its first packet.
+#[inline(never)]
+pub fn allocate<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+    addr: &F::Addr,
+) -> Option<BePort> {
+    tables::note_masquerade::<F>(addr);
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    if flow.masquerade_port != BePort::ZERO {
+        return Some(flow.masquerade_port);
+    }
+    scratch.reply.backend_addr = flow.backend_addr;
+    scratch.reply.masquerade_addr = *addr;
+    scratch.reply.backend_port = flow.backend_port;
+    scratch.reply.masquerade_port = scratch.headers.src_port;
+    scratch.reply.protocol = scratch.key.protocol;
+    scratch.reply.zero = [0; 3];
+    // A process of this host that keeps its address keeps its port: the socket
+    // itself reserves it.
+    let own_socket = flow.uplink != 0 && *addr == scratch.key.addr;
+    let port = if own_socket && opaque(claim::<F>(skb, scratch, true)) {
+        scratch.reply.masquerade_port
+    } else {
+        free_port::<F>(skb, scratch)?
+    };
+    // The address before the port: a port that is not zero says that both are
+    // there.
+    // SAFETY: see `Record`; two CPUs that get here together write the same
+    // values, because the one that came second finds the first one's claim to
+    // be its own.
+    unsafe {
+        let flow = record.as_ptr();
+        (&raw mut (*flow).masquerade_addr).write_volatile(*addr);
+        (&raw mut (*flow).masquerade_port).write_volatile(port);
+    }
+    Some(port)
+}
+
+/// Claims a free port, trying in an order that only depends on the flow, so
+/// that a flow whose record was lost finds its port again.
+#[inline(never)]
+fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<BePort> {
+    let hash = choose::hash::<F>(&scratch.headers) as u32;
+    let mut attempt = 0;
+    while attempt < ports::TRIES {
+        scratch.reply.masquerade_port = BePort::new(ports::nth(hash.wrapping_add(attempt)));
+        if opaque(claim::<F>(skb, scratch, false)) {
+            return Some(scratch.reply.masquerade_port);
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// Takes the reply tuple in scratch memory for the flow there, unless another
+/// flow or a socket of this host has it.
+#[inline(never)]
+fn claim<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    own_socket: bool,
+) -> bool {
+    let (key, client) = (&scratch.reply, &scratch.key);
+    if F::masquerades().insert(key, client, BPF_NOEXIST).is_err() {
+        // SAFETY: the value is compared at once.
+        let Some(holder) = (unsafe { F::masquerades().get(key) }) else {
+            return false;
+        };
+        return holder.addr == client.addr
+            && holder.port == client.port
+            && holder.index == client.index;
+    }
+    if !own_socket && F::has_socket(*skb, key) {
+        let _ = F::masquerades().remove(key);
+        return false;
+    }
+    true
+}
+
+/// Backend to masquerade address at the backend's device: dst := client, and
+/// for a process of this host src := front end. `None`: not a reply of a flow.
+#[inline(never)]
+pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
+    let skb = *skb;
+    let record = client_of::<F>(scratch)?;
+    hint::set(skb, Hint::Entered);
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    if flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0 {
+        // Undone at once where the packet leaves: with the client's own port
+        // back it would look like a reply of the client's other flow.
+        return Some(Outcome::NEXT);
+    }
+    let uplink = flow.uplink;
+    fragment::remember::<F>(&scratch.headers, Hook::Ingress);
+    if uplink != 0 {
+        return Some(to_host::<F>(&skb, scratch, record));
+    }
+    // The other half follows where the packet leaves towards the client.
+    let (addr, port) = (scratch.key.addr, scratch.key.port);
+    Some(
+        match rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port) {
+            Ok(()) => Outcome::NEXT,
+            Err(fault) => fault.into(),
+        },
+    )
+}
+
+/// Replies that have to be recognised where they leave: those to a client that
+/// kept its address, and those of this host to itself.
+#[inline(never)]
+pub fn reply_at_egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
+    let record = client_of::<F>(scratch)?;
+    fragment::remember::<F>(&scratch.headers, Hook::Egress);
+    Some(to_host::<F>(skb, scratch, record))
+}
+
+/// Gives a reply both addresses that the client expects, and to a process of
+/// this host the device that it expects.
+#[inline(never)]
+fn to_host<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Record<F>) -> Outcome {
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let (frontend_addr, frontend_port, uplink) =
+        (flow.frontend_addr, flow.frontend_port, flow.uplink);
+    let headers = &mut scratch.headers;
+    flow::touch::<F>(record, headers, Direction::ToClient);
+    let (addr, port) = (scratch.key.addr, scratch.key.port);
+    if rewrite::slowly::<F>(skb, headers, Side::Destination, &addr, port).is_err()
+        || rewrite::slowly::<F>(skb, headers, Side::Source, &frontend_addr, frontend_port).is_err()
+    {
+        return Fault.into();
+    }
+    host::hand_back(*skb, uplink)
+}
+
+/// The flow that the packet in scratch memory answers; its key is put there.
+#[inline(always)]
+fn client_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let headers = &scratch.headers;
+    scratch.reply = MasqueradeKey {
+        backend_addr: headers.ip.src,
+        masquerade_addr: headers.ip.dst,
+        backend_port: headers.src_port,
+        masquerade_port: headers.dst_port,
+        protocol: headers.ip.protocol,
+        zero: [0; 3],
+    };
+    client::<F>(scratch)
+}
+
+/// The flow that has the reply tuple in scratch memory; its key is put there.
+#[inline(never)]
+pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let reply = &scratch.reply;
+    // SAFETY: the value is copied at once, and the flow it names is compared
+    // with the tuple below.
+    scratch.key = *unsafe { F::masquerades().get(reply) }?;
+    let record = flow::get::<F>(&scratch.key)?;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    (flow.backend_addr == reply.backend_addr
+        && flow.masquerade_addr == reply.masquerade_addr
+        && flow.masquerade_port == reply.masquerade_port)
+        .then_some(record)
+}
+
+/// Sockets of this host, by family.
+pub trait Sockets: Tables {
+    /// Whether a socket of this host would take packets of this reply tuple.
+    fn has_socket(skb: Skb, key: &MasqueradeKey<Self::Addr>) -> bool;
+}
+
+/// IPv4 part of `bpf_sock_tuple`.
+#[repr(C)]
+struct TupleV4 {
+    src: AddrV4,
+    dst: AddrV4,
+    src_port: BePort,
+    dst_port: BePort,
+}
+
+/// IPv6 part of `bpf_sock_tuple`.
+#[repr(C)]
+struct TupleV6 {
+    src: AddrV6,
+    dst: AddrV6,
+    src_port: BePort,
+    dst_port: BePort,
+}
+
+impl Sockets for V4 {
+    #[inline(always)]
+    fn has_socket(skb: Skb, key: &MasqueradeKey<AddrV4>) -> bool {
+        let mut tuple = TupleV4 {
+            src: key.backend_addr,
+            dst: key.masquerade_addr,
+            src_port: key.backend_port,
+            dst_port: key.masquerade_port,
+        };
+        has_socket(skb, key.protocol, &raw mut tuple)
+    }
+}
+
+impl Sockets for V6 {
+    #[inline(always)]
+    fn has_socket(skb: Skb, key: &MasqueradeKey<AddrV6>) -> bool {
+        let mut tuple = TupleV6 {
+            src: key.backend_addr,
+            dst: key.masquerade_addr,
+            src_port: key.backend_port,
+            dst_port: key.masquerade_port,
+        };
+        has_socket(skb, key.protocol, &raw mut tuple)
+    }
+}
+
+#[inline(always)]
+fn has_socket<T>(skb: Skb, protocol: Protocol, tuple: *mut T) -> bool {
+    let context = skb.raw().cast();
+    let tuple = tuple.cast::<bpf_sock_tuple>();
+    let size = size_of::<T>() as u32;
+    // SAFETY: valid context and tuple of the stated size; a socket that is
+    // returned is released exactly once.
+    unsafe {
+        if protocol == Protocol::TCP {
+            let socket: *mut bpf_sock = bpf_skc_lookup_tcp(context, tuple, size, CURRENT_NETNS, 0);
+            if socket.is_null() {
+                return false;
+            }
+            // A listener does not mind: the tuple it would accept is ours only
+            // for packets from this backend's port.
+            let listens = (*socket).state == TCP_LISTEN;
+            bpf_sk_release(socket.cast());
+            !listens
+        } else {
+            let socket = bpf_sk_lookup_udp(context, tuple, size, CURRENT_NETNS, 0);
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+            true
+        }
+    }
+}

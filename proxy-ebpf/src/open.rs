@@ -1,0 +1,279 @@
+//! Opens a flow: finds what was dialled, chooses a backend, records it.
+
+use proxy_common::{
+    config::Config,
+    counter::Counter,
+    device::Device,
+    flow::{Flow, FlowKey},
+    net::{Address as _, BePort, Protocol},
+};
+
+use crate::{
+    choose::{self, Dialled},
+    flow,
+    opaque::opaque,
+    parse::{IpHeader, tcp},
+    tables::{Scratch, Tables, config, count, device},
+};
+
+/// `bpf_map_update_elem`: create or replace.
+const BPF_ANY: u64 = 0;
+/// `bpf_map_update_elem`: create only.
+const BPF_NOEXIST: u64 = 1;
+/// `EEXIST`, as helpers return it.
+const EEXIST: i32 = -17;
+
+/// How many other backends are tried when one is taken by another flow of the
+/// same client port.
+const MAX_SKIP: u32 = 3;
+
+/// What became of the attempt to open a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opened {
+    /// The record is in the table.
+    Flow,
+    /// The packet is not addressed to a front end.
+    NotOurs,
+    NoEndpoint,
+    NoLocalEndpoint,
+    UnknownPort,
+    TooManyFrontends,
+    FlowTableFull,
+    /// A reset of a connection that is long gone.
+    Reset,
+}
+
+impl Opened {
+    /// The reason to count, where no flow was opened.
+    #[inline(always)]
+    pub fn reason(self) -> Option<Counter> {
+        match self {
+            Self::Flow | Self::NotOurs | Self::Reset => None,
+            Self::NoEndpoint => Some(Counter::NoEndpoint),
+            Self::NoLocalEndpoint => Some(Counter::NoLocalEndpoint),
+            Self::UnknownPort => Some(Counter::UnknownPort),
+            Self::TooManyFrontends => Some(Counter::TooManyFrontends),
+            Self::FlowTableFull => Some(Counter::FlowTableFull),
+        }
+    }
+}
+
+/// Opens the flow of the packet in scratch memory, or moves a stale record of
+/// the same client and front end to another backend. `uplink` is the device
+/// that a host process's packet leaves by, else 0.
+#[inline(always)]
+pub fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u32) -> Opened {
+    opaque(try_open::<F>(scratch, ifindex, uplink))
+}
+
+#[inline(never)]
+fn try_open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u32) -> Opened {
+    let dialled = choose::frontend::<F>(scratch);
+    let place = opaque(place::<F>(scratch));
+    if dialled != Dialled::Service {
+        if place == Place::Replace {
+            flow::remove::<F>(&scratch.key);
+        }
+        return if dialled == Dialled::NotOurs {
+            Opened::NotOurs
+        } else {
+            Opened::UnknownPort
+        };
+    }
+    if scratch.headers.tcp_flags & tcp::RST != 0 {
+        return Opened::Reset;
+    }
+    if place == Place::None {
+        return Opened::TooManyFrontends;
+    }
+    let chosen = opaque(choose::<F>(scratch, place));
+    if chosen != Opened::Flow {
+        if place == Place::Replace {
+            flow::remove::<F>(&scratch.key);
+        }
+        return chosen;
+    }
+    scratch.flow.uplink = uplink;
+    if uplink != 0 || needs_masquerade::<F>(scratch, ifindex) {
+        if scratch.flow.flags != 0 {
+            return Opened::TooManyFrontends;
+        }
+        scratch.flow.flags = Flow::<F::Addr>::MASQUERADE;
+    }
+    insert::<F>(scratch, place)
+}
+
+/// Where a client's new record goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Place {
+    /// All records of the client port are in use.
+    None,
+    Free,
+    /// The client's record for the same front end, or one that is closing.
+    Replace,
+}
+
+/// Finds a place and sets the scratch key to it.
+#[inline(never)]
+fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
+    scratch.key = flow::client_key::<F>(&scratch.headers);
+    let Some(first) = flow::get::<F>(&scratch.key) else {
+        return Place::Free;
+    };
+    let (mut place, mut chosen) = (Place::None, 0_u8);
+    let mut index = 0_u32;
+    while index <= flow::LAST_INDEX && index <= flow::highest::<F>(first) + 1 {
+        scratch.key.index = index as u8;
+        let mut same = false;
+        let found = match flow::get::<F>(&scratch.key) {
+            None => Place::Free,
+            Some(record) => {
+                // SAFETY: see `Record`.
+                let flow = unsafe { record.as_ref() };
+                same = flow.frontend_port == scratch.headers.dst_port
+                    && flow.frontend_addr == scratch.headers.ip.dst;
+                let over = scratch.headers.ip.protocol == Protocol::TCP && flow::is_closing(flow);
+                if same || over {
+                    Place::Replace
+                } else {
+                    Place::None
+                }
+            }
+        };
+        if same || place == Place::None && found != Place::None {
+            place = opaque(found);
+            chosen = opaque(index as u8);
+        }
+        if same {
+            break;
+        }
+        index += 1;
+    }
+    scratch.key.index = chosen;
+    place
+}
+
+/// Chooses a backend and fills the scratch flow. [`Opened::Flow`] if there is one.
+#[inline(never)]
+fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
+    let hash = choose::hash::<F>(&scratch.headers);
+    let alone = place == Place::Free && scratch.key.index == 0;
+    let flow = &mut scratch.flow;
+    flow.frontend_addr = scratch.headers.ip.dst;
+    flow.frontend_port = scratch.headers.dst_port;
+    flow.masquerade_addr = F::Addr::ZERO;
+    flow.masquerade_port = BePort::ZERO;
+    flow.client_state = 0;
+    flow.backend_state = 0;
+    flow.service = scratch.frontend.service;
+    flow.last_seen = flow::now();
+    flow.flags = 0;
+    flow.highest = 0;
+    flow.zero = 0;
+    let mut skip = 0;
+    while skip <= MAX_SKIP {
+        let chosen = opaque(choose::backend::<F>(scratch, hash, skip));
+        if chosen != Opened::Flow {
+            return chosen;
+        }
+        // Two flows of one client port must not share a backend: its replies
+        // would look the same.
+        if alone || !opaque(is_taken::<F>(scratch)) {
+            return Opened::Flow;
+        }
+        skip += 1;
+    }
+    scratch.flow.flags = Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::KEEP_ADDRESS;
+    Opened::Flow
+}
+
+/// Whether another flow of the client port leads to the scratch flow's backend.
+#[inline(never)]
+fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
+    let own = scratch.key.index;
+    let mut taken = false;
+    let mut index = 0_u32;
+    while index <= flow::LAST_INDEX {
+        scratch.key.index = index as u8;
+        if let Some(record) = flow::get::<F>(&scratch.key) {
+            // SAFETY: see `Record`.
+            let flow = unsafe { record.as_ref() };
+            taken = opaque(
+                scratch.key.index != own
+                    && flow.backend_port == scratch.flow.backend_port
+                    && flow.backend_addr == scratch.flow.backend_addr,
+            );
+        }
+        if taken {
+            break;
+        }
+        index += 1;
+    }
+    scratch.key.index = own;
+    taken
+}
+
+/// Whether the backend must not see the client's address: S63 for cluster IPs,
+/// S65 for a pod that reaches itself.
+#[inline(always)]
+fn needs_masquerade<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32) -> bool {
+    let client = &scratch.headers.ip.src;
+    if *client == scratch.flow.backend_addr {
+        return true;
+    }
+    let Some(config) = config() else {
+        return false;
+    };
+    if config.flags & Config::MASQUERADE_ALL != 0 {
+        return true;
+    }
+    if config.flags & Config::DETECT_DEVICE != 0 {
+        return device(ifindex).is_none_or(|device| device.flags & Device::LOCAL_CLIENTS == 0);
+    }
+    F::pods(config).is_some_and(|pods| !pods.contains(client))
+}
+
+/// Enters the scratch flow under the scratch key.
+#[inline(never)]
+fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
+    let replace = place == Place::Replace;
+    if replace {
+        if let Some(old) = flow::get::<F>(&scratch.key) {
+            scratch.flow.highest = flow::highest::<F>(old) as u8;
+            // SAFETY: see `Record`.
+            flow::forget_masquerade::<F>(unsafe { old.as_ref() }, scratch.key.protocol);
+        }
+        count(Counter::FlowReselected);
+    } else if scratch.key.index > 0 {
+        // Raised before the record exists, so that nobody overlooks it.
+        raise_highest::<F>(&scratch.key);
+    }
+    let mode = if replace { BPF_ANY } else { BPF_NOEXIST };
+    let (key, flow) = (&scratch.key, &scratch.flow);
+    match F::flows().insert(key, flow, mode) {
+        Ok(()) => {
+            if !replace {
+                count(Counter::FlowCreated);
+            }
+            Opened::Flow
+        }
+        // Another CPU opened the flow with a packet of its own.
+        Err(EEXIST) => Opened::Flow,
+        Err(_) => Opened::FlowTableFull,
+    }
+}
+
+#[inline(always)]
+fn raise_highest<F: Tables>(key: &FlowKey<F::Addr>) {
+    if let Some(first) = flow::get::<F>(&key.with_index(0)) {
+        // SAFETY: see `Record`; a one-byte store.
+        unsafe {
+            let highest = &raw mut (*first.as_ptr()).highest;
+            if *highest < key.index {
+                *highest = key.index;
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! From bytes to [`Headers`].
+
+use proxy_common::{
+    checksum,
+    family::{V4, V6},
+    net::{AddrV4, AddrV6, BePort, Protocol},
+};
+
+use crate::{
+    opaque::opaque,
+    outcome::Fault,
+    packet::{ETH_LEN, Link, Skb},
+    tables::{Scratch, Tables},
+};
+
+/// Bytes that are made readable in place: the usual headers, and an ICMP error
+/// with the packet it quotes.
+const PULL: u32 = 128;
+
+const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
+const ETHERTYPE_QINQ: u16 = 0x88a8_u16.to_be();
+
+/// Which part of a datagram a packet holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, with the transport header.
+    First,
+    /// A later fragment: ports are those of the first one, if it was seen.
+    Later,
+}
+
+/// An IP header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ip<A> {
+    pub src: A,
+    pub dst: A,
+    /// Fragment identification, network order.
+    pub id: u32,
+    /// Offset of the transport header.
+    pub l4: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Protocol that the fragment header names; the same for all fragments.
+    pub fragment_protocol: Protocol,
+    pub part: Part,
+}
+
+/// What the datapath knows of a packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Headers<A> {
+    pub ip: Ip<A>,
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Zero for protocols without ports.
+    pub src_port: BePort,
+    pub dst_port: BePort,
+    /// Flags byte of the TCP header, else zero.
+    pub tcp_flags: u8,
+}
+
+/// Bits of [`Headers::tcp_flags`].
+pub mod tcp {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+impl<A> Headers<A> {
+    /// Whether the protocol has ports that front ends are known by.
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        self.ip.protocol == Protocol::TCP || self.ip.protocol == Protocol::UDP
+    }
+
+    /// A TCP segment that opens a connection.
+    #[inline(always)]
+    pub fn opens_connection(&self) -> bool {
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+
+    /// A TCP segment that accepts a connection.
+    #[inline(always)]
+    pub fn accepts_connection(&self) -> bool {
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
+}
+
+/// What differs between the families' headers.
+pub trait IpHeader: Tables {
+    /// Ethertype, network order.
+    const ETHERTYPE: u16;
+    /// Offsets of the addresses in the IP header.
+    const SRC_OFFSET: u32;
+    const DST_OFFSET: u32;
+    /// The family's ICMP.
+    const ICMP: Protocol;
+    const IS_V6: bool;
+
+    /// Reads the IP header of an ordinary packet at `l3`. `None`: any other.
+    fn read_plain_ip(skb: Skb, l3: u32) -> Option<Ip<Self::Addr>>;
+
+    /// Reads the IP header at `l3` and what leads to the transport header.
+    fn read_ip(skb: Skb, l3: u32) -> Option<Ip<Self::Addr>>;
+
+    /// Adds `difference` to the header's own checksum, if it has one.
+    fn add_to_header_checksum(skb: Skb, l3: u32, difference: u32) -> Result<(), Fault>;
+}
+
+/// What follows the link-layer header.
+pub struct Network {
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Ethertype, network order.
+    pub ethertype: u16,
+    /// VLAN tags are still in the frame.
+    pub tagged: bool,
+}
+
+/// Finds the IP header. Skips up to two VLAN tags that are still in the frame.
+#[inline(always)]
+pub fn network(skb: Skb) -> Option<Network> {
+    skb.pull(PULL);
+    let mut network = Network {
+        l3: 0,
+        ethertype: skb.protocol(),
+        tagged: false,
+    };
+    if skb.link == Link::None {
+        return Some(network);
+    }
+    network.l3 = ETH_LEN;
+    network.ethertype = skb.read(ETH_LEN - 2)?;
+    if is_tag(network.ethertype) {
+        network.tagged = true;
+        network.ethertype = skb.read(ETH_LEN + 2)?;
+        network.l3 = ETH_LEN + 4;
+        if is_tag(network.ethertype) {
+            network.ethertype = skb.read(ETH_LEN + 6)?;
+            network.l3 = ETH_LEN + 8;
+        }
+    }
+    Some(network)
+}
+
+#[inline(always)]
+fn is_tag(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+/// Reads the headers of an ordinary packet. `None`: anything else, the slow
+/// path sees to it.
+#[inline(always)]
+pub fn plain<F: IpHeader>(skb: Skb, l3: u32) -> Option<Headers<F::Addr>> {
+    transport::<F>(skb, l3, F::read_plain_ip(skb, l3)?)
+}
+
+/// Reads the transport header. `None`: truncated.
+#[inline(always)]
+fn transport<F: IpHeader>(skb: Skb, l3: u32, ip: Ip<F::Addr>) -> Option<Headers<F::Addr>> {
+    let mut headers = Headers {
+        ip,
+        l3,
+        src_port: BePort::ZERO,
+        dst_port: BePort::ZERO,
+        tcp_flags: 0,
+    };
+    if headers.has_ports() && ip.part != Part::Later {
+        let (src_port, dst_port) = ports(skb, ip.l4)?;
+        headers.src_port = src_port;
+        headers.dst_port = dst_port;
+        if ip.protocol == Protocol::TCP {
+            headers.tcp_flags = skb.read(ip.l4 + 13)?;
+        }
+    }
+    Some(headers)
+}
+
+/// Reads a packet's headers to this CPU's scratch memory. Once in a program.
+#[inline(always)]
+pub fn to_scratch<F: IpHeader>(skb: Skb) -> Option<&'static mut Scratch<F::Addr>> {
+    let scratch = F::scratch()?;
+    read_headers::<F>(&skb, scratch)?;
+    Some(scratch)
+}
+
+#[inline(never)]
+fn read_headers<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<()> {
+    let skb = *skb;
+    let l3 = u32::from(opaque(network(skb)?.l3 as u8));
+    scratch.headers = transport::<F>(skb, l3, F::read_ip(skb, l3)?)?;
+    Some(())
+}
+
+/// Source and destination port of the transport header at `l4`.
+#[inline(always)]
+pub fn ports(skb: Skb, l4: u32) -> Option<(BePort, BePort)> {
+    let word: u32 = skb.read(l4)?;
+    let bytes = word.to_ne_bytes();
+    Some((
+        BePort::from_bits(u16::from_ne_bytes([bytes[0], bytes[1]])),
+        BePort::from_bits(u16::from_ne_bytes([bytes[2], bytes[3]])),
+    ))
+}
+
+/// IPv4 header without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct V4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_len: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: Protocol,
+    checksum: u16,
+    src: AddrV4,
+    dst: AddrV4,
+}
+
+impl IpHeader for V4 {
+    const ETHERTYPE: u16 = 0x0800_u16.to_be();
+    const SRC_OFFSET: u32 = 12;
+    const DST_OFFSET: u32 = 16;
+    const ICMP: Protocol = Protocol::ICMP;
+    const IS_V6: bool = false;
+
+    #[inline(always)]
+    fn read_plain_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV4>> {
+        Self::read_ip(skb, l3).filter(|ip| ip.part == Part::Whole)
+    }
+
+    #[inline(always)]
+    fn read_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV4>> {
+        let header: V4Header = skb.read(l3)?;
+        let length = u32::from(header.version_ihl & 0x0f) * 4;
+        if header.version_ihl >> 4 != 4 || length < 20 {
+            return None;
+        }
+        let fragment = u16::from_be(header.fragment);
+        let part = if fragment & 0x1fff != 0 {
+            Part::Later
+        } else if fragment & 0x2000 != 0 {
+            Part::First
+        } else {
+            Part::Whole
+        };
+        Some(Ip {
+            src: header.src,
+            dst: header.dst,
+            id: u32::from(header.id),
+            l4: l3 + length,
+            protocol: header.protocol,
+            fragment_protocol: header.protocol,
+            part,
+        })
+    }
+
+    #[inline(always)]
+    fn add_to_header_checksum(skb: Skb, l3: u32, difference: u32) -> Result<(), Fault> {
+        let old: u16 = skb.read(l3 + 10).ok_or(Fault)?;
+        skb.write(l3 + 10, checksum::update(old, difference))
+    }
+}
+
+/// IPv6 header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct V6Header {
+    version_class_flow: [u8; 4],
+    payload_len: u16,
+    next: Protocol,
+    hop_limit: u8,
+    src: AddrV6,
+    dst: AddrV6,
+}
+
+/// IPv6 fragment header (RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct V6Fragment {
+    next: Protocol,
+    reserved: u8,
+    offset: u16,
+    id: u32,
+}
+
+/// Reads the header itself.
+#[inline(always)]
+fn read_fixed(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
+    let header: V6Header = skb.read(l3)?;
+    (header.version_class_flow[0] >> 4 == 6).then_some(Ip {
+        src: header.src,
+        dst: header.dst,
+        id: 0,
+        l4: l3 + 40,
+        protocol: header.next,
+        fragment_protocol: header.next,
+        part: Part::Whole,
+    })
+}
+
+/// Extension headers of a packet, at most; more are not ours to translate.
+const MAX_EXTENSIONS: u32 = 6;
+const HOP_BY_HOP: Protocol = Protocol(0);
+const ROUTING: Protocol = Protocol(43);
+const FRAGMENT: Protocol = Protocol(44);
+const AUTHENTICATION: Protocol = Protocol(51);
+const DESTINATION: Protocol = Protocol(60);
+
+impl IpHeader for V6 {
+    const ETHERTYPE: u16 = 0x86dd_u16.to_be();
+    const SRC_OFFSET: u32 = 8;
+    const DST_OFFSET: u32 = 24;
+    const ICMP: Protocol = Protocol::ICMPV6;
+    const IS_V6: bool = true;
+
+    #[inline(always)]
+    fn read_plain_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
+        let ip = read_fixed(skb, l3)?;
+        matches!(
+            ip.protocol,
+            Protocol::TCP | Protocol::UDP | Protocol::ICMPV6
+        )
+        .then_some(ip)
+    }
+
+    #[inline(always)]
+    fn read_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
+        let mut ip = read_fixed(skb, l3)?;
+        let mut count = 0;
+        while count < MAX_EXTENSIONS {
+            count += 1;
+            match ip.protocol {
+                HOP_BY_HOP | ROUTING | DESTINATION => {
+                    let [next, length]: [u8; 2] = skb.read(ip.l4)?;
+                    ip.protocol = Protocol(next);
+                    ip.l4 += (u32::from(length) + 1) * 8;
+                }
+                AUTHENTICATION => {
+                    let [next, length]: [u8; 2] = skb.read(ip.l4)?;
+                    ip.protocol = Protocol(next);
+                    ip.l4 += (u32::from(length) + 2) * 4;
+                }
+                FRAGMENT => {
+                    let fragment: V6Fragment = skb.read(ip.l4)?;
+                    let offset = u16::from_be(fragment.offset);
+                    ip.id = fragment.id;
+                    ip.protocol = fragment.next;
+                    ip.fragment_protocol = fragment.next;
+                    ip.l4 += 8;
+                    if offset & 0xfff8 != 0 {
+                        ip.part = Part::Later;
+                        break;
+                    }
+                    // Offset 0 without "more" is an ordinary packet (RFC 6946).
+                    if offset & 1 != 0 {
+                        ip.part = Part::First;
+                    }
+                }
+                _ => break,
+            }
+        }
+        // What is behind more headers than these is an unknown protocol.
+        ip.protocol = opaque(ip.protocol);
+        ip.fragment_protocol = opaque(ip.fragment_protocol);
+        ip.part = opaque(ip.part);
+        Some(ip)
+    }
+
+    #[inline(always)]
+    fn add_to_header_checksum(_skb: Skb, _l3: u32, _difference: u32) -> Result<(), Fault> {
+        Ok(())
+    }
+}

@@ -1,0 +1,435 @@
+//! Answers in the place of a Service that cannot: a TCP reset, or an ICMP
+//! error that quotes the packet as its sender knows it (S43–S46).
+
+use aya_ebpf::{
+    bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::generated::{
+        bpf_csum_diff, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_skb_adjust_room,
+        bpf_skb_change_tail,
+    },
+};
+use proxy_common::{
+    checksum,
+    counter::Counter,
+    family::{V4, V6},
+    net::{AddrV4, AddrV6, Address, BePort, Protocol},
+};
+
+use crate::{
+    hint::{self, Hint},
+    opaque::opaque,
+    open::Opened,
+    outcome::{Fault, Outcome},
+    packet::{Addressee, Link, Skb},
+    parse::{Headers, IpHeader, Part, tcp},
+    tables,
+};
+
+/// Where the refused packet came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// In by this device: the answer goes out by it.
+    Sender,
+    /// From a process of this host: the answer comes in by this device.
+    Host,
+}
+
+/// Refusals that one CPU sends in a millisecond.
+const LIMIT: u64 = 64;
+
+/// Bytes of the transport header that an ICMP error quotes.
+const QUOTED: u32 = 8;
+/// The same of TCP: the header without options.
+const QUOTED_TCP: u32 = 20;
+/// The longest quote: an IP header with a few options or extension headers.
+const MAX_QUOTE: u32 = 96;
+const ICMP_HEADER: u32 = 8;
+
+/// Ends the way of a packet that opened no flow, and tells its sender where it
+/// is to be told. Never answers broadcasts, resets and ICMP errors.
+#[inline(never)]
+pub fn answer<F: IpHeader + Refusal>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    opened: Opened,
+    to: To,
+) -> Outcome {
+    let skb = *skb;
+    let Some(reason) = opened.reason() else {
+        return Outcome::DROP_SILENTLY;
+    };
+    tables::count(reason);
+    if opened == Opened::NoLocalEndpoint
+        || headers.tcp_flags & tcp::RST != 0
+        || to == To::Sender && skb.addressee() == Addressee::Many
+        || F::is_never_answered(skb, headers)
+    {
+        return Outcome::DROP_SILENTLY;
+    }
+    if !within_limit() {
+        return Outcome::drop(Counter::RefusalLimited);
+    }
+    let result = if headers.ip.protocol == Protocol::TCP {
+        reset::<F>(&skb, headers)
+    } else {
+        let (kind, code) = match opened {
+            Opened::FlowTableFull | Opened::TooManyFrontends => F::PROHIBITED,
+            _ => F::PORT_UNREACHABLE,
+        };
+        error::<F>(&skb, headers, Icmp::new(opaque(kind), opaque(code), 0))
+    };
+    match result {
+        Ok(()) => send(skb, to),
+        Err(fault @ Fault) => fault.into(),
+    }
+}
+
+/// Tells a process of this host that its packet is too big for the way to the
+/// backend. The host cut it for the way to the front end's address.
+#[inline(never)]
+pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu: u32) -> Outcome {
+    // A later fragment has no ports that would lead to a socket; the first one
+    // was answered.
+    if headers.ip.part == Part::Later || !within_limit() {
+        return Outcome::DROP_SILENTLY;
+    }
+    let (kind, code) = F::TOO_BIG;
+    match error::<F>(skb, headers, Icmp::new(kind, code, mtu)) {
+        Ok(()) => send(*skb, To::Host),
+        Err(fault @ Fault) => fault.into(),
+    }
+}
+
+/// Whether this CPU may send one more refusal.
+#[inline(always)]
+fn within_limit() -> bool {
+    let Some(refusals) = tables::refusals() else {
+        return false;
+    };
+    // SAFETY: the helper reads a clock; the value is this CPU's own.
+    unsafe {
+        let millisecond = bpf_ktime_get_coarse_ns() >> 20;
+        if (*refusals).millisecond != millisecond {
+            (*refusals).millisecond = millisecond;
+            (*refusals).sent = 0;
+        }
+        (*refusals).sent += 1;
+        (*refusals).sent <= LIMIT
+    }
+}
+
+#[inline(always)]
+fn send(skb: Skb, to: To) -> Outcome {
+    if skb.link == Link::Ethernet {
+        // At ingress the sender's MAC is the frame's source; at egress the
+        // source is this device's own. Either way the answer goes there.
+        let (Some(dst), Some(src)) = (skb.read::<[u8; 6]>(0), skb.read::<[u8; 6]>(6)) else {
+            return Fault.into();
+        };
+        if skb.write(0, src).is_err() || skb.write(6, dst).is_err() {
+            return Fault.into();
+        }
+    }
+    hint::set(skb, Hint::Done);
+    let flags = match to {
+        To::Sender => 0,
+        To::Host => u64::from(BPF_F_INGRESS),
+    };
+    // SAFETY: the helper checks the device.
+    Outcome::redirect(unsafe { bpf_redirect(skb.ifindex(), flags) })
+}
+
+/// TCP header without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tcp {
+    src: BePort,
+    dst: BePort,
+    sequence: u32,
+    acknowledgement: u32,
+    offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// Turns the packet into the reset that a closed port would send (RFC 9293
+/// section 3.5.2).
+#[inline(never)]
+fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
+    let skb = *skb;
+    let old: Tcp = skb.read(headers.ip.l4).ok_or(Fault)?;
+    let segment = end::<F>(skb, headers.l3)?
+        .wrapping_sub(headers.ip.l4)
+        .wrapping_sub(u32::from(old.offset >> 4) * 4);
+    let control = u32::from(old.flags & tcp::SYN != 0) + u32::from(old.flags & tcp::FIN != 0);
+    let (sequence, acknowledgement, flags) = if old.flags & tcp::ACK == 0 {
+        let next = u32::from_be(old.sequence)
+            .wrapping_add(segment)
+            .wrapping_add(control);
+        (0, next.to_be(), tcp::RST | tcp::ACK)
+    } else {
+        (old.acknowledgement, 0, tcp::RST)
+    };
+    let mut new = Tcp {
+        src: old.dst,
+        dst: old.src,
+        sequence,
+        acknowledgement,
+        offset: 5 << 4,
+        flags,
+        window: 0,
+        checksum: 0,
+        urgent: 0,
+    };
+    let length = size_of::<Tcp>() as u32;
+    let pseudo = pseudo_header(&headers.ip.dst, &headers.ip.src, Protocol::TCP, length);
+    new.checksum = !checksum::fold(sum(&new, pseudo)?);
+    let l4 = headers.l3 + F::HEADER;
+    resize(skb, l4 + length)?;
+    F::write_header(skb, headers, Protocol::TCP, length)?;
+    skb.write(l4, new)
+}
+
+/// Offset of the packet's end. A short frame is padded beyond it.
+#[inline(always)]
+fn end<F: IpHeader>(skb: Skb, l3: u32) -> Result<u32, Fault> {
+    let (offset, fixed) = if F::IS_V6 { (4, 40) } else { (2, 0) };
+    let length: u16 = skb.read(l3 + offset).ok_or(Fault)?;
+    Ok(l3 + fixed + u32::from(u16::from_be(length)))
+}
+
+/// Turns the packet into an ICMP error that quotes it.
+#[inline(never)]
+fn error<F: IpHeader + Refusal>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    mut header: Icmp,
+) -> Result<(), Fault> {
+    let skb = *skb;
+    // A packet whose checksum is still to be filled in cannot be cut before
+    // the place of it.
+    let transport = if headers.ip.protocol == Protocol::TCP {
+        QUOTED_TCP
+    } else {
+        QUOTED
+    };
+    let quote = headers.ip.l4 - headers.l3 + transport;
+    if quote > MAX_QUOTE {
+        return Err(Fault);
+    }
+    resize(skb, headers.l3 + quote)?;
+    let mut partial = 0;
+    let mut offset = 0;
+    while offset < MAX_QUOTE {
+        if offset < quote {
+            let word: u32 = skb.read(headers.l3 + offset).ok_or(Fault)?;
+            partial = checksum::add(partial, word);
+        }
+        offset += 4;
+    }
+    let length = ICMP_HEADER + quote;
+    partial = sum(&header, partial)?;
+    if F::IS_V6 {
+        let pseudo = pseudo_header(&headers.ip.dst, &headers.ip.src, F::ICMP, length);
+        partial = checksum::add(partial, pseudo);
+    }
+    header.checksum = !checksum::fold(partial);
+    // SAFETY: the helper checks its arguments.
+    let result = unsafe {
+        bpf_skb_adjust_room(
+            skb.raw(),
+            (F::HEADER + ICMP_HEADER) as i32,
+            BPF_ADJ_ROOM_MAC,
+            u64::from(BPF_F_ADJ_ROOM_FIXED_GSO),
+        )
+    };
+    if result != 0 {
+        return Err(Fault);
+    }
+    F::write_header(skb, headers, F::ICMP, length)?;
+    skb.write(headers.l3 + F::HEADER, header)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    /// The largest packet that would pass, in "too big" messages; network order.
+    mtu: u32,
+}
+
+impl Icmp {
+    #[inline(always)]
+    fn new(kind: u8, code: u8, mtu: u32) -> Self {
+        Self {
+            kind,
+            code,
+            checksum: 0,
+            mtu: mtu.to_be(),
+        }
+    }
+}
+
+/// Makes the packet `length` bytes long, in one piece.
+#[inline(always)]
+fn resize(skb: Skb, length: u32) -> Result<(), Fault> {
+    // SAFETY: the helper checks its arguments.
+    if unsafe { bpf_skb_change_tail(skb.raw(), length, 0) } != 0 {
+        return Err(Fault);
+    }
+    skb.pull(length);
+    Ok(())
+}
+
+/// Partial sum of a value's bytes, a multiple of four of them.
+#[inline(always)]
+fn sum<T>(value: &T, seed: u32) -> Result<u32, Fault> {
+    // SAFETY: the helper reads `size_of::<T>()` bytes of `value`, a type
+    // without padding.
+    let sum = unsafe {
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            core::ptr::from_ref(value).cast_mut().cast(),
+            size_of::<T>() as u32,
+            seed,
+        )
+    };
+    u32::try_from(sum).map_err(|_| Fault)
+}
+
+/// Partial sum of the pseudo header.
+#[inline(always)]
+fn pseudo_header<A: Address>(src: &A, dst: &A, protocol: Protocol, length: u32) -> u32 {
+    let mut sum = checksum::add(length.to_be(), u32::from(protocol.0).to_be());
+    let mut index = 0;
+    while index < A::WORDS {
+        sum = checksum::add(sum, checksum::add(src.word(index), dst.word(index)));
+        index += 1;
+    }
+    sum
+}
+
+/// What differs between the families' refusals.
+pub trait Refusal: IpHeader {
+    /// Length of the IP header of an answer.
+    const HEADER: u32;
+    /// ICMP type and code "port unreachable".
+    const PORT_UNREACHABLE: (u8, u8);
+    /// ICMP type and code "administratively prohibited".
+    const PROHIBITED: (u8, u8);
+    /// ICMP type and code "fragmentation needed" and "packet too big".
+    const TOO_BIG: (u8, u8);
+
+    /// ICMP messages that must not be answered, because they are errors or
+    /// keep the network itself running (E31).
+    fn is_never_answered(skb: Skb, headers: &Headers<Self::Addr>) -> bool;
+
+    /// Writes the answer's IP header over the packet's, addresses swapped.
+    fn write_header(
+        skb: Skb,
+        headers: &Headers<Self::Addr>,
+        protocol: Protocol,
+        payload: u32,
+    ) -> Result<(), Fault>;
+}
+
+/// Hop limit of answers.
+const TTL: u8 = 64;
+
+impl Refusal for V4 {
+    const HEADER: u32 = 20;
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const PROHIBITED: (u8, u8) = (3, 13);
+    const TOO_BIG: (u8, u8) = (3, 4);
+
+    #[inline(always)]
+    fn is_never_answered(skb: Skb, headers: &Headers<AddrV4>) -> bool {
+        headers.ip.protocol == Protocol::ICMP
+            && skb.read::<u8>(headers.ip.l4).is_none_or(|kind| kind != 8)
+    }
+
+    #[inline(always)]
+    fn write_header(
+        skb: Skb,
+        headers: &Headers<AddrV4>,
+        protocol: Protocol,
+        payload: u32,
+    ) -> Result<(), Fault> {
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        struct Header {
+            version_ihl: u8,
+            tos: u8,
+            total_len: u16,
+            id: u16,
+            fragment: u16,
+            ttl: u8,
+            protocol: u8,
+            checksum: u16,
+            src: AddrV4,
+            dst: AddrV4,
+        }
+        let mut header = Header {
+            version_ihl: 0x45,
+            tos: 0,
+            total_len: ((Self::HEADER + payload) as u16).to_be(),
+            id: 0,
+            fragment: 0x4000_u16.to_be(),
+            ttl: TTL,
+            protocol: protocol.0,
+            checksum: 0,
+            src: headers.ip.dst,
+            dst: headers.ip.src,
+        };
+        header.checksum = !checksum::fold(sum(&header, 0)?);
+        skb.write(headers.l3, header)
+    }
+}
+
+impl Refusal for V6 {
+    const HEADER: u32 = 40;
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const PROHIBITED: (u8, u8) = (1, 1);
+    const TOO_BIG: (u8, u8) = (2, 0);
+
+    #[inline(always)]
+    fn is_never_answered(skb: Skb, headers: &Headers<AddrV6>) -> bool {
+        headers.ip.protocol == Protocol::ICMPV6
+            && skb.read::<u8>(headers.ip.l4).is_none_or(|kind| kind != 128)
+    }
+
+    #[inline(always)]
+    fn write_header(
+        skb: Skb,
+        headers: &Headers<AddrV6>,
+        protocol: Protocol,
+        payload: u32,
+    ) -> Result<(), Fault> {
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        struct Header {
+            version_class_flow: u32,
+            payload_len: u16,
+            next: u8,
+            hop_limit: u8,
+            src: AddrV6,
+            dst: AddrV6,
+        }
+        skb.write(
+            headers.l3,
+            Header {
+                version_class_flow: 0x6000_0000_u32.to_be(),
+                payload_len: (payload as u16).to_be(),
+                next: protocol.0,
+                hop_limit: TTL,
+                src: headers.ip.dst,
+                dst: headers.ip.src,
+            },
+        )
+    }
+}

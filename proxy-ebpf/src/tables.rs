@@ -1,0 +1,353 @@
+//! The maps, and the access of code that is generic over the family.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    macros::btf_map,
+};
+use proxy_common::{
+    backend::Backend,
+    config::{Config, ConfigFamily},
+    counter::Counter,
+    device::Device,
+    family::{V4, V6},
+    flow::{Flow, FlowKey},
+    fragment::{FragmentKey, FragmentPorts},
+    frontend::{Frontend, FrontendKey},
+    masquerade::MasqueradeKey,
+    net::{AddrV4, AddrV6, BePort, Protocol},
+    prefilter::{self, Filter},
+    service::{Service, ServiceName, Slot},
+};
+
+use crate::{icmp::Quote, packet::Skb, parse::Headers};
+
+/// Table sizes here are small; the agent sets the real ones when it loads.
+const SMALL: usize = 1024;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+type Frontends<A> = HashMap<FrontendKey<A>, Frontend, SMALL, ON_DEMAND>;
+type Services = Array<Service, SMALL, MMAPABLE>;
+type Slots = Array<Slot, SMALL, MMAPABLE>;
+type Backends<A> = Array<Backend<A>, SMALL, MMAPABLE>;
+type Flows<A> = HashMap<FlowKey<A>, Flow<A>, SMALL>;
+type Masquerades<A> = HashMap<MasqueradeKey<A>, FlowKey<A>, SMALL>;
+type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, SMALL>;
+type Filters = Array<Filter, 3, MMAPABLE>;
+type Names = HashMap<u32, ServiceName, SMALL, ON_DEMAND>;
+
+#[btf_map]
+static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+#[btf_map]
+static DEVICES: HashMap<u32, Device, SMALL, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
+#[btf_map]
+static SWEEPS: Array<Sweep, 2> = Array::new();
+
+/// The slow path's programs, at the index [`Slow`].
+#[btf_map]
+static PROGRAMS: ProgramArray<4> = ProgramArray::new();
+
+/// Index of `PROGRAMS`.
+#[derive(Clone, Copy)]
+pub enum Slow {
+    IngressV4,
+    IngressV6,
+    EgressV4,
+    EgressV6,
+}
+
+/// Memory of the slow path: more than fits its stack. One for each CPU is
+/// enough, because the hooks run with interrupts of their kind held off.
+#[repr(C)]
+pub struct Scratch<A> {
+    /// The packet.
+    pub headers: Headers<A>,
+    /// A flow's key, while it is looked for.
+    pub key: FlowKey<A>,
+    /// What the client dialled.
+    pub frontend: Frontend,
+    /// A flow that is being opened.
+    pub flow: Flow<A>,
+    /// A reply tuple that is being claimed or looked up.
+    pub reply: MasqueradeKey<A>,
+    /// The packet that an ICMP error quotes.
+    pub quote: Quote<A>,
+}
+
+/// What the last sweep of a family found.
+#[repr(C)]
+pub struct Sweep {
+    /// Flows in the table.
+    pub flows: u32,
+    /// Flows removed.
+    pub expired: u32,
+}
+
+/// Refusals sent by one CPU in one millisecond.
+#[repr(C)]
+pub struct Refusals {
+    pub millisecond: u64,
+    pub sent: u64,
+}
+
+/// Gives code that is generic over the family its maps.
+pub trait Tables: ConfigFamily {
+    /// Index of `SWEEPS`.
+    const SWEEP: u32;
+    fn frontends() -> &'static Frontends<Self::Addr>;
+    fn services() -> &'static Services;
+    fn slots() -> &'static Slots;
+    fn backends() -> &'static Backends<Self::Addr>;
+    fn flows() -> &'static Flows<Self::Addr>;
+    fn masquerades() -> &'static Masquerades<Self::Addr>;
+    fn fragments() -> &'static Fragments<Self::Addr>;
+    fn filters() -> &'static Filters;
+    /// This CPU's scratch memory.
+    fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
+    /// The family's slow path for packets that come in, and that leave.
+    const SLOW: (Slow, Slow);
+    /// The family's masquerade address of a device.
+    fn masquerade_addr(device: &Device) -> Self::Addr;
+}
+
+/// Declares the maps of one family. Their names are what operators see in
+/// bpftool, so they are spelled out.
+macro_rules! family_tables {
+    ($family:ident, $addr:ident, $sweep:literal, $masquerade:ident,
+     $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
+     $masq:ident, $fragments:ident, $filters:ident, $names:ident, $scratch:ident,
+     $ingress:ident, $egress:ident) => {
+        #[btf_map]
+        static $frontends: Frontends<$addr> = HashMap::new();
+        #[btf_map]
+        static $services: Services = Array::new();
+        #[btf_map]
+        static $slots: Slots = Array::new();
+        #[btf_map]
+        static $backends: Backends<$addr> = Array::new();
+        #[btf_map]
+        static $flows: Flows<$addr> = HashMap::new();
+        #[btf_map]
+        static $masq: Masquerades<$addr> = HashMap::new();
+        #[btf_map]
+        static $fragments: Fragments<$addr> = LruHashMap::new();
+        #[btf_map]
+        static $filters: Filters = Array::new();
+        /// Read by people and by the agent, by no program.
+        #[btf_map]
+        static $names: Names = HashMap::new();
+
+        #[btf_map]
+        static $scratch: PerCpuArray<Scratch<$addr>, 1> = PerCpuArray::new();
+
+        impl Tables for $family {
+            const SWEEP: u32 = $sweep;
+            const SLOW: (Slow, Slow) = (Slow::$ingress, Slow::$egress);
+
+            #[inline(always)]
+            fn scratch() -> Option<&'static mut Scratch<Self::Addr>> {
+                let scratch = $scratch.get_ptr_mut(0)?;
+                // SAFETY: only one program at a time runs on a CPU, and each
+                // asks for its scratch memory once.
+                Some(unsafe { &mut *scratch })
+            }
+
+            #[inline(always)]
+            fn frontends() -> &'static Frontends<Self::Addr> {
+                &$frontends
+            }
+            #[inline(always)]
+            fn services() -> &'static Services {
+                &$services
+            }
+            #[inline(always)]
+            fn slots() -> &'static Slots {
+                &$slots
+            }
+            #[inline(always)]
+            fn backends() -> &'static Backends<Self::Addr> {
+                &$backends
+            }
+            #[inline(always)]
+            fn flows() -> &'static Flows<Self::Addr> {
+                &$flows
+            }
+            #[inline(always)]
+            fn masquerades() -> &'static Masquerades<Self::Addr> {
+                &$masq
+            }
+            #[inline(always)]
+            fn fragments() -> &'static Fragments<Self::Addr> {
+                &$fragments
+            }
+            #[inline(always)]
+            fn filters() -> &'static Filters {
+                &$filters
+            }
+            #[inline(always)]
+            fn masquerade_addr(device: &Device) -> Self::Addr {
+                device.$masquerade
+            }
+        }
+    };
+}
+
+family_tables!(
+    V4,
+    AddrV4,
+    0,
+    masquerade_v4,
+    FRONTENDS_V4,
+    SERVICES_V4,
+    SLOTS_V4,
+    BACKENDS_V4,
+    FLOWS_V4,
+    MASQ_V4,
+    FRAGMENTS_V4,
+    PREFILTER_V4,
+    NAMES_V4,
+    SCRATCH_V4,
+    IngressV4,
+    EgressV4
+);
+family_tables!(
+    V6,
+    AddrV6,
+    1,
+    masquerade_v6,
+    FRONTENDS_V6,
+    SERVICES_V6,
+    SLOTS_V6,
+    BACKENDS_V6,
+    FLOWS_V6,
+    MASQ_V6,
+    FRAGMENTS_V6,
+    PREFILTER_V6,
+    NAMES_V6,
+    SCRATCH_V6,
+    IngressV6,
+    EgressV6
+);
+
+/// Goes on in a program of the slow path. Returns only if it is not there.
+#[inline(always)]
+pub fn go_slow(skb: Skb, program: Slow) {
+    // SAFETY: the context is the one this program was given.
+    unsafe { PROGRAMS.tail_call(&skb, program as u32) };
+}
+
+/// The agent's settings.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// What is known of the device with this ifindex.
+#[inline(always)]
+pub fn device(ifindex: u32) -> Option<&'static Device> {
+    // SAFETY: only the agent writes this map, field by field equal or new; a
+    // stale read gives the device's former addresses.
+    unsafe { DEVICES.get(ifindex) }
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value; only this CPU writes it.
+        unsafe { *value += 1 };
+    }
+}
+
+/// This CPU's record of refusals.
+#[inline(always)]
+pub fn refusals() -> Option<*mut Refusals> {
+    REFUSALS.get_ptr_mut(0)
+}
+
+/// Where the last sweep of a family reports.
+#[inline(always)]
+pub fn sweep<F: Tables>() -> Option<*mut Sweep> {
+    SWEEPS.get_ptr_mut(F::SWEEP)
+}
+
+/// Whether `addr` may be a front end's.
+#[inline(always)]
+pub fn may_be_frontend<F: Tables>(addr: &F::Addr) -> bool {
+    bit::<F>(prefilter::FRONTENDS, prefilter::frontend_bit(addr))
+}
+
+/// Whether this may be a backend.
+#[inline(always)]
+pub fn may_be_backend<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> bool {
+    bit::<F>(
+        prefilter::BACKENDS,
+        prefilter::backend_bit(addr, port, protocol),
+    )
+}
+
+/// Whether `addr` may be one that replies to masqueraded flows come to.
+#[inline(always)]
+pub fn may_be_masquerade<F: Tables>(addr: &F::Addr) -> bool {
+    bit::<F>(prefilter::MASQUERADES, prefilter::frontend_bit(addr))
+}
+
+/// The same questions for the slow path, as functions of their own: they need
+/// much of its stack.
+pub mod slow {
+    use super::{BePort, Protocol, Tables};
+
+    #[inline(never)]
+    pub fn may_be_frontend<F: Tables>(addr: &F::Addr) -> bool {
+        super::may_be_frontend::<F>(addr)
+    }
+
+    #[inline(never)]
+    pub fn may_be_backend<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> bool {
+        super::may_be_backend::<F>(addr, port, protocol)
+    }
+
+    #[inline(never)]
+    pub fn may_be_masquerade<F: Tables>(addr: &F::Addr) -> bool {
+        super::may_be_masquerade::<F>(addr)
+    }
+}
+
+/// Notes that replies to masqueraded flows come to `addr`.
+///
+/// Two CPUs that set bits of one word at the same moment may lose one; every
+/// packet that is masqueraded sets its bit again if it is missing.
+#[inline(never)]
+pub fn note_masquerade<F: Tables>(addr: &F::Addr) {
+    let bit = prefilter::frontend_bit(addr);
+    let Some(filter) = F::filters().get_ptr_mut(prefilter::MASQUERADES) else {
+        return;
+    };
+    // SAFETY: the value lives as long as the program; the index is masked to
+    // the array. Racing stores are described above.
+    unsafe {
+        let word = &raw mut (*filter).words[(bit / 64) as usize & (prefilter::WORDS - 1)];
+        let mask = 1 << (bit % 64);
+        if word.read_volatile() & mask == 0 {
+            word.write_volatile(word.read_volatile() | mask);
+        }
+    }
+}
+
+#[inline(always)]
+fn bit<F: Tables>(filter: u32, bit: u32) -> bool {
+    let Some(filter) = F::filters().get_ptr(filter) else {
+        return false;
+    };
+    // SAFETY: the value lives as long as the program; the index is masked to
+    // the array.
+    let word = unsafe {
+        (&raw const (*filter).words[(bit / 64) as usize & (prefilter::WORDS - 1)]).read_volatile()
+    };
+    word >> (bit % 64) & 1 != 0
+}

@@ -1,0 +1,295 @@
+//! The agent under test, as a process on a node.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::addressing::cluster_cidr;
+use crate::family::Family;
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::node::Node;
+use crate::poll::eventually;
+
+/// What the agent says when one family's tables are complete for the first
+/// time.
+const READY: &str = "first sync done";
+/// Debug builds on a busy machine are slow to load programs.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+/// A clean end waits for nothing but system calls.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+/// kube-proxy's port for metrics.
+const METRICS_PORT: u16 = 10249;
+/// Tables for a handful of Services: making the usual ones would take longer
+/// than most tests.
+const TABLES: [&str; 4] = ["--max-service-ports", "1024", "--max-endpoints", "4096"];
+/// Flows of a test that does not make thousands of them.
+const FEW_FLOWS: u32 = 16_384;
+/// Flows of a test that makes as many as it can, for some seconds.
+const MANY_FLOWS: u32 = 262_144;
+/// Lines of the log a failed test shows.
+const LOG_TAIL: usize = 60;
+
+/// Where the agent's objects come from.
+#[derive(Clone, Debug, Default)]
+pub enum Source {
+    /// The lab's directory of manifests.
+    #[default]
+    Manifests,
+    /// An API server.
+    Kubeconfig(PathBuf),
+}
+
+/// How an agent is started. The default is what an installer would give it.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub source: Source,
+    /// Flows at the same time, of each family.
+    pub flow_table_size: u32,
+    /// More command line arguments, such as `--attach clsact`.
+    pub arguments: Vec<String>,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            source: Source::default(),
+            flow_table_size: FEW_FLOWS,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+impl AgentOptions {
+    /// The default with room for as many flows as a test can make.
+    pub fn for_many_flows() -> Self {
+        Self {
+            flow_table_size: MANY_FLOWS,
+            ..Self::default()
+        }
+    }
+
+    /// The default with these arguments besides.
+    pub fn with(arguments: &[&str]) -> Self {
+        let arguments = arguments
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        Self {
+            arguments,
+            ..Self::default()
+        }
+    }
+}
+
+/// A running agent; killed on drop, when it also shows its log if the test
+/// failed.
+#[derive(Debug)]
+pub struct Agent<'lab> {
+    node: &'lab Node,
+    process: Child,
+    log: PathBuf,
+    metrics: SocketAddr,
+}
+
+impl<'lab> Agent<'lab> {
+    /// Starts the agent on `node` and does not wait.
+    pub fn start(node: &'lab Node, lab: &'lab Lab, options: &AgentOptions) -> Result<Self> {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        let start = STARTS.fetch_add(1, Ordering::Relaxed);
+        let log = lab
+            .scratch
+            .path()
+            .join(format!("{}-agent-{start}.log", node.name()));
+        let loopback: IpAddr = match node.addresses().v4 {
+            Some(_) => Ipv4Addr::LOCALHOST.into(),
+            None => Ipv6Addr::LOCALHOST.into(),
+        };
+        let metrics = SocketAddr::new(loopback, METRICS_PORT);
+        let process = node.run(|| {
+            let output = File::create(&log).with_context(|| log.display().to_string())?;
+            let mut command = Command::new(binary()?);
+            command.arg("run");
+            match &options.source {
+                Source::Manifests => command.arg("--manifests").arg(lab.manifests.path()),
+                Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
+            };
+            command
+                .args(roots(node))
+                .args(["--hostname-override", node.name()])
+                .args(["--cluster-cidr", &cluster_cidrs(node)])
+                .args(["--metrics-bind-address", &metrics.to_string()])
+                .args(TABLES)
+                .args(["--flow-table-size", &options.flow_table_size.to_string()])
+                .args(&options.arguments)
+                .stdin(Stdio::null())
+                .stdout(output.try_clone()?)
+                .stderr(output)
+                .spawn()
+                .context("the agent cannot be started")
+        })?;
+        Ok(Self {
+            node,
+            process,
+            log,
+            metrics,
+        })
+    }
+
+    /// Waits until everything in its source is in force, in both families.
+    pub fn wait_ready(&self) -> Result<()> {
+        eventually("agent is ready", READY_LIMIT, || {
+            ensure!(self.is_alive(), "it has ended:\n{}", self.log_tail());
+            let families = self.log().matches(READY).count();
+            ensure!(
+                families == Family::BOTH.len(),
+                "not yet:\n{}",
+                self.log_tail()
+            );
+            Ok(())
+        })
+    }
+
+    /// The node it runs on.
+    pub fn node(&self) -> &'lab Node {
+        self.node
+    }
+
+    /// Everything it has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The body of `/metrics`.
+    pub fn metrics(&self) -> Result<String> {
+        self.node.run(|| http_get(self.metrics, "/metrics"))
+    }
+
+    /// Ends it as a crash would, at once.
+    pub fn crash(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        kill(pid(&self.process), Signal::SIGTERM)?;
+        eventually("agent ends after SIGTERM", EXIT_LIMIT, || {
+            self.process.try_wait()?.context("it is still running")
+        })
+    }
+
+    fn is_alive(&self) -> bool {
+        // A zombie still has a directory below /proc, but no command line.
+        let cmdline = format!("/proc/{}/cmdline", self.process.id());
+        fs::read(cmdline).is_ok_and(|arguments| !arguments.is_empty())
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n")
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!(
+                "--- agent on {} said:\n{}",
+                self.node.name(),
+                self.log_tail()
+            );
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs `proxy-agent get`, `check` or `cleanup` on `node` and returns what it
+/// printed; its pins and cgroup are added to the arguments.
+pub fn command(node: &Node, arguments: &[&str]) -> Result<String> {
+    let output = node.run(|| {
+        let mut command = Command::new(binary()?);
+        command
+            .args(arguments)
+            .args(["--bpf-root"])
+            .arg(node.pins().path());
+        if arguments.first() == Some(&"cleanup") {
+            command.arg("--cgroup-root").arg(node.cgroup().path());
+        }
+        command.output().context("the agent cannot be started")
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "proxy-agent {arguments:?}: {}: {said}",
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `$PROXY_AGENT_BIN`, else the one built beside this test.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PROXY_AGENT_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let beside = test
+        .ancestors()
+        .nth(2)
+        .map(|profile| profile.join("proxy-agent"));
+    match beside {
+        Some(path) if path.exists() => Ok(path),
+        _ => bail!("PROXY_AGENT_BIN does not name the agent, and none is built"),
+    }
+}
+
+fn roots(node: &Node) -> [PathBuf; 4] {
+    let pins = node.pins().path().to_owned();
+    [
+        PathBuf::from("--bpf-root"),
+        pins,
+        PathBuf::from("--cgroup-root"),
+        node.cgroup().path().to_owned(),
+    ]
+}
+
+fn cluster_cidrs(node: &Host) -> String {
+    let cidrs: Vec<_> = node
+        .addresses()
+        .list()
+        .into_iter()
+        .map(|address| cluster_cidr(Family::of(address)))
+        .collect();
+    cidrs.join(",")
+}
+
+fn pid(process: &Child) -> Pid {
+    Pid::from_raw(process.id().cast_signed())
+}
+
+/// The body of an HTTP resource; one request does not need a client library.
+fn http_get(server: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+    Ok(body.to_owned())
+}

@@ -1,0 +1,256 @@
+//! How the agents learn of the Service: from a directory of manifests, or from
+//! an API server that `kubectl` talks to.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proxy_tests::addressing::cluster_ip;
+use proxy_tests::agent::Source;
+use proxy_tests::kubernetes::{ApiPod, ControlPlane, Namespace};
+use proxy_tests::{AgentOptions, Family, Lab, Node, eventually};
+
+use crate::narrator::{self, Show};
+use crate::stage::Stage;
+use crate::web::PORT;
+
+/// The cluster IPs the manifests give.
+const NUMBER: u8 = 80;
+
+/// Where the Service is written.
+pub(crate) enum Publisher<'lab> {
+    Manifests(&'lab Lab),
+    Kubernetes {
+        control_plane: &'lab ControlPlane,
+        namespace: Namespace<'lab>,
+        /// Objects of the backends.
+        pods: Vec<ApiPod>,
+    },
+}
+
+impl<'lab> Publisher<'lab> {
+    /// Tells the API server of the backends, if there is one.
+    pub(crate) fn new(
+        lab: &'lab Lab,
+        control_plane: Option<&'lab ControlPlane>,
+        stage: &mut Stage,
+    ) -> Result<Self> {
+        let Some(control_plane) = control_plane else {
+            return Ok(Self::Manifests(lab));
+        };
+        let namespace = Namespace::create(lab, control_plane.kubectl(), "demo")?;
+        let backends = stage.backends.drain(..);
+        let pods: Vec<_> = backends
+            .map(|pod| ApiPod::of(&namespace, pod, "web", &[]))
+            .collect();
+        namespace.register(pods.iter())?;
+        for pod in &pods {
+            pod.set_ready(true)?;
+        }
+        Ok(Self::Kubernetes {
+            control_plane,
+            namespace,
+            pods,
+        })
+    }
+
+    /// How to start the agent of a node.
+    pub(crate) fn agent_options(&self, node: &Node) -> Result<AgentOptions> {
+        let source = match self {
+            Self::Manifests(_) => Source::Manifests,
+            Self::Kubernetes { control_plane, .. } => {
+                // One node over each family.
+                let family = Family::BOTH[usize::from(node.index() + 1) % 2];
+                Source::Kubeconfig(control_plane.agent_kubeconfig(family)?)
+            }
+        };
+        Ok(AgentOptions {
+            source,
+            ..AgentOptions::default()
+        })
+    }
+
+    /// The option that names the source, as the agents were given it.
+    pub(crate) fn agent_argument(&self) -> Result<String> {
+        Ok(match self {
+            Self::Manifests(lab) => format!("--manifests {}", lab.manifests.path().display()),
+            Self::Kubernetes { control_plane, .. } => format!(
+                "--kubeconfig {}",
+                control_plane.agent_kubeconfig(Family::V4)?.display()
+            ),
+        })
+    }
+
+    /// Publishes the Service with IPv4 only, and shows how.
+    pub(crate) fn publish(&self, stage: &Stage) -> Result<()> {
+        match self {
+            Self::Manifests(lab) => {
+                let (service, slices) = (manifest(&[Family::V4]), slices(stage)?);
+                lab.manifests.write_text("slices.yaml", &slices)?;
+                lab.manifests.write_text("service.yaml", &service)?;
+                let folder = lab.manifests.path().display();
+                narrator::run(&format!("cat {folder}/service.yaml"), Show::All)?;
+                narrator::run(&format!("cat {folder}/slices.yaml"), Show::Head(16))
+            }
+            Self::Kubernetes {
+                control_plane,
+                pods,
+                ..
+            } => {
+                let kubectl = control_plane.kubectl().command_line();
+                narrator::run(
+                    &format!("{kubectl} -n demo apply -f - <<'END'{KUBERNETES_SERVICE}END"),
+                    Show::All,
+                )?;
+                eventually("slices of the Service", Duration::from_secs(10), || {
+                    let found = control_plane.kubectl().run(&[
+                        "-n",
+                        "demo",
+                        "get",
+                        "endpointslices",
+                        "-o",
+                        "yaml",
+                    ])?;
+                    let last = pods.last().context("no pods")?;
+                    ensure!(found.contains(&last.address(Family::V4).to_string()));
+                    Ok(())
+                })?;
+                narrator::run(
+                    &format!("{kubectl} -n demo get services,endpointslices,pods -o wide"),
+                    Show::All,
+                )
+            }
+        }
+    }
+
+    /// Gives the Service the other family too, and shows how.
+    pub(crate) fn make_dual(&self) -> Result<()> {
+        match self {
+            Self::Manifests(lab) => {
+                let before = manifest(&[Family::V4]);
+                let after = manifest(&Family::BOTH);
+                lab.manifests.write_text("service.yaml", &after)?;
+                let path = lab.manifests.path().join("service.yaml");
+                let changed: Vec<_> = after
+                    .lines()
+                    .filter(|line| !before.lines().any(|other| other == *line))
+                    .collect();
+                narrator::show(&format!("Now in {}:", path.display()), &changed.join("\n"))
+            }
+            Self::Kubernetes { control_plane, .. } => {
+                let kubectl = control_plane.kubectl().command_line();
+                let patch = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
+                narrator::run(
+                    &format!("{kubectl} -n demo patch service web --patch '{patch}'"),
+                    Show::All,
+                )?;
+                narrator::run(&format!("{kubectl} -n demo get endpointslices"), Show::All)
+            }
+        }
+    }
+
+    /// The Service's address of one family, once it has one.
+    pub(crate) fn cluster_ip(&self, family: Family) -> Result<IpAddr> {
+        match self {
+            Self::Manifests(_) => Ok(cluster_ip(family, NUMBER)),
+            Self::Kubernetes { namespace, .. } => {
+                Ok(namespace.service("web")?.at(family, 80)?.ip())
+            }
+        }
+    }
+
+    /// How to change the Service by hand.
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Self::Manifests(lab) => format!("ls {}/*.yaml", lab.manifests.path().display()),
+            Self::Kubernetes { control_plane, .. } => format!(
+                "{} -n demo edit service web",
+                control_plane.kubectl().command_line()
+            ),
+        }
+    }
+}
+
+const KUBERNETES_SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  ipFamilyPolicy: SingleStack
+  selector:
+    app: web
+  ports:
+  - port: 80
+    targetPort: 8080
+";
+
+/// The Service as the API server would complete it.
+fn manifest(families: &[Family]) -> String {
+    let policy = match families {
+        [_] => "SingleStack",
+        _ => "PreferDualStack",
+    };
+    let names: Vec<_> = families.iter().map(|family| family.api_name()).collect();
+    let addresses: Vec<_> = families
+        .iter()
+        .map(|&family| format!("'{}'", cluster_ip(family, NUMBER)))
+        .collect();
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: default
+spec:
+  type: ClusterIP
+  ipFamilyPolicy: {policy}
+  ipFamilies: [{}]
+  clusterIP: {}
+  clusterIPs: [{}]
+  ports:
+  - port: 80
+    protocol: TCP
+    targetPort: {PORT}
+",
+        names.join(", "),
+        addresses[0],
+        addresses.join(", "),
+    )
+}
+
+/// The endpoints, one slice for each family.
+fn slices(stage: &Stage) -> Result<String> {
+    let mut text = String::new();
+    for family in Family::BOTH {
+        let separator = if text.is_empty() { "" } else { "---\n" };
+        write!(
+            text,
+            "{separator}apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: web-{}
+  namespace: default
+  labels:
+    kubernetes.io/service-name: web
+addressType: {family}
+ports:
+- name: ''
+  port: {PORT}
+  protocol: TCP
+endpoints:
+",
+            family.api_name().to_lowercase()
+        )?;
+        for pod in &stage.backends {
+            writeln!(
+                text,
+                "- addresses: ['{}']\n  nodeName: {}",
+                pod.address(family),
+                pod.node_name()
+            )?;
+        }
+    }
+    Ok(text)
+}

@@ -1,0 +1,153 @@
+//! Whether clients reach a Service, and whom they reach there.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::family::Family;
+use crate::host::Host;
+use crate::poll::eventually;
+use crate::traffic::{Answer, Dial, UdpClient};
+
+/// One of two backends is missed this many times in a row once in 10^9.
+const ASKS: usize = 30;
+/// An answer comes within a millisecond or not at all.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// From `kubectl` to the last node's tables, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// Both that pods speak here.
+    pub const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A question a test asks: what does `client` find at `target`?
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'lab> {
+    client: &'lab Host,
+    target: SocketAddr,
+}
+
+impl<'lab> Probe<'lab> {
+    /// From a host to an address of a Service.
+    pub fn new(client: &'lab Host, target: SocketAddr) -> Self {
+        Self { client, target }
+    }
+
+    /// Waits until exactly these servers answer, over TCP and UDP, and checks
+    /// that they see the client's own address.
+    pub fn reaches(&self, servers: &[&Host]) -> Result<()> {
+        Protocol::BOTH
+            .into_iter()
+            .try_for_each(|protocol| self.reaches_over(protocol, servers))
+    }
+
+    /// [`Probe::reaches`], over one protocol.
+    pub fn reaches_over(&self, protocol: Protocol, servers: &[&Host]) -> Result<()> {
+        let expected: BTreeSet<_> = servers.iter().map(|host| host.name().to_owned()).collect();
+        eventually(&self.describe(protocol), LIMIT, || {
+            let found = self.servers(protocol)?;
+            ensure!(found == expected, "found {found:?}, expected {expected:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until nobody answers, over TCP and UDP.
+    pub fn reaches_nobody(&self) -> Result<()> {
+        Protocol::BOTH
+            .into_iter()
+            .try_for_each(|protocol| self.reaches_nobody_over(protocol))
+    }
+
+    /// [`Probe::reaches_nobody`], over one protocol.
+    pub fn reaches_nobody_over(&self, protocol: Protocol) -> Result<()> {
+        eventually(&self.describe(protocol), LIMIT, || {
+            match self.ask(protocol) {
+                Err(_) => Ok(()),
+                Ok(answer) => anyhow::bail!("{} still answers", answer.server),
+            }
+        })
+    }
+
+    /// Waits until connections are refused at once, and datagrams answered
+    /// with port unreachable: what a Service without endpoints does.
+    pub fn is_refused(&self) -> Result<()> {
+        for protocol in Protocol::BOTH {
+            eventually(&self.describe(protocol), LIMIT, || {
+                let error = match self.ask(protocol) {
+                    Ok(answer) => anyhow::bail!("{} answers", answer.server),
+                    Err(error) => error,
+                };
+                ensure!(error.kind() == io::ErrorKind::ConnectionRefused, "{error}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// One question, now.
+    pub fn ask(&self, protocol: Protocol) -> io::Result<Answer> {
+        self.client.run(|| ask(protocol, self.target))
+    }
+
+    /// Who answers a number of questions. Each must come from the client's own
+    /// address: pods are never masqueraded on their way to a cluster IP.
+    pub fn servers(&self, protocol: Protocol) -> Result<BTreeSet<String>> {
+        let family = Family::of(self.target.ip());
+        let mut servers = BTreeSet::new();
+        self.client.run(|| {
+            for attempt in 0..ASKS {
+                let answer =
+                    ask(protocol, self.target).with_context(|| format!("attempt {attempt}"))?;
+                ensure!(
+                    answer.client.ip() == self.client.address(family),
+                    "{} sees {}",
+                    answer.server,
+                    answer.client
+                );
+                ensure!(Family::of(answer.local.ip()) == family, "{answer:?}");
+                servers.insert(answer.server);
+            }
+            Ok(())
+        })?;
+        Ok(servers)
+    }
+
+    fn describe(&self, protocol: Protocol) -> String {
+        format!("{} to {} over {protocol}", self.client.name(), self.target)
+    }
+}
+
+fn ask(protocol: Protocol, target: SocketAddr) -> io::Result<Answer> {
+    match protocol {
+        Protocol::Tcp => Dial::to(target)
+            .within(PATIENCE)
+            .connect()
+            .map(|connection| connection.answer),
+        Protocol::Udp => {
+            let client = UdpClient::connect(target)?;
+            client.set_patience(PATIENCE)?;
+            client.ask(b"question")
+        }
+    }
+}

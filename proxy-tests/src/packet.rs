@@ -1,0 +1,25 @@
+//! Crafted packets through the real programs, one at a time, without devices.
+//!
+//! ```text
+//! Datapath ── the programs and tables, loaded as the agent loads them
+//!  ├─ ServicePort   what the tables hold
+//!  ├─ Packet        what goes in, and what must come out
+//!  └─ Ran           verdict, packet and counters of one run
+//! ```
+//!
+//! What must come out is described and built from nothing, like what goes in,
+//! so a comparison of bytes also compares every checksum. [`check`] then parses
+//! the result by the etherparse crate, which shares no code with either side.
+
+mod bytes;
+mod cast;
+pub mod check;
+mod datapath;
+mod describe;
+mod fill;
+mod icmp;
+
+pub use cast::Cast;
+pub use datapath::{Datapath, FlowRecord, Hook, Lease, Ran, Verdict};
+pub use describe::{Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet};
+pub use fill::ServicePort;

@@ -1,0 +1,562 @@
+//! The programs and tables, and single runs of packets through them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use proxy_agent::{
+    counters::Counters,
+    dataplane::{
+        load::{self, LoadOptions, Loaded, Sizes},
+        mapped::Access,
+        pins::Pins,
+        sweep::{self, Swept},
+        tables::{KernelFamily, KernelTables},
+    },
+    model::ObjectKey,
+    program::Programmer,
+    reconcile::Program as _,
+};
+use proxy_common::{
+    config::{Config, Prefix, Timeouts},
+    counter::Counter,
+    device::Device,
+    family::{V4, V6},
+    flow::{Flow, FlowKey},
+    net::{BePort, Protocol},
+};
+
+use super::{Cast, Packet, ServicePort, check};
+use crate::{Family, bpffs::PinDirectory};
+
+/// The ifindex of the loopback, which test runs happen on.
+const LOOPBACK: u32 = 1;
+/// Offset of `ingress_ifindex` in `struct __sk_buff`.
+const INGRESS_IFINDEX: usize = 36;
+/// Offset of `ifindex` in `struct __sk_buff`.
+const IFINDEX: usize = 40;
+
+/// A program that a packet runs through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Ingress,
+    /// A forwarded packet that leaves.
+    Egress,
+    /// A packet of a process of this host that leaves.
+    HostEgress,
+    IngressLayer3,
+    EgressLayer3,
+}
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress | Self::HostEgress => "egress",
+            Self::IngressLayer3 => "ingress_l3",
+            Self::EgressLayer3 => "egress_l3",
+        }
+    }
+}
+
+/// What a program returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `TCX_NEXT`.
+    Next,
+    /// `TC_ACT_SHOT`.
+    Drop,
+    /// `TC_ACT_REDIRECT`.
+    Redirect,
+    /// What none of our programs may return.
+    Unexpected(i32),
+}
+
+/// The outcome of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub verdict: Verdict,
+    pub packet: Vec<u8>,
+    /// Counters that rose.
+    pub counted: BTreeMap<&'static str, u64>,
+}
+
+impl Ran {
+    /// Asserts that the packet went on as `packet`.
+    #[track_caller]
+    pub fn passed_as(&self, packet: &Packet) {
+        assert_eq!(self.verdict, Verdict::Next, "{:?}", self.counted);
+        self.assert_is(packet);
+    }
+
+    /// Asserts that `packet` was sent back in the place of the one that came.
+    #[track_caller]
+    pub fn answered_by(&self, packet: &Packet) {
+        assert_eq!(self.verdict, Verdict::Redirect, "{:?}", self.counted);
+        self.assert_is(packet);
+    }
+
+    /// Asserts that the packet was dropped for this one reason.
+    #[track_caller]
+    pub fn dropped_for(&self, reason: Counter) {
+        assert_eq!(self.verdict, Verdict::Drop, "{:?}", self.counted);
+        assert_eq!(
+            self.counted.get(reason.label()),
+            Some(&1),
+            "{:?}",
+            self.counted
+        );
+    }
+
+    /// Asserts that the packet went on as it came and nothing was counted.
+    #[track_caller]
+    pub fn left_alone(&self, packet: &[u8]) {
+        assert_eq!(self.verdict, Verdict::Next, "{:?}", self.counted);
+        assert_eq!(hex(&self.packet), hex(packet));
+        assert_eq!(self.counted, BTreeMap::new());
+    }
+
+    /// Asserts that exactly these counters rose, by one each.
+    #[track_caller]
+    pub fn counted(&self, counters: &[Counter]) {
+        let expected = counters
+            .iter()
+            .map(|counter| (counter.label(), 1))
+            .collect();
+        assert_eq!(self.counted, expected);
+    }
+
+    #[track_caller]
+    fn assert_is(&self, packet: &Packet) {
+        assert_eq!(
+            hex(&self.packet),
+            hex(&packet.bytes()),
+            "expected {packet:?}"
+        );
+        let checked = if packet.layer3 {
+            check::packet(&self.packet)
+        } else {
+            check::frame(&self.packet)
+        };
+        checked.expect("a packet that a correct sender would have sent");
+    }
+}
+
+/// Sixteen bytes a line, so that a failed comparison shows where.
+fn hex(bytes: &[u8]) -> Vec<String> {
+    bytes
+        .chunks(16)
+        .map(|line| format!("{line:02x?}"))
+        .collect()
+}
+
+/// A record of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    pub client: SocketAddr,
+    pub protocol: Protocol,
+    pub index: u8,
+    pub front_end: SocketAddr,
+    pub backend: SocketAddr,
+    /// Port 0: none yet.
+    pub masquerade: SocketAddr,
+    pub highest: u8,
+}
+
+/// The programs and tables, loaded as the agent loads them.
+pub struct Datapath {
+    loaded: Loaded,
+    counters: Counters,
+    v4: Side<V4>,
+    v6: Side<V6>,
+    devices: HashMap<MapData, u32, Device>,
+}
+
+/// Datapaths that no test uses.
+static FREE: Mutex<Vec<Datapath>> = Mutex::new(Vec::new());
+
+/// A datapath that is given back on drop.
+pub struct Lease(Option<Datapath>);
+
+impl Deref for Lease {
+    type Target = Datapath;
+
+    fn deref(&self) -> &Datapath {
+        self.0.as_ref().expect("taken on drop only")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Datapath {
+        self.0.as_mut().expect("taken on drop only")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Ok(mut free) = FREE.lock() {
+            free.extend(self.0.take());
+        }
+    }
+}
+
+impl Datapath {
+    /// Tables of modest size, empty. Loaded anew only if all that were loaded
+    /// before are in use: the verifier takes its time.
+    pub fn load() -> Lease {
+        let free = FREE.lock().expect("no panic with the lock held").pop();
+        let mut datapath = free.unwrap_or_else(|| {
+            Self::with_sizes(Sizes {
+                services: 1024,
+                endpoints: 8192,
+                flows: 8192,
+            })
+        });
+        datapath.clear();
+        Lease(Some(datapath))
+    }
+
+    /// Tables of these sizes, [`Cast`]'s pods as local clients, and the
+    /// loopback with [`Cast`]'s node addresses.
+    pub fn with_sizes(sizes: Sizes) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tandem-{}-{number}", std::process::id());
+        let directory = PinDirectory::reserve(&name).expect("a bpf file system");
+        let pins = Pins::new(directory.path());
+        let options = LoadOptions {
+            pins: pins.clone(),
+            sizes,
+            log_level: 0,
+        };
+        let mut loaded = load::load(&options).unwrap_or_else(|error| {
+            panic!("{:#}", anyhow::Error::new(error));
+        });
+        let devices = loaded.ebpf.take_map("DEVICES").expect("a table of devices");
+        let mut datapath = Self {
+            counters: Counters::open(&pins).expect("counters"),
+            v4: Side::open(&pins),
+            v6: Side::open(&pins),
+            devices: HashMap::try_from(devices).expect("a hash table"),
+            loaded,
+        };
+        // Everything is held by file descriptors now; nothing can stay behind.
+        drop(directory);
+        datapath.clear();
+        datapath
+    }
+
+    /// Empties all tables and sets what [`Self::configure`] and
+    /// [`Self::device`] would without a change.
+    fn clear(&mut self) {
+        self.v4.clear();
+        self.v6.clear();
+        self.configure(|_| {});
+        self.device(|_| {});
+    }
+
+    /// Sets the programs' settings: the tests' usual ones, changed by `change`.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+        let layout = self.loaded.config.get(0).expect("a row").layout;
+        let mut config = Config {
+            hash_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+            layout,
+            flags: Config::DETECT_PREFIX_V4 | Config::DETECT_PREFIX_V6,
+            pods_v4: Prefix {
+                addr: std::net::Ipv4Addr::new(10, 244, 0, 0).into(),
+                mask: std::net::Ipv4Addr::new(255, 255, 0, 0).into(),
+            },
+            pods_v6: Prefix {
+                addr: std::net::Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0).into(),
+                mask: std::net::Ipv6Addr::new(0xffff, 0xffff, 0xffff, 0, 0, 0, 0, 0).into(),
+            },
+            timeouts: Timeouts {
+                tcp_established: 1000,
+                tcp_opening: 60,
+                tcp_closing: 60,
+                other_replied: 120,
+                other_unreplied: 30,
+                pressed: 2,
+            },
+            ..Config::default()
+        };
+        change(&mut config);
+        self.loaded.config.set(0, config).expect("a row");
+    }
+
+    /// Describes the loopback: the tests' usual addresses, changed by `change`.
+    pub fn device(&mut self, change: impl FnOnce(&mut Device)) {
+        let (v4, v6) = (Cast::of(Family::V4).node(), Cast::of(Family::V6).node());
+        let mut device = Device::default();
+        if let std::net::IpAddr::V4(addr) = v4 {
+            device.masquerade_v4 = addr.into();
+        }
+        if let std::net::IpAddr::V6(addr) = v6 {
+            device.masquerade_v6 = addr.into();
+        }
+        change(&mut device);
+        self.devices
+            .insert(LOOPBACK, device, 0)
+            .expect("a free entry");
+    }
+
+    /// Sets a Service port, in place of the one with the same front end.
+    pub fn serve(&mut self, port: &ServicePort) {
+        self.serve_all(std::slice::from_ref(port));
+    }
+
+    /// Sets many Service ports at once.
+    pub fn serve_all(&mut self, ports: &[ServicePort]) {
+        let (v4, v6): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.front_end.is_ipv4());
+        self.v4.serve(&v4);
+        self.v6.serve(&v6);
+    }
+
+    /// Runs a packet through a program.
+    pub fn run(&self, hook: Hook, packet: &Packet) -> Ran {
+        self.run_bytes(hook, &packet.bytes())
+    }
+
+    /// Runs any bytes through a program.
+    pub fn run_bytes(&self, hook: Hook, packet: &[u8]) -> Ran {
+        let before = self.counters.read();
+        let (verdict, packet) = self.run_uncounted(hook, packet);
+        let after = self.counters.read();
+        let counted = after
+            .into_iter()
+            .map(|(label, count)| (label, count - before.get(label).unwrap_or(&0)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Ran {
+            verdict,
+            packet,
+            counted,
+        }
+    }
+
+    /// The same without reading the counters, for runs by the thousand.
+    pub fn run_uncounted(&self, hook: Hook, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut context = [0; IFINDEX + 4];
+        let ingress_ifindex = u32::from(hook != Hook::HostEgress) * LOOPBACK;
+        context[INGRESS_IFINDEX..IFINDEX].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[IFINDEX..].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        let mut out = vec![0; 4096];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let program = self.program(hook.program());
+        let result = program.test_run(options).expect("a test run");
+        out.truncate(result.data_size_out as usize);
+        let verdict = match result.return_value.cast_signed() {
+            -1 => Verdict::Next,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => Verdict::Unexpected(other),
+        };
+        (verdict, out)
+    }
+
+    /// Loads one more program, which the agent does not.
+    pub fn load_program(&mut self, name: &str) {
+        let program = self.loaded.ebpf.program_mut(name);
+        let program: &mut SchedClassifier = program
+            .and_then(|program| program.try_into().ok())
+            .unwrap_or_else(|| panic!("a program {name}"));
+        program.load().unwrap_or_else(|error| {
+            panic!("{:#}", anyhow::Error::new(error));
+        });
+    }
+
+    /// A loaded program.
+    pub fn program(&self, name: &str) -> &SchedClassifier {
+        let program = self.loaded.ebpf.program(name);
+        program
+            .and_then(|program| program.try_into().ok())
+            .unwrap_or_else(|| panic!("a program {name}"))
+    }
+
+    /// All flow records of a family, in no order.
+    pub fn flows(&self, family: Family) -> Vec<FlowRecord> {
+        match family {
+            Family::V4 => self.v4.flows(),
+            Family::V6 => self.v6.flows(),
+        }
+    }
+
+    /// The flow records of a client, by index.
+    pub fn flows_of(&self, client: SocketAddr) -> Vec<FlowRecord> {
+        let mut flows = self.flows(Family::of(client.ip()));
+        flows.retain(|flow| flow.client == client);
+        flows.sort_by_key(|flow| flow.index);
+        flows
+    }
+
+    /// Number of reply tuples that masqueraded flows hold.
+    pub fn reply_tuples(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4.replies.keys().count(),
+            Family::V6 => self.v6.replies.keys().count(),
+        }
+    }
+
+    /// Removes all that is known of flows, as if the pins were lost.
+    pub fn forget_flows(&mut self) {
+        self.v4.forget_flows();
+        self.v6.forget_flows();
+    }
+
+    /// Makes a client's flow records `ticks` older.
+    pub fn age(&mut self, client: SocketAddr, ticks: u32) {
+        match Family::of(client.ip()) {
+            Family::V4 => self.v4.age(ticks, |owner| owner == client),
+            Family::V6 => self.v6.age(ticks, |owner| owner == client),
+        }
+    }
+
+    /// Makes all flow records of a family `ticks` older.
+    pub fn age_all(&mut self, family: Family, ticks: u32) {
+        match family {
+            Family::V4 => self.v4.age(ticks, |_| true),
+            Family::V6 => self.v6.age(ticks, |_| true),
+        }
+    }
+
+    /// Runs the sweeper; IPv4's result first.
+    pub fn sweep(&mut self) -> [Swept; 2] {
+        sweep::sweep(&mut self.loaded.ebpf).expect("a sweep")
+    }
+}
+
+/// One family's tables.
+struct Side<F: TestFamily> {
+    programmer: Programmer<F, KernelTables<F>>,
+    flows: HashMap<MapData, F::FlowKey, F::Record>,
+    replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
+    fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
+}
+
+fn empty<K: aya::Pod, V: aya::Pod>(table: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<_> = table.keys().map(|key| key.expect("readable")).collect();
+    for key in keys {
+        // An LRU table may have dropped it by itself.
+        let _ = table.remove(&key);
+    }
+}
+
+/// A family whose tables the tests read.
+trait TestFamily: KernelFamily {
+    /// The value of `FLOWS`, to be written too.
+    type Record: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
+    /// The key of `MASQ`, as bytes.
+    type ReplyKey: aya::Pod;
+    /// The key of `FRAGMENTS`, as bytes.
+    type FragmentKey: aya::Pod;
+}
+
+impl TestFamily for V4 {
+    type Record = Flow<Self::Addr>;
+    type ReplyKey = [u8; 16];
+    type FragmentKey = [u8; 16];
+}
+
+impl TestFamily for V6 {
+    type Record = Flow<Self::Addr>;
+    type ReplyKey = [u8; 40];
+    type FragmentKey = [u8; 40];
+}
+
+impl<F: TestFamily> Side<F> {
+    fn open(pins: &Pins) -> Self {
+        let tables = KernelTables::open(pins, Access::Write).expect("tables");
+        let map = |name: &str| {
+            let path = pins.map(&format!("{name}_{}", F::SUFFIX));
+            MapData::from_pin(path)
+                .and_then(Map::from_map_data)
+                .expect("a pinned map")
+        };
+        Self {
+            programmer: Programmer::new(tables).expect("readable tables"),
+            flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
+            replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
+            fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
+        }
+    }
+
+    fn serve(&mut self, ports: &[&ServicePort]) {
+        if ports.is_empty() {
+            return;
+        }
+        let desired: BTreeMap<ObjectKey, _> = ports
+            .iter()
+            .map(|port| (port.service(), vec![port.desired::<F>()]))
+            .collect();
+        let outcome = self.programmer.sync(desired, false);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
+    }
+
+    fn flows(&self) -> Vec<FlowRecord> {
+        let address = |addr: F::Addr, port: BePort| SocketAddr::new(F::ip(addr).into(), port.get());
+        let entries = self
+            .flows
+            .iter()
+            .map(|entry| entry.expect("a readable table"));
+        entries
+            .map(|(key, flow)| (key.into(), flow.into()))
+            .map(
+                |(key, flow): (FlowKey<F::Addr>, Flow<F::Addr>)| FlowRecord {
+                    client: address(key.addr, key.port),
+                    protocol: key.protocol,
+                    index: key.index,
+                    front_end: address(flow.frontend_addr, flow.frontend_port),
+                    backend: address(flow.backend_addr, flow.backend_port),
+                    masquerade: address(flow.masquerade_addr, flow.masquerade_port),
+                    highest: flow.highest,
+                },
+            )
+            .collect()
+    }
+
+    fn clear(&mut self) {
+        let outcome = self.programmer.sync(BTreeMap::new(), true);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        self.forget_flows();
+    }
+
+    fn forget_flows(&mut self) {
+        empty(&mut self.flows);
+        empty(&mut self.replies);
+        empty(&mut self.fragments);
+    }
+
+    fn age(&mut self, ticks: u32, whose: impl Fn(SocketAddr) -> bool) {
+        let entries: Vec<_> = self
+            .flows
+            .iter()
+            .map(|entry| entry.expect("readable"))
+            .collect();
+        for (key, flow) in entries {
+            let (key, mut flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());
+            let ip: std::net::IpAddr = F::ip(key.addr).into();
+            if whose(SocketAddr::new(ip, key.port.get())) {
+                flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+                self.flows
+                    .insert(F::FlowKey::from(key), F::Record::from(flow), 0)
+                    .expect("a record that is there");
+            }
+        }
+    }
+}

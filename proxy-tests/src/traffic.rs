@@ -1,0 +1,32 @@
+//! Traffic between test hosts: a server that tells who it is and whom it
+//! sees, and clients for every question a test asks. Clients work in the
+//! namespace of the thread they are called on: call them in [`Host::run`].
+//!
+//! [`Host::run`]: crate::Host::run
+
+mod answer;
+mod bulk;
+mod heartbeat;
+mod load;
+mod path_error;
+mod ping;
+mod server;
+mod server_tcp;
+mod server_udp;
+mod socket_option;
+mod tcp;
+mod udp;
+
+pub use answer::Answer;
+pub use heartbeat::{Heartbeat, HeartbeatReport};
+pub use load::{ConnectLoad, LoadReport};
+pub use path_error::PathError;
+pub use ping::ping;
+pub use server::Server;
+pub use tcp::{Connection, Dial, ask_tcp, spread_tcp};
+pub use udp::{UdpClient, ask_udp, ask_udp_patiently, spread_udp};
+
+use std::time::Duration;
+
+/// How long a client waits for something that should come at once.
+pub const PATIENCE: Duration = Duration::from_secs(3);

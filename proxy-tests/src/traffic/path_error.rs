@@ -1,0 +1,72 @@
+//! ICMP errors as an application sees them: the kernel hands them to the
+//! socket whose addresses the quoted packet bears, so an error that arrives
+//! has been translated.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+
+/// An ICMP error of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathError {
+    /// The ICMP type: time exceeded is 11 in IPv4 and 3 in IPv6.
+    pub kind: u8,
+    pub code: u8,
+    /// What the error carries, such as the MTU.
+    pub info: u32,
+    /// Who sent it.
+    pub offender: IpAddr,
+}
+
+/// The next error in the queue of `socket`; waits for it.
+pub(super) fn next(socket: &UdpSocket, patience: Duration) -> io::Result<PathError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match take(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn take(socket: &UdpSocket) -> io::Result<PathError> {
+    let mut quoted = [0; 2048];
+    let mut slices = [IoSliceMut::new(&mut quoted)];
+    // Either option yields a sock_extended_err and the offender's address.
+    let mut control = nix::cmsg_space!([u8; 128]);
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut slices,
+        Some(&mut control),
+        MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT,
+    )?;
+    for control in message.cmsgs()? {
+        let (error, offender) = match control {
+            ControlMessageOwned::Ipv4RecvErr(error, Some(offender)) => {
+                let address = Ipv4Addr::from(u32::from_be(offender.sin_addr.s_addr));
+                (error, IpAddr::V4(address))
+            }
+            ControlMessageOwned::Ipv6RecvErr(error, Some(offender)) => (
+                error,
+                IpAddr::V6(Ipv6Addr::from(offender.sin6_addr.s6_addr)),
+            ),
+            _ => continue,
+        };
+        return Ok(PathError {
+            kind: error.ee_type,
+            code: error.ee_code,
+            info: error.ee_info,
+            offender,
+        });
+    }
+    Err(io::Error::other("an error without its description"))
+}

@@ -1,0 +1,33 @@
+//! ICMP echo of either family.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Asks `target` for an echo and returns how long it took.
+pub fn ping(target: IpAddr, patience: Duration) -> io::Result<Duration> {
+    let (domain, protocol, request, reply) = match target {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8, 0),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
+    };
+    let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+    socket.connect(&SocketAddr::new(target, 0).into())?;
+    // The kernel fills in identifier and checksum.
+    let message = [
+        request, 0, 0, 0, 0, 0, 0, 1, b't', b'a', b'n', b'd', b'e', b'm',
+    ];
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(patience))?;
+
+    let start = Instant::now();
+    socket.send(&message)?;
+    let mut answer = [0; 64];
+    let length = socket.recv(&mut answer)?;
+    if answer[0] == reply && answer[8..length] == message[8..] {
+        Ok(start.elapsed())
+    } else {
+        Err(io::Error::other("not an echo of the request"))
+    }
+}

@@ -1,0 +1,83 @@
+//! Socket options the standard library has no name for.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
+use libc::{
+    IP_MTU, IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_MTU,
+    IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO, IPV6_RECVERR, SO_NO_CHECK, SOL_SOCKET, SOL_UDP,
+    UDP_SEGMENT, c_int, c_void, socklen_t,
+};
+
+/// All options here are ints.
+#[expect(clippy::cast_possible_truncation, reason = "four fits")]
+const INT_LENGTH: socklen_t = size_of::<c_int>() as socklen_t;
+
+pub(super) fn no_checksum(socket: &UdpSocket) -> io::Result<()> {
+    set(socket, SOL_SOCKET, SO_NO_CHECK, 1)
+}
+
+pub(super) fn segment(socket: &UdpSocket, size: u16) -> io::Result<()> {
+    set(socket, SOL_UDP, UDP_SEGMENT, size.into())
+}
+
+pub(super) fn discover_path_mtu(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv4() {
+        set(socket, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+    } else {
+        set(socket, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
+    }
+}
+
+pub(super) fn receive_errors(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv4() {
+        set(socket, IPPROTO_IP, IP_RECVERR, 1)
+    } else {
+        set(socket, IPPROTO_IPV6, IPV6_RECVERR, 1)
+    }
+}
+
+pub(super) fn path_mtu(socket: &UdpSocket) -> io::Result<u32> {
+    let (level, option) = if socket.local_addr()?.is_ipv4() {
+        (IPPROTO_IP, IP_MTU)
+    } else {
+        (IPPROTO_IPV6, IPV6_MTU)
+    };
+    let mut value: c_int = 0;
+    let mut length = INT_LENGTH;
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which both
+    // outlive the call.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw mut value).cast::<c_void>(),
+            &raw mut length,
+        )
+    };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    u32::try_from(value).map_err(io::Error::other)
+}
+
+fn set(socket: &UdpSocket, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads an int's bytes from `value`, which outlives the
+    // call.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast::<c_void>(),
+            INT_LENGTH,
+        )
+    };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

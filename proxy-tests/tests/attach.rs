@@ -1,0 +1,38 @@
+//! The basic traffic with each way to attach the programs.
+
+use anyhow::{Context, Result};
+use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology};
+use rstest::rstest;
+
+/// Pods, the node's processes and clients outside reach backends on both nodes.
+#[rstest]
+fn services_work(
+    #[values("tcx", "clsact")] attach: &str,
+    #[values(Topology::ROUTED, Topology::FLANNEL)] topology: Topology,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [local, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with(&["--attach", attach]))?;
+
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for host in [&*client, &*lab.nodes[0], &lab.external] {
+            let context = || format!("{family}, {}", host.name());
+            for _ in 0..10 {
+                host.run(|| ask_tcp(front_end)).with_context(context)?;
+                host.run(|| ask_udp(front_end, 64)).with_context(context)?;
+            }
+            host.run(|| Dial::to(front_end).connect()?.upload(3_000_000))
+                .with_context(context)?;
+            host.run(|| Dial::to(front_end).connect()?.download(3_000_000))
+                .with_context(context)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Others live here too: programs on the same devices, and packets that only
+//! pass by.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, Wiring,
+};
+use rstest::rstest;
+
+const BRIDGE: Topology = Topology {
+    wiring: Wiring::Bridge,
+    ..Topology::ONE_NODE
+};
+
+/// Another software's clsact filters on every device, which let everything
+/// pass with `TC_ACT_OK`: they go on seeing packets, and Services go on working,
+/// whoever came first.
+#[rstest]
+fn foreign_filters_keep_running(
+    #[values(Topology::ONE_NODE, BRIDGE)] topology: Topology,
+    #[values(true, false)] foreign_first: bool,
+    #[values("tcx", "clsact")] attach: &str,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let devices = [client.node_device(), backend.node_device(), "eth0"];
+
+    let options = AgentOptions::with(&["--attach", attach]);
+    if foreign_first {
+        add_filters(node, &devices)?;
+    }
+    let _agents = lab.start_agents(&options)?;
+    if !foreign_first {
+        add_filters(node, &devices)?;
+    }
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for host in [&*client, &lab.external, node] {
+            host.run(|| ask_tcp(front_end))
+                .with_context(|| host.name().to_owned())?;
+            host.run(|| ask_udp(front_end, 64))
+                .with_context(|| host.name().to_owned())?;
+        }
+    }
+    for device in devices {
+        for direction in ["ingress", "egress"] {
+            let seen = packets_seen(node, device, direction)?;
+            assert!(seen > 4, "{device} {direction}: {seen} packets");
+        }
+    }
+    Ok(())
+}
+
+/// A filter only counts if it has an action. Loopback throws away what is
+/// mirrored there, because it is addressed to somebody else; `pass` is
+/// `TC_ACT_OK`, and the class ends up in the packet's `tc_index`.
+const COUNT: &str = "action mirred egress mirror dev lo pass";
+
+fn add_filters(node: &Node, devices: &[&str]) -> Result<()> {
+    let mut batch = String::new();
+    for device in devices {
+        writeln!(batch, "qdisc replace dev {device} clsact")?;
+        for direction in ["ingress", "egress"] {
+            let filter = format!("pref 100 protocol all u32 match u32 0 0 classid 1:7 {COUNT}");
+            writeln!(batch, "filter add dev {device} {direction} {filter}")?;
+        }
+    }
+    node.feed("tc", &["-batch", "-"], &batch).map(drop)
+}
+
+/// What the foreign filter's counter says.
+fn packets_seen(node: &Node, device: &str, direction: &str) -> Result<u64> {
+    let arguments = [
+        "-s", "-json", "filter", "show", "dev", device, direction, "pref", "100",
+    ];
+    let filters: serde_json::Value = serde_json::from_str(&node.exec("tc", &arguments)?)?;
+    filters
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find_map(|filter| filter["options"]["actions"][0]["stats"]["packets"].as_u64())
+        .with_context(|| format!("no counter in {filters}"))
+}
+
+/// A pod that routes Services through a third host on its bridge: the frames
+/// are addressed to that host, not to the node, and must arrive as sent.
+#[test]
+fn frames_for_another_router_are_only_bridged() -> Result<()> {
+    let lab = Lab::start(BRIDGE)?;
+    let [client, router, backend] = lab.nodes[0].add_pods(["client", "router", "backend"])?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let _own = serve_itself(&lab, &service, &router)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    route_through(&lab, &service, &client, &router)?;
+    expect_answers_of(&lab, &service, &client, &router)
+}
+
+/// A node whose uplink is promiscuous hears frames between two other hosts of
+/// the LAN; what they are about is none of its business.
+#[test]
+fn frames_for_another_host_are_left_alone() -> Result<()> {
+    let mut lab = Lab::start(Topology::default())?;
+    let other = lab.add_external("other")?;
+    let backend = lab.nodes[0].add_pod("backend")?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let _own = serve_itself(&lab, &service, &other)?;
+    lab.nodes[0].ip("link set eth0 promisc on")?;
+    // A switch that forgets every address at once is a hub.
+    lab.underlay
+        .switch()
+        .ip("link set lan type bridge ageing_time 0")?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    route_through(&lab, &service, &lab.external, &other)?;
+    expect_answers_of(&lab, &service, &lab.external, &other)
+}
+
+/// Makes `host` answer at the Service's own addresses and port.
+fn serve_itself(lab: &Lab, service: &Service, host: &Host) -> Result<Server> {
+    let mut places = Vec::new();
+    for &family in lab.families().list() {
+        let address = service.cluster_ip(family);
+        host.ip(&format!("addr add {address} dev lo nodad"))?;
+        places.push(SocketAddr::new(address, ECHO_PORT));
+    }
+    Server::start_at(host, &places)
+}
+
+fn route_through(lab: &Lab, service: &Service, client: &Host, router: &Host) -> Result<()> {
+    for &family in lab.families().list() {
+        let (address, next) = (service.cluster_ip(family), router.address(family));
+        client.ip(&format!("route replace {address} via {next}"))?;
+    }
+    Ok(())
+}
+
+fn expect_answers_of(lab: &Lab, service: &Service, client: &Host, server: &Host) -> Result<()> {
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for answer in [
+            client
+                .run(|| ask_tcp(front_end))
+                .with_context(|| format!("{family} TCP"))?,
+            client
+                .run(|| ask_udp(front_end, 2000))
+                .with_context(|| format!("{family} UDP"))?,
+        ] {
+            assert_eq!(answer.server, server.name());
+            assert_eq!(answer.client.ip(), client.address(family));
+            assert_eq!(answer.local, front_end);
+        }
+    }
+    Ok(())
+}

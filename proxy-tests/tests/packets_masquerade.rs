@@ -1,0 +1,234 @@
+//! Flows whose backend must see an address of this node.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use proxy_common::{
+    config::Config,
+    counter::Counter,
+    net::{AddrV4, AddrV6},
+    prefilter::frontend_bit,
+};
+use proxy_tests::{
+    Family,
+    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+};
+use rstest::rstest;
+
+/// Leads a client's first packet through both hooks and returns the address
+/// that the backend sees.
+fn open(datapath: &Datapath, request: &Packet, backend: SocketAddr) -> SocketAddr {
+    let led = request.clone().to(backend);
+    datapath.run(Hook::Ingress, request).passed_as(&led);
+    let ran = datapath.run(Hook::Egress, &led);
+    let masquerade = datapath.flows_of(request.src)[0].masquerade;
+    ran.passed_as(&led.from(masquerade));
+    masquerade
+}
+
+/// A backend's reply takes the way back through both hooks.
+#[track_caller]
+fn returns(datapath: &Datapath, reply: &Packet, client: SocketAddr, front_end: SocketAddr) {
+    let back = reply.clone().to(client);
+    datapath.run(Hook::Ingress, reply).passed_as(&back);
+    let last = datapath.run(Hook::Egress, &back);
+    last.passed_as(&back.from(front_end));
+}
+
+/// What makes a flow masqueraded.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// The client is no pod.
+    Outsider,
+    /// The client is the backend.
+    Hairpin,
+    /// All flows are.
+    All,
+}
+
+/// Out with the device's address and a port of ours, and back.
+#[rstest]
+fn the_backend_sees_the_device_and_the_client_the_front_end(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+    #[values(Why::Outsider, Why::Hairpin, Why::All)] why: Why,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    let client = match why {
+        Why::Outsider => cast.outsider(),
+        Why::Hairpin => SocketAddr::new(backend.ip(), 40_000),
+        Why::All => cast.pod(),
+    };
+    if matches!(why, Why::All) {
+        datapath.configure(|config| config.flags |= Config::MASQUERADE_ALL);
+    }
+    let (port, request): (_, fn(_, _) -> _) = if tcp {
+        (ServicePort::tcp(cast.vip(), &[backend]), Packet::syn)
+    } else {
+        (ServicePort::udp(cast.vip(), &[backend]), Packet::udp)
+    };
+    datapath.serve(&port);
+    let masquerade = open(&datapath, &request(client, cast.vip()), backend);
+    assert_eq!(masquerade.ip(), cast.node());
+    let number = masquerade.port();
+    assert!(
+        (10_000..30_000).contains(&number) || number >= 61_000,
+        "{number}"
+    );
+
+    let reply = if tcp {
+        Packet::syn_ack(backend, masquerade)
+    } else {
+        Packet::udp(backend, masquerade)
+    };
+    returns(&datapath, &reply, client, cast.vip());
+    let again = open(&datapath, &request(client, cast.vip()), backend);
+    assert_eq!(again, masquerade, "the second packet leaves like the first");
+    assert_eq!(datapath.reply_tuples(family), 1);
+}
+
+/// Two clients with the same port have reply tuples of their own.
+#[rstest]
+fn many_clients_share_no_reply_tuple(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    let clients = (1..=200).map(|index| cast.outsider_with(index, 5000));
+    let seen: BTreeSet<_> = clients
+        .map(|client| open(&datapath, &Packet::udp(client, cast.vip()), backend))
+        .collect();
+    assert_eq!(seen.len(), 200);
+    assert_eq!(datapath.reply_tuples(family), 200);
+}
+
+/// A record that was lost comes back with the same port.
+#[rstest]
+fn a_lost_flow_finds_its_port_again(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    let request = Packet::udp(cast.outsider(), cast.vip());
+    let before = open(&datapath, &request, backend);
+    datapath.forget_flows();
+    assert_eq!(open(&datapath, &request, backend), before);
+}
+
+/// Pods of the cluster keep their address.
+#[rstest]
+fn pods_are_not_masqueraded(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let led = Packet::syn(cast.pod(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[led.dst]));
+    datapath
+        .run(Hook::Ingress, &led.clone().to(cast.vip()))
+        .passed_as(&led);
+    datapath.run(Hook::Egress, &led).left_alone(&led.bytes());
+    assert_eq!(datapath.reply_tuples(family), 0);
+}
+
+/// A device without an address can masquerade nothing.
+#[rstest]
+fn without_an_address_nothing_leaves(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.device(|device| {
+        device.masquerade_v4 = AddrV4::default();
+        device.masquerade_v6 = AddrV6::default();
+    });
+    let led = Packet::syn(cast.outsider(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[led.dst]));
+    datapath
+        .run(Hook::Ingress, &led.clone().to(cast.vip()))
+        .passed_as(&led);
+    datapath
+        .run(Hook::Egress, &led)
+        .dropped_for(Counter::MasqueradeNoAddress);
+}
+
+/// Flow and reply tuple go together (P6).
+#[rstest]
+fn the_sweeper_removes_flow_and_reply_tuple(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    let request = Packet::udp(cast.outsider(), cast.vip());
+    let masquerade = open(&datapath, &request, backend);
+    datapath.age(cast.outsider(), 29);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(cast.outsider()).len(), 1);
+    datapath.age(cast.outsider(), 3);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(cast.outsider()), []);
+    assert_eq!(datapath.reply_tuples(family), 0);
+    let late = Packet::udp(backend, masquerade);
+    datapath.run(Hook::Ingress, &late).left_alone(&late.bytes());
+}
+
+/// UDP that moves to another backend gets another reply tuple and leaves none
+/// behind.
+#[rstest]
+fn moving_to_another_backend_leaves_no_reply_tuple(
+    #[values(Family::V4, Family::V6)] family: Family,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (old, new) = (cast.endpoint(1), cast.endpoint(2));
+    let request = Packet::udp(cast.outsider(), cast.vip());
+    datapath.serve(&ServicePort::udp(cast.vip(), &[old]));
+    open(&datapath, &request, old);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[new]));
+    let masquerade = open(&datapath, &request, new);
+    assert_eq!(datapath.reply_tuples(family), 1);
+    returns(
+        &datapath,
+        &Packet::udp(new, masquerade),
+        cast.outsider(),
+        cast.vip(),
+    );
+}
+
+/// The prefilter may take the node's address for a front end's. That costs a
+/// look-up, not the reply.
+#[rstest]
+fn replies_pass_also_where_the_prefilter_errs(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    let front_end = look_alike(cast.node());
+    datapath.serve(&ServicePort::tcp(front_end, &[backend]));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    let masquerade = open(
+        &datapath,
+        &Packet::syn(cast.outsider(), cast.vip()),
+        backend,
+    );
+    let reply = Packet::syn_ack(backend, masquerade);
+    returns(&datapath, &reply, cast.outsider(), cast.vip());
+}
+
+/// An address with the same bit in the prefilter.
+fn look_alike(ip: std::net::IpAddr) -> SocketAddr {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    let found: Option<IpAddr> = match ip {
+        IpAddr::V4(ip) => {
+            let bit = frontend_bit(&AddrV4::from(ip));
+            (0..u32::MAX / 256)
+                .map(|number| Ipv4Addr::from(0x0b00_0000 + number))
+                .find(|other| frontend_bit(&AddrV4::from(*other)) == bit)
+                .map(Into::into)
+        }
+        IpAddr::V6(ip) => {
+            let bit = frontend_bit(&AddrV6::from(ip));
+            (0..1 << 24)
+                .map(|number| Ipv6Addr::from((0xfd0b_u128 << 112) + number))
+                .find(|other| frontend_bit(&AddrV6::from(*other)) == bit)
+                .map(Into::into)
+        }
+    };
+    SocketAddr::new(found.expect("one in a million addresses"), 80)
+}

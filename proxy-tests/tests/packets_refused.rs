@@ -1,0 +1,178 @@
+//! Answers in the place of a Service that cannot.
+
+use proxy_common::{counter::Counter, net::Protocol};
+use proxy_tests::{
+    Family,
+    packet::{Body, Cast, Datapath, Hook, MAC_OTHER, Packet, ServicePort, Verdict},
+};
+use rstest::rstest;
+
+/// The reset that a closed port would send to `refused`.
+fn reset(refused: &Packet) -> Packet {
+    let Body::Tcp { flags, seq, ack } = refused.body else {
+        panic!("a TCP segment");
+    };
+    let mut reset = Packet::rst(refused.dst, refused.src).answering(refused);
+    let length = u32::try_from(refused.payload.len()).expect("short");
+    reset.body = if flags & 16 == 0 {
+        let control = u32::from(flags & 2 != 0) + u32::from(flags & 1 != 0);
+        Body::Tcp {
+            flags: 4 | 16,
+            seq: 0,
+            ack: seq + length + control,
+        }
+    } else {
+        Body::Tcp {
+            flags: 4,
+            seq: ack,
+            ack: 0,
+        }
+    };
+    reset
+}
+
+/// RFC 9293: sequence and acknowledgement depend on what is refused.
+#[rstest]
+#[case::a_syn(|src, dst| Packet::syn(src, dst))]
+#[case::a_syn_with_data(|src, dst| Packet::syn(src, dst).with_payload(vec![7; 100]))]
+#[case::a_syn_in_a_padded_frame(|src, dst| Packet { padding: 6, ..Packet::syn(src, dst) })]
+#[case::data(Packet::data)]
+#[case::a_fin(Packet::fin)]
+#[case::a_fin_without_ack(|src, dst| Packet::tcp(src, dst, 1))]
+fn tcp_is_refused_by_a_reset(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] refused: fn(std::net::SocketAddr, std::net::SocketAddr) -> Packet,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    let refused = refused(cast.pod(), cast.vip());
+    let ran = datapath.run(Hook::Ingress, &refused);
+    ran.answered_by(&reset(&refused));
+    ran.counted(&[Counter::NoEndpoint]);
+    assert_eq!(datapath.flows(family), []);
+}
+
+/// The quote is what the client sent, to the address it dialled.
+#[rstest]
+fn udp_is_refused_by_port_unreachable(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(0, 1, 23, 1400)] length: usize,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::udp(cast.vip(), &[]));
+    let refused = Packet::udp(cast.pod(), cast.vip()).with_payload(vec![0x5a; length]);
+    let ran = datapath.run(Hook::Ingress, &refused);
+    let error = Packet::port_unreachable(cast.vip().ip(), &refused, 8);
+    ran.answered_by(&error.answering(&refused));
+    ran.counted(&[Counter::NoEndpoint]);
+}
+
+/// A port of a front end's address that no Service has.
+#[rstest]
+fn other_ports_of_the_address_are_refused(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(1)));
+    let other = cast.vip_with(10, 81);
+    let syn = Packet::syn(cast.pod(), other);
+    let ran = datapath.run(Hook::Ingress, &syn);
+    ran.answered_by(&reset(&syn));
+    ran.counted(&[Counter::UnknownPort]);
+    let datagrams = [
+        Packet::udp(cast.pod(), other),
+        // The port has a Service, but of the other protocol.
+        Packet::udp(cast.pod(), cast.vip()),
+    ];
+    for datagram in datagrams {
+        let ran = datapath.run(Hook::Ingress, &datagram);
+        let error = Packet::port_unreachable(cast.vip().ip(), &datagram, 8);
+        ran.answered_by(&error.answering(&datagram));
+        ran.counted(&[Counter::UnknownPort]);
+    }
+}
+
+/// An echo request must not be answered by the host in the Service's name.
+#[rstest]
+fn echo_requests_are_refused(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(1)));
+    let echo = Packet::echo(cast.pod().ip(), cast.vip().ip());
+    let ran = datapath.run(Hook::Ingress, &echo);
+    let error = Packet::port_unreachable(cast.vip().ip(), &echo, 8);
+    ran.answered_by(&error.answering(&echo));
+}
+
+/// What must never be answered goes silently.
+#[rstest]
+#[case::a_reset(|cast: Cast| Packet::rst(cast.pod(), cast.vip()))]
+#[case::an_echo_reply(|cast: Cast| {
+    let kind = if cast.family == Family::V4 { 0 } else { 129 };
+    let mut reply = Packet::echo(cast.pod().ip(), cast.vip().ip());
+    reply.body = Body::Icmp { kind, code: 0, rest: 7 };
+    reply
+})]
+fn some_packets_are_dropped_without_answer(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] packet: fn(Cast) -> Packet,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    let ran = datapath.run(Hook::Ingress, &packet(cast));
+    assert_eq!(ran.verdict, Verdict::Drop, "{ran:?}");
+}
+
+/// ICMP errors about unknown flows, and frames to many or to others, are none
+/// of our business.
+#[rstest]
+#[case::an_icmp_error(|cast: Cast| {
+    Packet::port_unreachable(cast.pod().ip(), &Packet::udp(cast.vip(), cast.pod()), 8)
+})]
+#[case::a_broadcast_frame(|cast: Cast| {
+    Packet { mac_dst: [0xff; 6], ..Packet::syn(cast.pod(), cast.vip()) }
+})]
+#[case::a_multicast_frame(|cast: Cast| {
+    Packet { mac_dst: [0x33, 0x33, 0, 0, 0, 1], ..Packet::udp(cast.pod(), cast.vip()) }
+})]
+#[case::a_frame_for_another_host(|cast: Cast| {
+    Packet { mac_dst: MAC_OTHER, ..Packet::syn(cast.pod(), cast.vip()) }
+})]
+fn some_packets_are_not_ours_to_refuse(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] packet: fn(Cast) -> Packet,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    datapath.serve(&ServicePort::udp(cast.vip(), &[]));
+    let packet = packet(cast);
+    datapath
+        .run(Hook::Ingress, &packet)
+        .left_alone(&packet.bytes());
+}
+
+/// internalTrafficPolicy: Local without an endpoint here: no news for the
+/// client, it may try another node.
+#[rstest]
+fn local_policy_without_local_endpoint_drops(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Protocol::TCP, Protocol::UDP)] protocol: Protocol,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort {
+        elsewhere: cast.endpoints(2),
+        local: true,
+        ..ServicePort::new(protocol, cast.vip(), &[])
+    });
+    let packet = match protocol {
+        Protocol::TCP => Packet::syn(cast.pod(), cast.vip()),
+        _ => Packet::udp(cast.pod(), cast.vip()),
+    };
+    datapath
+        .run(Hook::Ingress, &packet)
+        .dropped_for(Counter::NoLocalEndpoint);
+}

@@ -1,0 +1,188 @@
+//! One client port that talks to several front ends.
+
+use proxy_common::counter::Counter;
+use proxy_tests::{
+    Family,
+    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+};
+use rstest::rstest;
+
+/// Each front end has a record of its own, and replies come from the right one.
+#[rstest]
+fn one_client_port_may_dial_many_front_ends(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    for index in 0..16 {
+        let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
+        datapath.serve(&port);
+    }
+    for _ in 0..2 {
+        for index in 0..16 {
+            let request = Packet::udp(cast.pod(), cast.vip_with(index, 53));
+            let led = request.clone().to(cast.endpoint(index));
+            datapath.run(Hook::Ingress, &request).passed_as(&led);
+        }
+    }
+    for index in 0..16 {
+        let reply = Packet::udp(cast.endpoint(index), cast.pod());
+        let ran = datapath.run(Hook::Egress, &reply);
+        ran.passed_as(&reply.clone().from(cast.vip_with(index, 53)));
+    }
+    let flows = datapath.flows_of(cast.pod());
+    assert_eq!(flows.len(), 16);
+    assert_eq!(flows[0].highest, 15);
+}
+
+/// The seventeenth is refused.
+#[rstest]
+fn there_is_a_limit_to_front_ends_of_one_port(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    for index in 0..=16 {
+        let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
+        datapath.serve(&port);
+    }
+    for index in 0..16 {
+        datapath.run(
+            Hook::Ingress,
+            &Packet::udp(cast.pod(), cast.vip_with(index, 53)),
+        );
+    }
+    let request = Packet::udp(cast.pod(), cast.vip_with(16, 53));
+    let ran = datapath.run(Hook::Ingress, &request);
+    let error = Packet::prohibited(request.dst.ip(), &request, 8);
+    ran.answered_by(&error.answering(&request));
+    ran.counted(&[Counter::TooManyFrontends]);
+}
+
+/// Where there is a choice, two flows of one client port take two backends.
+#[rstest]
+fn flows_of_one_port_avoid_each_other(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backends = cast.endpoints(4);
+    for index in 0..2 {
+        datapath.serve(&ServicePort::udp(cast.vip_with(index, 53), &backends));
+    }
+    for port in 30_000..30_050 {
+        let client = cast.pod_with(1, port);
+        for index in 0..2 {
+            datapath.run(
+                Hook::Ingress,
+                &Packet::udp(client, cast.vip_with(index, 53)),
+            );
+        }
+        let flows = datapath.flows_of(client);
+        assert_ne!(flows[0].backend, flows[1].backend, "{flows:?}");
+    }
+}
+
+/// Where there is none, the second one gets another port towards the backend,
+/// and back at the client replies come from the right front end: whether or
+/// not they pass the ingress hook of the backend's device on the way.
+#[rstest]
+fn flows_of_one_port_to_one_backend_are_told_apart(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] by_ingress: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    for index in 0..3 {
+        datapath.serve(&ServicePort::udp(cast.vip_with(index, 53), &[backend]));
+    }
+    for index in 0..3 {
+        let front_end = cast.vip_with(index, 53);
+        let request = Packet::udp(cast.pod(), front_end);
+        let ran = datapath.run(Hook::Ingress, &request);
+        let flow = datapath.flows_of(cast.pod())[usize::from(index)];
+        let seen = if index == 0 {
+            cast.pod()
+        } else {
+            flow.masquerade
+        };
+        assert_eq!(seen.ip(), cast.pod().ip());
+        let led = request.to(backend).from(seen);
+        ran.passed_as(&led);
+        datapath.run(Hook::Egress, &led).passed_as(&led);
+
+        let reply = Packet::udp(backend, seen);
+        if by_ingress {
+            datapath
+                .run(Hook::Ingress, &reply)
+                .left_alone(&reply.bytes());
+        }
+        let ran = datapath.run(Hook::Egress, &reply);
+        ran.passed_as(&reply.from(front_end).to(cast.pod()));
+    }
+    assert_eq!(datapath.reply_tuples(family), 2);
+}
+
+/// Record 0 is how the others are found: it stays until they are gone.
+#[rstest]
+fn the_sweeper_keeps_record_0_for_its_siblings(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    for index in 0..2 {
+        let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
+        datapath.serve(&port);
+        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.front_end));
+    }
+    datapath.age(cast.pod(), 100);
+    // The second flow still has traffic.
+    let second = Packet::udp(cast.pod(), cast.vip_with(1, 53));
+    datapath.run(Hook::Ingress, &second);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(cast.pod()).len(), 2);
+    let ran = datapath.run(Hook::Ingress, &second);
+    ran.passed_as(&second.clone().to(cast.endpoint(1)));
+    datapath.age(cast.pod(), 100);
+    datapath.sweep();
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(cast.pod()), []);
+}
+
+/// A client reaches a backend directly from a port that it used through the
+/// front end before (E13).
+#[rstest]
+fn a_direct_connection_takes_over_a_closed_flow(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    datapath.run(Hook::Ingress, &Packet::syn(cast.pod(), cast.vip()));
+    datapath.run(Hook::Egress, &Packet::rst(backend, cast.pod()));
+
+    let direct = Packet::syn(cast.pod(), backend);
+    let ran = datapath.run(Hook::Ingress, &direct);
+    ran.passed_as(&direct);
+    ran.counted(&[Counter::TupleClash]);
+    let reply = Packet::syn_ack(backend, cast.pod());
+    datapath
+        .run(Hook::Egress, &reply)
+        .left_alone(&reply.bytes());
+}
+
+/// While the flow through the front end is open, the backend's SYN-ACK to a
+/// direct connection is not taken for a part of it.
+#[rstest]
+fn an_open_flow_takes_no_other_connections_syn_ack(
+    #[values(Family::V4, Family::V6)] family: Family,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    datapath.run(Hook::Ingress, &Packet::syn(cast.pod(), cast.vip()));
+    datapath.run(Hook::Egress, &Packet::syn_ack(backend, cast.pod()));
+    datapath.run(Hook::Egress, &Packet::data(backend, cast.pod()));
+
+    let direct = Packet::syn(cast.pod(), backend);
+    datapath
+        .run(Hook::Ingress, &direct)
+        .left_alone(&direct.bytes());
+    let reply = Packet::syn_ack(backend, cast.pod());
+    datapath
+        .run(Hook::Egress, &reply)
+        .left_alone(&reply.bytes());
+}

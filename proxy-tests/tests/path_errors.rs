@@ -1,0 +1,179 @@
+//! ICMP errors about translated packets come back to whom they concern, with
+//! the addresses he knows.
+
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result};
+use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, ask_udp};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, UnderlayKind,
+    Wiring,
+};
+use rstest::rstest;
+
+/// A link narrower than everybody thinks: TCP finds its way, in both
+/// directions, also when the client is masqueraded; UDP learns the path's MTU.
+#[rstest]
+fn path_mtu_is_discovered(
+    #[values(1280, 1400)] mtu: u16,
+    #[values(Wiring::RoutedVeth, Wiring::Bridge)] wiring: Wiring,
+) -> Result<()> {
+    let underlay = UnderlayKind::Routed { mtu };
+    let lab = Lab::start(Topology {
+        underlay,
+        wiring,
+        ..Topology::ROUTED
+    })?;
+    // The kernel of each learns for itself.
+    let [client, asker, local] = lab.nodes[0].add_pods(["client", "asker", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let _servers = [
+        Server::start(&local, ECHO_TARGET)?,
+        Server::start(&remote, ECHO_TARGET)?,
+    ];
+    let near = echo_like("near", 1, &lab).endpoint(&local);
+    let far = echo_like("far", 2, &lab).endpoint(&remote);
+    lab.manifests.write(&near)?;
+    lab.manifests.write(&far)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        for (host, service) in [
+            (&*client, &far),
+            (&lab.external, &near),
+            (&lab.external, &far),
+        ] {
+            let context = || format!("{family}: {} to {}", host.name(), service.name());
+            host.run(|| transfer(service, family))
+                .with_context(context)?;
+        }
+        asker
+            .run(|| learn_mtu(&far, family, mtu))
+            .with_context(|| family.to_string())?;
+    }
+    Ok(())
+}
+
+fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
+    Service::new(name, number, lab.families())
+        .tcp(ECHO_PORT, ECHO_TARGET)
+        .udp(ECHO_PORT, ECHO_TARGET)
+}
+
+fn transfer(service: &Service, family: Family) -> Result<()> {
+    let front_end = service.at(family, ECHO_PORT);
+    Dial::to(front_end)
+        .connect()?
+        .upload(3_000_000)
+        .context("up")?;
+    Dial::to(front_end)
+        .connect()?
+        .download(3_000_000)
+        .context("down")
+}
+
+/// The error reaches the socket connected to the Service, and the kernel then
+/// knows the path to the Service.
+fn learn_mtu(service: &Service, family: Family, mtu: u16) -> Result<()> {
+    let socket = UdpClient::connect(service.at(family, ECHO_PORT))?;
+    socket.do_not_fragment()?;
+    socket.keep_errors()?;
+    socket.send(&[0; 1420])?;
+    assert_eq!(
+        socket.path_error().context("datagram too large")?.info,
+        u32::from(mtu)
+    );
+    assert_eq!(socket.path_mtu()?, u32::from(mtu));
+    let refused = socket
+        .send(&[0; 1420])
+        .err()
+        .and_then(|error| error.raw_os_error());
+    assert_eq!(refused, Some(libc::EMSGSIZE));
+    Ok(())
+}
+
+/// Each hop on the way to a backend tells the client that the packet to the
+/// Service has expired there, as traceroute wants to hear.
+#[rstest]
+#[case::routed_veth(Topology::ROUTED)]
+#[case::bridge(Topology { wiring: Wiring::Bridge, ..Topology::ROUTED })]
+#[case::flannel(Topology::FLANNEL)]
+fn expired_packets_are_reported(#[case] topology: Topology) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let client = lab.nodes[0].add_pod("client")?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let _server = Server::start(&remote, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&remote);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        for (hops, node) in (1..).zip(&lab.nodes) {
+            let offender = client.run(|| expire(&service, family, hops));
+            let offender = offender.with_context(|| format!("{family}, {hops} hops"))?;
+            let addresses = node.device_addresses(family)?;
+            assert!(
+                addresses.contains(&offender),
+                "{offender} is not of {}",
+                node.name()
+            );
+        }
+        client.run(|| ask_udp(service.at(family, ECHO_PORT), 10))?;
+    }
+    Ok(())
+}
+
+/// Sends a packet that lives `hops` hops; returns where it died.
+fn expire(service: &Service, family: Family, hops: u32) -> Result<std::net::IpAddr> {
+    let time_exceeded = match family {
+        Family::V4 => 11,
+        Family::V6 => 3,
+    };
+    let socket = UdpClient::connect(service.at(family, ECHO_PORT))?;
+    socket.keep_errors()?;
+    socket.set_hop_limit(hops)?;
+    socket.send(b"short-lived")?;
+    let error = socket.path_error()?;
+    assert_eq!(error.kind, time_exceeded, "{error:?}");
+    Ok(error.offender)
+}
+
+/// The backend's pod lives but nobody listens: the client hears "refused" over
+/// TCP and UDP, wherever pod and client are.
+#[rstest]
+#[case::routed_veth(Topology { drop_invalid: true, ..Topology::ROUTED })]
+#[case::bridge(Topology { wiring: Wiring::Bridge, drop_invalid: true, ..Topology::ROUTED })]
+#[case::flannel(Topology::FLANNEL)]
+fn closed_ports_refuse(#[case] topology: Topology) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let services = [(1, &local), (2, &remote)]
+        .map(|(number, pod)| echo_like(pod.name(), number, &lab).endpoint(pod));
+    for service in &services {
+        lab.manifests.write(service)?;
+    }
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        for host in [&*client, &*lab.nodes[0], &lab.external] {
+            for service in &services {
+                expect_refusal(host, service, family);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn expect_refusal(host: &Host, service: &Service, family: Family) {
+    let front_end = service.at(family, ECHO_PORT);
+    let context = format!("{family}: {} to {}", host.name(), service.name());
+    let tcp = host
+        .run(|| ask_tcp(front_end))
+        .map_err(|error| error.kind());
+    assert_eq!(tcp, Err(ErrorKind::ConnectionRefused), "TCP, {context}");
+    let udp = host
+        .run(|| ask_udp(front_end, 16))
+        .map_err(|error| error.kind());
+    assert_eq!(udp, Err(ErrorKind::ConnectionRefused), "UDP, {context}");
+}

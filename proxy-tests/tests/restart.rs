@@ -1,0 +1,124 @@
+//! The datapath outlives the agent.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use proxy_tests::agent::{self, Agent};
+use proxy_tests::traffic::{ConnectLoad, Dial, Heartbeat, Server, ask_tcp, ask_udp};
+use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Killed and started again under load, three times: no packet is lost, no new
+/// connection fails, and the changes made meanwhile are found.
+#[test]
+fn a_crash_loses_no_packet() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, kept, added] = node.add_pods(["client", "kept", "added"])?;
+    let _servers = [
+        Server::start(&kept, ECHO_TARGET)?,
+        Server::start(&added, ECHO_TARGET)?,
+    ];
+    let service = Service::echo(lab.families()).endpoint(&kept);
+    lab.manifests.write(&service)?;
+    let options = AgentOptions::for_many_flows();
+    let mut agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+
+    let mut beats = Vec::new();
+    let mut loads = Vec::new();
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        beats.push(Heartbeat::udp(&client, front_end, MILLISECOND)?);
+        beats.push(Heartbeat::tcp(&client, front_end, MILLISECOND)?);
+        loads.push(ConnectLoad::tcp(&client, front_end));
+    }
+    for round in 0..3 {
+        agent.crash()?;
+        for &family in lab.families().list() {
+            let front_end = service.at(family, ECHO_PORT);
+            client.run(|| Dial::to(front_end).connect()?.upload(10_000_000))?;
+        }
+        // Found at the next start, taken back at the one after.
+        let changed = if round % 2 == 0 {
+            service.clone().endpoint(&added)
+        } else {
+            service.clone()
+        };
+        lab.manifests.write(&changed)?;
+        agent = Agent::start(node, &lab, &options)?;
+        for &family in lab.families().list() {
+            let front_end = service.at(family, ECHO_PORT);
+            client.run(|| Dial::to(front_end).connect()?.download(10_000_000))?;
+        }
+        agent.wait_ready()?;
+    }
+    let front_end = service.at(lab.families().list()[0], ECHO_PORT);
+    eventually("the added endpoint is used", Duration::from_secs(2), || {
+        ensure!(
+            client.run(|| ask_tcp(front_end))?.server == "added",
+            "only the kept one"
+        );
+        Ok(())
+    })?;
+    for beat in beats {
+        let report = beat.stop()?;
+        assert!(
+            report.lost.is_empty() && report.failure.is_none(),
+            "{report:?}"
+        );
+        assert_eq!(report.servers.iter().collect::<Vec<_>>(), ["kept"]);
+        assert!(report.sent > 100, "{report:?}");
+    }
+    for load in loads {
+        let report = load.stop()?;
+        assert!(report.failures.is_empty(), "{report:?}");
+    }
+    Ok(())
+}
+
+/// An agent asked to end leaves everything in force; `cleanup` removes it.
+#[test]
+fn the_end_leaves_forwarding_and_cleanup_removes_it() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+
+    let status = agent.terminate()?;
+    assert!(status.success(), "{status}");
+    assert!(!node.pins().pins()?.is_empty());
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for host in [&*client, node] {
+            host.run(|| ask_tcp(front_end))?;
+            host.run(|| ask_udp(front_end, 64))?;
+        }
+    }
+
+    agent::command(node, &["cleanup"])?;
+    assert_eq!(node.pins().pins()?, Vec::<std::path::PathBuf>::new());
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for host in [&*client, node] {
+            let dial = || {
+                Dial::to(front_end)
+                    .within(Duration::from_millis(200))
+                    .connect()
+            };
+            // The kernel takes programs off their devices in the background.
+            eventually("Service is gone", Duration::from_secs(1), || {
+                ensure!(host.run(dial).is_err(), "{} reaches it", host.name());
+                Ok(())
+            })?;
+            host.run(|| ask_tcp(backend.at(family, ECHO_TARGET)))?;
+        }
+    }
+    // Twice is as good as once.
+    agent::command(node, &["cleanup"]).map(drop)
+}

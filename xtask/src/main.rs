@@ -1,0 +1,75 @@
+//! `cargo xtask VERB`: everything that is done to this repository, the same
+//! way by a developer and by CI.
+//!
+//! One file per verb. What the verbs share: [`exec`] runs other programs,
+//! [`cache`] knows where downloaded and built tools are, [`workspace`] starts
+//! cargo with the environment the build and the tests expect.
+
+mod bench;
+mod build;
+mod cache;
+mod clean;
+mod demo;
+mod exec;
+mod image;
+mod lint;
+mod setup;
+mod test;
+mod version;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need; does nothing when it is there
+    Setup(setup::Args),
+    /// Build proxy-agent, with the eBPF programs inside
+    Build(build::Args),
+    /// Run unit tests, then the privileged tests (as root)
+    Test(test::Args),
+    /// Check formatting, clippy (host and BPF), docs and dependencies
+    Lint,
+    /// Show Tandem at work in network namespaces on this machine
+    Demo(demo::Args),
+    /// Measure against no proxy and against kube-proxy
+    Bench(bench::Args),
+    /// Build the container image
+    Image(image::Args),
+    /// Remove build output and what an aborted run left on the machine
+    Clean(clean::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match &Cli::parse().verb {
+        Verb::Setup(args) => setup::run(args),
+        Verb::Build(args) => build::run(args),
+        Verb::Test(args) => test::run(args),
+        Verb::Lint => lint::run(),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Image(args) => image::run(args),
+        Verb::Clean(args) => clean::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! A real Kubernetes control plane for tests and benchmarks: taken from the
+//! machine where it has the right version, else built from the Go module
+//! proxy. All programs end up in one folder, `<cache>/kubernetes-VERSION/bin`.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use crate::cache::{self, Cache};
+use crate::exec;
+use crate::version::Version;
+
+const KUBERNETES: Version = Version::new(1, 36, 3);
+const ETCD: Version = Version::new(3, 6, 16);
+
+const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
+const ETCD_MODULE: &str = "go.etcd.io/etcd/server/v3";
+
+/// One program of the control plane.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Program {
+    name: &'static str,
+    version: Version,
+    /// What makes it print its version.
+    version_arguments: &'static [&'static str],
+}
+
+const fn kubernetes(name: &'static str) -> Program {
+    Program {
+        name,
+        version: KUBERNETES,
+        version_arguments: &["--version"],
+    }
+}
+
+/// What the tests start.
+pub(crate) const CONTROL_PLANE: &[Program] = &[
+    kubernetes("kube-apiserver"),
+    kubernetes("kube-controller-manager"),
+    KUBECTL,
+    ETCD_SERVER,
+];
+
+/// The control plane, and the proxy that benchmarks compare with.
+pub(crate) const ALL: &[Program] = &[
+    kubernetes("kube-apiserver"),
+    kubernetes("kube-controller-manager"),
+    KUBECTL,
+    ETCD_SERVER,
+    kubernetes("kube-proxy"),
+];
+
+const KUBECTL: Program = Program {
+    version_arguments: &["version", "--client"],
+    ..kubernetes("kubectl")
+};
+
+const ETCD_SERVER: Program = Program {
+    version: ETCD,
+    ..kubernetes("etcd")
+};
+
+/// Programs on their way into the cache.
+pub(crate) struct Preparation {
+    folder: PathBuf,
+    build: Option<(Instant, JoinHandle<Result<()>>)>,
+}
+
+/// Begins to make `programs` available. What has to be built is built in the
+/// background, at the lowest priority.
+pub(crate) fn start(cache: &Cache, programs: &'static [Program]) -> Preparation {
+    let folder = folder(cache);
+    let build = (!missing(&folder, programs).is_empty()).then(|| {
+        eprintln!("xtask: Kubernetes {KUBERNETES} and etcd {ETCD}, in the background ...");
+        let cache = cache.clone();
+        let work = move || prepare(&cache, programs);
+        (Instant::now(), thread::spawn(work))
+    });
+    Preparation { folder, build }
+}
+
+impl Preparation {
+    /// Waits for the programs and returns the folder that has them.
+    pub(crate) fn finish(self) -> Result<PathBuf> {
+        if let Some((start, build)) = self.build {
+            if !build.is_finished() {
+                eprintln!("xtask: waiting for Kubernetes {KUBERNETES} ...");
+            }
+            build
+                .join()
+                .map_err(|_| anyhow!("the build of Kubernetes panicked"))?
+                .with_context(|| format!("Kubernetes {KUBERNETES} cannot be had"))?;
+            let duration = exec::seconds(start.elapsed());
+            eprintln!("xtask: Kubernetes {KUBERNETES} and etcd {ETCD}: {duration}");
+        }
+        Ok(self.folder)
+    }
+}
+
+fn folder(cache: &Cache) -> PathBuf {
+    cache
+        .folder(&format!("kubernetes-{KUBERNETES}"))
+        .join("bin")
+}
+
+fn missing(folder: &Path, programs: &[Program]) -> Vec<Program> {
+    programs
+        .iter()
+        .filter(|program| !folder.join(program.name).exists())
+        .copied()
+        .collect()
+}
+
+fn prepare(cache: &Cache, programs: &[Program]) -> Result<()> {
+    let _lock = cache.lock("kubernetes")?;
+    let folder = folder(cache);
+    for program in missing(&folder, programs) {
+        if let Some(installed) = installed(program) {
+            cache::link(&installed, &folder.join(program.name))?;
+        }
+    }
+    let (etcd, kubernetes): (Vec<_>, Vec<_>) = missing(&folder, programs)
+        .into_iter()
+        .partition(|program| *program == ETCD_SERVER);
+    if etcd.is_empty() && kubernetes.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        exec::find("go").is_some(),
+        "Go is needed to build it: install Go, or set KUBEBUILDER_ASSETS to a folder with {}",
+        programs
+            .iter()
+            .map(|program| program.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    if !kubernetes.is_empty() {
+        build_kubernetes(cache, &kubernetes, &folder)?;
+    }
+    if !etcd.is_empty() {
+        build_etcd(cache, &folder)?;
+    }
+    Ok(())
+}
+
+/// The machine's own, if its version is close enough to the pinned one.
+fn installed(program: Program) -> Option<PathBuf> {
+    let assets =
+        env::var_os("KUBEBUILDER_ASSETS").map(|folder| Path::new(&folder).join(program.name));
+    [assets, exec::find(program.name)]
+        .into_iter()
+        .flatten()
+        .filter(|file| file.is_file())
+        .find(|file| {
+            exec::output(Command::new(file).args(program.version_arguments))
+                .ok()
+                .and_then(|text| Version::find(&text))
+                .is_some_and(|version| version.same_minor(program.version))
+        })
+}
+
+fn build_kubernetes(cache: &Cache, programs: &[Program], folder: &Path) -> Result<()> {
+    let mut module = Module::download(cache, KUBERNETES_MODULE, KUBERNETES)?;
+    module.go_mod = kubernetes_go_mod(&module.go_mod)?;
+    // Without these the API server calls itself v0.0.0 and refuses its own
+    // feature gates.
+    let Version { major, minor, .. } = KUBERNETES;
+    let version = "k8s.io/component-base/version";
+    let linker_flags = format!(
+        "-s -w -X {version}.gitVersion=v{KUBERNETES} \
+         -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    );
+    let packages = programs
+        .iter()
+        .map(|program| format!("{KUBERNETES_MODULE}/cmd/{}", program.name));
+    module.build(cache, &linker_flags, packages, |built| {
+        for program in programs {
+            install(&built.join(program.name), &folder.join(program.name))?;
+        }
+        Ok(())
+    })
+}
+
+fn build_etcd(cache: &Cache, folder: &Path) -> Result<()> {
+    let mut module = Module::download(cache, ETCD_MODULE, ETCD)?;
+    module.go_mod = etcd_go_mod(&module.go_mod)?;
+    let packages = [ETCD_MODULE.to_owned()];
+    module.build(cache, "-s -w", packages, |built| {
+        // Go names a program after its module's last word, versions left out.
+        install(&built.join("server"), &folder.join(ETCD_SERVER.name))
+    })
+}
+
+/// A Go module that exists only to build another one's programs.
+struct Module {
+    path: &'static str,
+    version: Version,
+    go_mod: String,
+    go_sum: String,
+}
+
+impl Module {
+    /// Fetches the other module; begins with that one's `go.mod` and `go.sum`.
+    fn download(cache: &Cache, path: &'static str, version: Version) -> Result<Self> {
+        let module = format!("{path}@v{version}");
+        cache::create(cache.root())?;
+        let mut download = go();
+        download
+            .current_dir(cache.root())
+            .args(["mod", "download", &module]);
+        exec::step(&cache.log("kubernetes"), &mut download)?;
+        let modules = exec::output(Command::new("go").args(["env", "GOMODCACHE"]))?;
+        let source = Path::new(&modules).join(module);
+        let read = |name: &str| {
+            let file = source.join(name);
+            fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
+        };
+        Ok(Self {
+            path,
+            version,
+            go_mod: read("go.mod")?,
+            go_sum: read("go.sum")?,
+        })
+    }
+
+    fn build(
+        &self,
+        cache: &Cache,
+        linker_flags: &str,
+        packages: impl IntoIterator<Item = String>,
+        take: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let name = self.path.replace('/', "_");
+        let folder = cache.folder(&format!("{name}-{}.partial", self.version));
+        cache::remove(&folder)?;
+        let built = folder.join("bin");
+        cache::create(&built)?;
+        for (name, text) in [("go.mod", &self.go_mod), ("go.sum", &self.go_sum)] {
+            let file = folder.join(name);
+            fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        }
+        let mut go = go();
+        go.current_dir(&folder)
+            .args(["build", "-mod=mod", "-trimpath", "-ldflags", linker_flags])
+            .arg("-o")
+            .arg(&built)
+            .args(packages);
+        exec::step(&cache.log("kubernetes"), &mut go)?;
+        take(&built)?;
+        cache::remove(&folder)
+    }
+}
+
+/// Go, out of the way of everything else: at the lowest priority, and ended
+/// with this process.
+fn go() -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM", "nice", "-n", "19", "go"])
+        .env("GOWORK", "off")
+        .env("CGO_ENABLED", "0");
+    command
+}
+
+fn install(built: &Path, destination: &Path) -> Result<()> {
+    if let Some(folder) = destination.parent() {
+        cache::create(folder)?;
+    }
+    fs::rename(built, destination).with_context(|| format!("create {}", destination.display()))
+}
+
+/// A `go.mod` that requires Kubernetes. Its own names the modules that are
+/// developed in its tree only by path; they are published as v0.MINOR.PATCH.
+fn kubernetes_go_mod(upstream: &str) -> Result<String> {
+    let staging: Vec<_> = upstream
+        .lines()
+        .filter_map(|line| {
+            let (module, target) = line.split_once("=>")?;
+            let module = module.trim().trim_start_matches("replace ").trim();
+            target.trim().starts_with("./staging/").then_some(module)
+        })
+        .collect();
+    if staging.is_empty() {
+        bail!("go.mod of {KUBERNETES_MODULE} {KUBERNETES} replaces no staging module");
+    }
+    let mut text = go_mod(upstream, KUBERNETES_MODULE, KUBERNETES)?;
+    text.push_str("\nreplace (\n");
+    let Version { minor, patch, .. } = KUBERNETES;
+    for module in staging {
+        writeln!(text, "\t{module} => {module} v0.{minor}.{patch}").context("write go.mod")?;
+    }
+    text.push_str(")\n");
+    Ok(text)
+}
+
+fn etcd_go_mod(upstream: &str) -> Result<String> {
+    go_mod(upstream, ETCD_MODULE, ETCD)
+}
+
+/// A `go.mod` that requires one module, for the Go version it asks for.
+fn go_mod(upstream: &str, module: &str, version: Version) -> Result<String> {
+    let go = upstream
+        .lines()
+        .find(|line| line.starts_with("go "))
+        .with_context(|| format!("go.mod of {module} {version} names no Go version"))?;
+    Ok(format!(
+        "module tandem.invalid/build\n\n{go}\n\nrequire {module} v{version}\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPSTREAM: &str = "\
+module k8s.io/kubernetes
+
+go 1.26.0
+
+godebug default=go1.26
+
+require (
+	k8s.io/api v0.0.0
+)
+
+replace (
+	k8s.io/api => ./staging/src/k8s.io/api
+	k8s.io/client-go => ./staging/src/k8s.io/client-go
+	example.invalid/other => example.invalid/fork v1.2.3
+)
+";
+
+    #[test]
+    fn staging_modules_become_published_ones() {
+        let text = kubernetes_go_mod(UPSTREAM).unwrap();
+        let expected = "\
+module tandem.invalid/build
+
+go 1.26.0
+
+require k8s.io/kubernetes v1.36.3
+
+replace (
+	k8s.io/api => k8s.io/api v0.36.3
+	k8s.io/client-go => k8s.io/client-go v0.36.3
+)
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_go_mod_without_staging_modules_is_refused() {
+        let error = kubernetes_go_mod("module k8s.io/kubernetes\n\ngo 1.26.0\n").unwrap_err();
+        assert!(error.to_string().contains("staging"), "{error}");
+    }
+
+    #[test]
+    fn etcd_needs_no_replacement() {
+        let text = etcd_go_mod("module go.etcd.io/etcd/server/v3\n\ngo 1.26.0\n").unwrap();
+        assert!(
+            text.ends_with("require go.etcd.io/etcd/server/v3 v3.6.16\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("kubectl"), "").unwrap();
+        let names: Vec<_> = missing(folder.path(), CONTROL_PLANE)
+            .iter()
+            .map(|program| program.name)
+            .collect();
+        assert_eq!(names, ["kube-apiserver", "kube-controller-manager", "etcd"]);
+    }
+}
