@@ -103,6 +103,9 @@ pub mod state {
     pub const FIN: u8 = 4;
     /// TCP: a RST was seen.
     pub const RST: u8 = 8;
+    /// TCP, of the client: it asked the backend itself for a connection from
+    /// the same port since it last opened this one.
+    pub const DIRECT: u8 = 16;
 }
 
 /// `last_seen` counts 2^30 ns, about 1.07 s: a shift instead of a division.

@@ -122,6 +122,8 @@ fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
     if flow::is_foreign_reply::<F>(flow, headers) {
+        flow::remove::<F>(&scratch.key);
+        tables::count(Counter::TupleClash);
         return None;
     }
     let (addr, port) = (flow.frontend_addr, flow.frontend_port);

@@ -140,13 +140,12 @@ pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, directi
         if (*flow).last_seen != now {
             (*flow).last_seen = now;
         }
-        // A client that forgot the connection opens another one: the backend
-        // may accept it again.
+        // What the backend accepts next is this connection.
         if direction == Direction::ToBackend
             && headers.opens_connection()
-            && (*flow).backend_state & state::BEYOND_SYN != 0
+            && (*flow).client_state & state::DIRECT != 0
         {
-            (*flow).backend_state &= !state::BEYOND_SYN;
+            (*flow).client_state &= !state::DIRECT;
         }
     }
 }
@@ -178,23 +177,47 @@ pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -
     }
 }
 
-/// Whether this reply does not belong to the flow after all: the backend has
-/// talked beyond the handshake, so it accepts another connection, one that the
-/// client opened to the backend itself (E13).
+/// Whether the backend accepts another connection than the flow's: the one
+/// that the client asked it for itself (E13).
 #[inline(always)]
 pub fn is_foreign_reply<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
-    headers.accepts_connection() && flow.backend_state & state::BEYOND_SYN != 0
+    headers.accepts_connection() && flow.client_state & state::DIRECT != 0
+}
+
+/// The client asked this flow's backend for a connection of its own.
+#[inline(always)]
+pub fn mark_direct<F: Tables>(record: Record<F>) {
+    let flow = record.as_ptr();
+    // SAFETY: see `Record`; a one-byte store.
+    unsafe { (*flow).client_state |= state::DIRECT }
 }
 
 /// Removes a record with all that belongs to it. Record 0 stays while others
-/// of the client port are found through it.
+/// of the client port are found through it, but matches nothing any more.
 #[inline(never)]
 pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
-    if let Some(record) = get::<F>(key)
-        && (key.index != 0 || highest::<F>(record) == 0)
-    {
+    let Some(record) = get::<F>(key) else {
+        return;
+    };
+    if key.index != 0 || highest::<F>(record) == 0 {
         delete::<F>(key, record);
+        return;
     }
+    // SAFETY: see `Record`.
+    forget_masquerade::<F>(unsafe { record.as_ref() }, key.protocol);
+    let flow = record.as_ptr();
+    // SAFETY: see `Record`; aligned two-byte stores.
+    unsafe {
+        (*flow).masquerade_port = BePort::ZERO;
+        (*flow).backend_port = BePort::ZERO;
+        (*flow).frontend_port = BePort::ZERO;
+    }
+}
+
+/// Whether the record is a mere way to those with a higher index.
+#[inline(always)]
+pub fn is_vacant<A>(flow: &Flow<A>) -> bool {
+    flow.frontend_port == BePort::ZERO
 }
 
 /// Removes a record and its reply tuple.

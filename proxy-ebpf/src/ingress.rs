@@ -326,8 +326,9 @@ fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> O
 
 /// A client talks straight to a backend from a port that it used to reach it
 /// through a Service before: forget that flow, or the backend's replies would
-/// be taken for the Service's (E13). A TCP connection must be over for that;
-/// of UDP the last use counts.
+/// be taken for the Service's (E13). Of UDP the last use counts. A TCP
+/// connection must be over; whether one that looks open is, the backend tells
+/// by its answer, see [`flow::is_foreign_reply`].
 #[inline(never)]
 fn direct<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
@@ -338,9 +339,13 @@ fn direct<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    let over = headers.ip.protocol == Protocol::UDP || flow::is_closing(flow);
-    if over && flow.flags & Flow::<F::Addr>::MASQUERADE == 0 {
+    if flow.flags & Flow::<F::Addr>::MASQUERADE != 0 {
+        return;
+    }
+    if headers.ip.protocol == Protocol::UDP || flow::is_closing(flow) {
         flow::remove::<F>(&scratch.key);
         tables::count(Counter::TupleClash);
+    } else {
+        flow::mark_direct::<F>(record);
     }
 }

@@ -134,7 +134,8 @@ fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
                 let flow = unsafe { record.as_ref() };
                 same = flow.frontend_port == scratch.headers.dst_port
                     && flow.frontend_addr == scratch.headers.ip.dst;
-                let over = scratch.headers.ip.protocol == Protocol::TCP && flow::is_closing(flow);
+                let over = flow::is_vacant(flow)
+                    || scratch.headers.ip.protocol == Protocol::TCP && flow::is_closing(flow);
                 if same || over {
                     Place::Replace
                 } else {

@@ -163,10 +163,11 @@ fn a_direct_connection_takes_over_a_closed_flow(#[values(Family::V4, Family::V6)
         .left_alone(&reply.bytes());
 }
 
-/// While the flow through the front end is open, the backend's SYN-ACK to a
-/// direct connection is not taken for a part of it.
+/// A client that closed its connection may dial the backend itself before the
+/// backend has closed too: the SYN-ACK tells that the old connection is over,
+/// and all that follows it belongs to the new one.
 #[rstest]
-fn an_open_flow_takes_no_other_connections_syn_ack(
+fn an_open_flow_takes_no_other_connections_packets(
     #[values(Family::V4, Family::V6)] family: Family,
 ) {
     let cast = Cast::of(family);
@@ -182,7 +183,53 @@ fn an_open_flow_takes_no_other_connections_syn_ack(
         .run(Hook::Ingress, &direct)
         .left_alone(&direct.bytes());
     let reply = Packet::syn_ack(backend, cast.pod());
+    let ran = datapath.run(Hook::Egress, &reply);
+    ran.passed_as(&reply);
+    ran.counted(&[Counter::TupleClash]);
+    let data = Packet::data(backend, cast.pod());
+    datapath.run(Hook::Egress, &data).left_alone(&data.bytes());
+}
+
+/// A record 0 that only leads to its siblings matches no packet.
+#[rstest]
+fn a_vacant_record_takes_no_packets(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    for index in 0..2 {
+        let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
+        datapath.serve(&port);
+        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.front_end));
+    }
+    datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), cast.endpoint(0)));
+    let direct = Packet::udp(cast.endpoint(0), cast.pod());
     datapath
-        .run(Hook::Egress, &reply)
-        .left_alone(&reply.bytes());
+        .run(Hook::Egress, &direct)
+        .left_alone(&direct.bytes());
+    let sibling = Packet::udp(cast.endpoint(1), cast.pod());
+    let ran = datapath.run(Hook::Egress, &sibling);
+    ran.passed_as(&sibling.from(cast.vip_with(1, 53)));
+    // Its place is free for the next front end.
+    let again = Packet::udp(cast.pod(), cast.vip_with(0, 53));
+    let ran = datapath.run(Hook::Ingress, &again);
+    ran.passed_as(&again.to(cast.endpoint(0)));
+    assert_eq!(datapath.flows_of(cast.pod()).len(), 2);
+}
+
+/// A client that opens the connection through the front end again gets its
+/// answer from there.
+#[rstest]
+fn the_last_connection_a_client_opens_is_the_one_accepted(
+    #[values(Family::V4, Family::V6)] family: Family,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    let open = Packet::syn(cast.pod(), cast.vip());
+    datapath.run(Hook::Ingress, &open);
+    datapath.run(Hook::Ingress, &Packet::syn(cast.pod(), backend));
+    datapath.run(Hook::Ingress, &open);
+    let reply = Packet::syn_ack(backend, cast.pod());
+    let ran = datapath.run(Hook::Egress, &reply);
+    ran.passed_as(&reply.from(cast.vip()));
 }
