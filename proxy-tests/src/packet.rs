@@ -18,8 +18,10 @@ mod datapath;
 mod describe;
 mod fill;
 mod icmp;
+mod run;
 
 pub use cast::Cast;
-pub use datapath::{Datapath, FlowRecord, Hook, Lease, Ran, Verdict};
+pub use datapath::{Datapath, FlowRecord, Lease};
 pub use describe::{Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet};
 pub use fill::ServicePort;
+pub use run::{Hook, Ran, Verdict};

@@ -9,7 +9,9 @@ use proxy_common::{
 use crate::{
     model::ServicePortName,
     plan::{
-        Claim, Placed, Planner, Port, Row,
+        Planner,
+        claims::Claim,
+        place::{Placed, Port, Row},
         write::{Capacity, Tables},
     },
 };

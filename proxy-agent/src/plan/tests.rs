@@ -11,8 +11,10 @@ use std::{
 
 use proptest::prelude::*;
 use proxy_common::{
+    backend::Backend,
     family::{V4, V6},
     net::Protocol,
+    service::{Run, Service},
 };
 
 use super::{
@@ -20,7 +22,7 @@ use super::{
     write::Tables,
     *,
 };
-use crate::select::DesiredFrontend;
+use crate::select::{DesiredFrontend, EndpointUse, WhenEmpty};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 256,

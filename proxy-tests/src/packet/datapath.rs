@@ -1,42 +1,37 @@
 //! The programs and tables, and single runs of packets through them.
 
+mod lease;
+mod side;
+
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    ops::{Deref, DerefMut},
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{
-    maps::{HashMap, Map, MapData},
+    maps::{HashMap, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use proxy_agent::{
     counters::Counters,
     dataplane::{
         load::{self, LoadOptions, Loaded, Sizes},
-        mapped::Access,
         pins::Pins,
         sweep::{self, Swept},
-        tables::{KernelFamily, KernelTables},
     },
-    model::ObjectKey,
-    program::Programmer,
-    reconcile::Program as _,
 };
 use proxy_common::{
     config::{Config, Prefix, Timeouts},
-    counter::Counter,
     device::Device,
     family::{V4, V6},
-    flow::{Flow, FlowKey},
-    net::{BePort, Protocol},
 };
 
-use super::{Cast, Packet, ServicePort, check};
+use self::side::Side;
+pub use self::{lease::Lease, side::FlowRecord};
+use super::{
+    Cast, Packet, ServicePort,
+    run::{Hook, Ran, Verdict},
+};
 use crate::{Family, bpffs::PinDirectory};
 
 /// The ifindex of the loopback, which test runs happen on.
@@ -45,133 +40,6 @@ const LOOPBACK: u32 = 1;
 const INGRESS_IFINDEX: usize = 36;
 /// Offset of `ifindex` in `struct __sk_buff`.
 const IFINDEX: usize = 40;
-
-/// A program that a packet runs through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    Ingress,
-    /// A forwarded packet that leaves.
-    Egress,
-    /// A packet of a process of this host that leaves.
-    HostEgress,
-    IngressLayer3,
-    EgressLayer3,
-}
-
-impl Hook {
-    fn program(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress | Self::HostEgress => "egress",
-            Self::IngressLayer3 => "ingress_l3",
-            Self::EgressLayer3 => "egress_l3",
-        }
-    }
-}
-
-/// What a program returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// `TCX_NEXT`.
-    Next,
-    /// `TC_ACT_SHOT`.
-    Drop,
-    /// `TC_ACT_REDIRECT`.
-    Redirect,
-    /// What none of our programs may return.
-    Unexpected(i32),
-}
-
-/// The outcome of one run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ran {
-    pub verdict: Verdict,
-    pub packet: Vec<u8>,
-    /// Counters that rose.
-    pub counted: BTreeMap<&'static str, u64>,
-}
-
-impl Ran {
-    /// Asserts that the packet went on as `packet`.
-    #[track_caller]
-    pub fn passed_as(&self, packet: &Packet) {
-        assert_eq!(self.verdict, Verdict::Next, "{:?}", self.counted);
-        self.assert_is(packet);
-    }
-
-    /// Asserts that `packet` was sent back in the place of the one that came.
-    #[track_caller]
-    pub fn answered_by(&self, packet: &Packet) {
-        assert_eq!(self.verdict, Verdict::Redirect, "{:?}", self.counted);
-        self.assert_is(packet);
-    }
-
-    /// Asserts that the packet was dropped for this one reason.
-    #[track_caller]
-    pub fn dropped_for(&self, reason: Counter) {
-        assert_eq!(self.verdict, Verdict::Drop, "{:?}", self.counted);
-        assert_eq!(
-            self.counted.get(reason.label()),
-            Some(&1),
-            "{:?}",
-            self.counted
-        );
-    }
-
-    /// Asserts that the packet went on as it came and nothing was counted.
-    #[track_caller]
-    pub fn left_alone(&self, packet: &[u8]) {
-        assert_eq!(self.verdict, Verdict::Next, "{:?}", self.counted);
-        assert_eq!(hex(&self.packet), hex(packet));
-        assert_eq!(self.counted, BTreeMap::new());
-    }
-
-    /// Asserts that exactly these counters rose, by one each.
-    #[track_caller]
-    pub fn counted(&self, counters: &[Counter]) {
-        let expected = counters
-            .iter()
-            .map(|counter| (counter.label(), 1))
-            .collect();
-        assert_eq!(self.counted, expected);
-    }
-
-    #[track_caller]
-    fn assert_is(&self, packet: &Packet) {
-        assert_eq!(
-            hex(&self.packet),
-            hex(&packet.bytes()),
-            "expected {packet:?}"
-        );
-        let checked = if packet.layer3 {
-            check::packet(&self.packet)
-        } else {
-            check::frame(&self.packet)
-        };
-        checked.expect("a packet that a correct sender would have sent");
-    }
-}
-
-/// Sixteen bytes a line, so that a failed comparison shows where.
-fn hex(bytes: &[u8]) -> Vec<String> {
-    bytes
-        .chunks(16)
-        .map(|line| format!("{line:02x?}"))
-        .collect()
-}
-
-/// A record of the flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowRecord {
-    pub client: SocketAddr,
-    pub protocol: Protocol,
-    pub index: u8,
-    pub front_end: SocketAddr,
-    pub backend: SocketAddr,
-    /// Port 0: none yet.
-    pub masquerade: SocketAddr,
-    pub highest: u8,
-}
 
 /// The programs and tables, loaded as the agent loads them.
 pub struct Datapath {
@@ -182,40 +50,11 @@ pub struct Datapath {
     devices: HashMap<MapData, u32, Device>,
 }
 
-/// Datapaths that no test uses.
-static FREE: Mutex<Vec<Datapath>> = Mutex::new(Vec::new());
-
-/// A datapath that is given back on drop.
-pub struct Lease(Option<Datapath>);
-
-impl Deref for Lease {
-    type Target = Datapath;
-
-    fn deref(&self) -> &Datapath {
-        self.0.as_ref().expect("taken on drop only")
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut Datapath {
-        self.0.as_mut().expect("taken on drop only")
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Ok(mut free) = FREE.lock() {
-            free.extend(self.0.take());
-        }
-    }
-}
-
 impl Datapath {
     /// Tables of modest size, empty. Loaded anew only if all that were loaded
     /// before are in use: the verifier takes its time.
     pub fn load() -> Lease {
-        let free = FREE.lock().expect("no panic with the lock held").pop();
-        let mut datapath = free.unwrap_or_else(|| {
+        let mut datapath = Lease::of(|| {
             Self::with_sizes(Sizes {
                 services: 1024,
                 endpoints: 8192,
@@ -223,7 +62,7 @@ impl Datapath {
             })
         });
         datapath.clear();
-        Lease(Some(datapath))
+        datapath
     }
 
     /// Tables of these sizes, [`Cast`]'s pods as local clients, and the
@@ -407,8 +246,8 @@ impl Datapath {
     /// Number of reply tuples that masqueraded flows hold.
     pub fn reply_tuples(&self, family: Family) -> usize {
         match family {
-            Family::V4 => self.v4.replies.keys().count(),
-            Family::V6 => self.v6.replies.keys().count(),
+            Family::V4 => self.v4.reply_tuples(),
+            Family::V6 => self.v6.reply_tuples(),
         }
     }
 
@@ -437,126 +276,5 @@ impl Datapath {
     /// Runs the sweeper; IPv4's result first.
     pub fn sweep(&mut self) -> [Swept; 2] {
         sweep::sweep(&mut self.loaded.ebpf).expect("a sweep")
-    }
-}
-
-/// One family's tables.
-struct Side<F: TestFamily> {
-    programmer: Programmer<F, KernelTables<F>>,
-    flows: HashMap<MapData, F::FlowKey, F::Record>,
-    replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
-    fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
-}
-
-fn empty<K: aya::Pod, V: aya::Pod>(table: &mut HashMap<MapData, K, V>) {
-    let keys: Vec<_> = table.keys().map(|key| key.expect("readable")).collect();
-    for key in keys {
-        // An LRU table may have dropped it by itself.
-        let _ = table.remove(&key);
-    }
-}
-
-/// A family whose tables the tests read.
-trait TestFamily: KernelFamily {
-    /// The value of `FLOWS`, to be written too.
-    type Record: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
-    /// The key of `MASQ`, as bytes.
-    type ReplyKey: aya::Pod;
-    /// The key of `FRAGMENTS`, as bytes.
-    type FragmentKey: aya::Pod;
-}
-
-impl TestFamily for V4 {
-    type Record = Flow<Self::Addr>;
-    type ReplyKey = [u8; 16];
-    type FragmentKey = [u8; 16];
-}
-
-impl TestFamily for V6 {
-    type Record = Flow<Self::Addr>;
-    type ReplyKey = [u8; 40];
-    type FragmentKey = [u8; 40];
-}
-
-impl<F: TestFamily> Side<F> {
-    fn open(pins: &Pins) -> Self {
-        let tables = KernelTables::open(pins, Access::Write).expect("tables");
-        let map = |name: &str| {
-            let path = pins.map(&format!("{name}_{}", F::SUFFIX));
-            MapData::from_pin(path)
-                .and_then(Map::from_map_data)
-                .expect("a pinned map")
-        };
-        Self {
-            programmer: Programmer::new(tables).expect("readable tables"),
-            flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
-            replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
-            fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
-        }
-    }
-
-    fn serve(&mut self, ports: &[&ServicePort]) {
-        if ports.is_empty() {
-            return;
-        }
-        let desired: BTreeMap<ObjectKey, _> = ports
-            .iter()
-            .map(|port| (port.service(), vec![port.desired::<F>()]))
-            .collect();
-        let outcome = self.programmer.sync(desired, false);
-        assert!(outcome.error.is_none(), "{:?}", outcome.error);
-        assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
-    }
-
-    fn flows(&self) -> Vec<FlowRecord> {
-        let address = |addr: F::Addr, port: BePort| SocketAddr::new(F::ip(addr).into(), port.get());
-        let entries = self
-            .flows
-            .iter()
-            .map(|entry| entry.expect("a readable table"));
-        entries
-            .map(|(key, flow)| (key.into(), flow.into()))
-            .map(
-                |(key, flow): (FlowKey<F::Addr>, Flow<F::Addr>)| FlowRecord {
-                    client: address(key.addr, key.port),
-                    protocol: key.protocol,
-                    index: key.index,
-                    front_end: address(flow.frontend_addr, flow.frontend_port),
-                    backend: address(flow.backend_addr, flow.backend_port),
-                    masquerade: address(flow.masquerade_addr, flow.masquerade_port),
-                    highest: flow.highest,
-                },
-            )
-            .collect()
-    }
-
-    fn clear(&mut self) {
-        let outcome = self.programmer.sync(BTreeMap::new(), true);
-        assert!(outcome.error.is_none(), "{:?}", outcome.error);
-        self.forget_flows();
-    }
-
-    fn forget_flows(&mut self) {
-        empty(&mut self.flows);
-        empty(&mut self.replies);
-        empty(&mut self.fragments);
-    }
-
-    fn age(&mut self, ticks: u32, whose: impl Fn(SocketAddr) -> bool) {
-        let entries: Vec<_> = self
-            .flows
-            .iter()
-            .map(|entry| entry.expect("readable"))
-            .collect();
-        for (key, flow) in entries {
-            let (key, mut flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());
-            let ip: std::net::IpAddr = F::ip(key.addr).into();
-            if whose(SocketAddr::new(ip, key.port.get())) {
-                flow.last_seen = flow.last_seen.wrapping_sub(ticks);
-                self.flows
-                    .insert(F::FlowKey::from(key), F::Record::from(flow), 0)
-                    .expect("a record that is there");
-            }
-        }
     }
 }

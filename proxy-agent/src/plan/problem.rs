@@ -1,0 +1,46 @@
+//! What the tables cannot hold.
+
+use crate::model::ServicePortName;
+
+/// Something about a Service port that the tables cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// The port keeps what it had; other ports are not affected.
+    #[error("table {table} is full ({capacity} entries): {port} stays as it was")]
+    TableFull {
+        port: ServicePortName,
+        table: &'static str,
+        capacity: u32,
+    },
+    /// Two Services claim one address and port; the first one keeps it.
+    #[error("{frontend} of {port} already belongs to {owner}, which keeps it")]
+    FrontendTaken {
+        port: ServicePortName,
+        frontend: String,
+        owner: ServicePortName,
+    },
+}
+
+impl Problem {
+    /// The Service port that the problem is about.
+    pub fn port(&self) -> &ServicePortName {
+        match self {
+            Self::TableFull { port, .. } | Self::FrontendTaken { port, .. } => port,
+        }
+    }
+
+    /// Label of the problem in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TableFull { .. } => "table_full",
+            Self::FrontendTaken { .. } => "frontend_taken",
+        }
+    }
+}
+
+/// A table has no room for what was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Full {
+    pub(super) table: &'static str,
+    pub(super) capacity: u32,
+}

@@ -1,0 +1,160 @@
+//! One family's tables, as tests fill and read them.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use aya::maps::{HashMap, Map, MapData};
+use proxy_agent::{
+    dataplane::{
+        mapped::Access,
+        pins::Pins,
+        tables::{KernelFamily, KernelTables},
+    },
+    model::ObjectKey,
+    program::Programmer,
+    reconcile::Program as _,
+};
+use proxy_common::{
+    family::{V4, V6},
+    flow::{Flow, FlowKey},
+    net::{BePort, Protocol},
+};
+
+use crate::packet::ServicePort;
+
+/// A record of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    pub client: SocketAddr,
+    pub protocol: Protocol,
+    pub index: u8,
+    pub front_end: SocketAddr,
+    pub backend: SocketAddr,
+    /// Port 0: none yet.
+    pub masquerade: SocketAddr,
+    pub highest: u8,
+}
+
+/// One family's tables.
+pub(super) struct Side<F: TestFamily> {
+    programmer: Programmer<F, KernelTables<F>>,
+    flows: HashMap<MapData, F::FlowKey, F::Record>,
+    replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
+    fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
+}
+
+/// A family whose tables the tests read.
+pub(super) trait TestFamily: KernelFamily {
+    /// The value of `FLOWS`, to be written too.
+    type Record: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
+    /// The key of `MASQ`, as bytes.
+    type ReplyKey: aya::Pod;
+    /// The key of `FRAGMENTS`, as bytes.
+    type FragmentKey: aya::Pod;
+}
+
+impl TestFamily for V4 {
+    type Record = Flow<Self::Addr>;
+    type ReplyKey = [u8; 16];
+    type FragmentKey = [u8; 16];
+}
+
+impl TestFamily for V6 {
+    type Record = Flow<Self::Addr>;
+    type ReplyKey = [u8; 40];
+    type FragmentKey = [u8; 40];
+}
+
+impl<F: TestFamily> Side<F> {
+    pub(super) fn open(pins: &Pins) -> Self {
+        let tables = KernelTables::open(pins, Access::Write).expect("tables");
+        let map = |name: &str| {
+            let path = pins.map(&format!("{name}_{}", F::SUFFIX));
+            MapData::from_pin(path)
+                .and_then(Map::from_map_data)
+                .expect("a pinned map")
+        };
+        Self {
+            programmer: Programmer::new(tables).expect("readable tables"),
+            flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
+            replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
+            fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
+        }
+    }
+
+    pub(super) fn serve(&mut self, ports: &[&ServicePort]) {
+        if ports.is_empty() {
+            return;
+        }
+        let desired: BTreeMap<ObjectKey, _> = ports
+            .iter()
+            .map(|port| (port.service(), vec![port.desired::<F>()]))
+            .collect();
+        let outcome = self.programmer.sync(desired, false);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
+    }
+
+    pub(super) fn flows(&self) -> Vec<FlowRecord> {
+        let address = |addr: F::Addr, port: BePort| SocketAddr::new(F::ip(addr).into(), port.get());
+        let entries = self
+            .flows
+            .iter()
+            .map(|entry| entry.expect("a readable table"));
+        entries
+            .map(|(key, flow)| (key.into(), flow.into()))
+            .map(
+                |(key, flow): (FlowKey<F::Addr>, Flow<F::Addr>)| FlowRecord {
+                    client: address(key.addr, key.port),
+                    protocol: key.protocol,
+                    index: key.index,
+                    front_end: address(flow.frontend_addr, flow.frontend_port),
+                    backend: address(flow.backend_addr, flow.backend_port),
+                    masquerade: address(flow.masquerade_addr, flow.masquerade_port),
+                    highest: flow.highest,
+                },
+            )
+            .collect()
+    }
+
+    pub(super) fn clear(&mut self) {
+        let outcome = self.programmer.sync(BTreeMap::new(), true);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        self.forget_flows();
+    }
+
+    pub(super) fn reply_tuples(&self) -> usize {
+        self.replies.keys().count()
+    }
+
+    pub(super) fn forget_flows(&mut self) {
+        empty(&mut self.flows);
+        empty(&mut self.replies);
+        empty(&mut self.fragments);
+    }
+
+    pub(super) fn age(&mut self, ticks: u32, whose: impl Fn(SocketAddr) -> bool) {
+        let entries: Vec<_> = self
+            .flows
+            .iter()
+            .map(|entry| entry.expect("readable"))
+            .collect();
+        for (key, flow) in entries {
+            let (key, mut flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());
+            let ip: std::net::IpAddr = F::ip(key.addr).into();
+            if whose(SocketAddr::new(ip, key.port.get())) {
+                flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+                self.flows
+                    .insert(F::FlowKey::from(key), F::Record::from(flow), 0)
+                    .expect("a record that is there");
+            }
+        }
+    }
+}
+
+fn empty<K: aya::Pod, V: aya::Pod>(table: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<_> = table.keys().map(|key| key.expect("readable")).collect();
+    for key in keys {
+        // An LRU table may have dropped it by itself.
+        let _ = table.remove(&key);
+    }
+}
