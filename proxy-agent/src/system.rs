@@ -9,7 +9,6 @@ use std::{
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
-    unistd::geteuid,
 };
 
 use crate::dataplane::load::kernel_version;
@@ -22,9 +21,10 @@ pub const MINIMUM_KERNEL: (u32, u32) = (5, 15);
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
     #[error(
-        "not allowed to use eBPF: run as root, or with the capabilities BPF, NET_ADMIN and PERFMON"
+        "not allowed to use eBPF, the capabilities {} are missing: run as root, or with BPF, NET_ADMIN and PERFMON",
+        .0.join(", ")
     )]
-    Privileges,
+    Privileges(Vec<&'static str>),
     #[error("kernel {}.{} is too old: {}.{} or later is needed", .0.0, .0.1, MINIMUM_KERNEL.0, MINIMUM_KERNEL.1)]
     Kernel((u32, u32)),
     #[error(
@@ -42,23 +42,28 @@ pub enum SystemError {
     Mounts(#[source] io::Error),
 }
 
-/// Checks that this process may load programs.
+/// Checks that this process may load programs. What counts is capabilities:
+/// root in a container has as many as it was given.
 pub fn require_privileges() -> Result<(), SystemError> {
-    if geteuid().is_root() || has_capability(CAP_BPF) && has_capability(CAP_NET_ADMIN) {
-        Ok(())
-    } else {
-        Err(SystemError::Privileges)
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match missing_capabilities(effective_capabilities(&status).unwrap_or(0))[..] {
+        [] => Ok(()),
+        ref missing => Err(SystemError::Privileges(missing.to_owned())),
     }
 }
 
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_BPF: u32 = 39;
+/// Capabilities that the kernel asks for, by number: to load programs, to have
+/// them compare pointers into packets, and to attach them.
+const NEEDED: [(u32, &str); 3] = [(39, "BPF"), (38, "PERFMON"), (12, "NET_ADMIN")];
+/// Stands for all of them wherever bpf(2) asks.
+const CAP_SYS_ADMIN: u32 = 21;
 
-fn has_capability(number: u32) -> bool {
-    let Ok(status) = fs::read_to_string("/proc/self/status") else {
-        return false;
-    };
-    effective_capabilities(&status).is_some_and(|set| set >> number & 1 == 1)
+fn missing_capabilities(set: u64) -> Vec<&'static str> {
+    let has = |number: u32| set >> number & 1 == 1;
+    let missing = NEEDED
+        .into_iter()
+        .filter(|(number, _)| !has(*number) && !has(CAP_SYS_ADMIN));
+    missing.map(|(_, name)| name).collect()
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {
@@ -128,6 +133,8 @@ fn find_cgroup2(mounts: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -138,11 +145,16 @@ mod tests {
         assert_eq!(find_cgroup2("tmpfs /tmp tmpfs rw 0 0\n"), None);
     }
 
-    #[test]
-    fn reads_effective_capabilities() {
-        let status = "CapPrm:\t0000000000000000\nCapEff:\t0000008000001000\n";
-        let set = effective_capabilities(status).expect("a line");
-        assert!(set >> CAP_BPF & 1 == 1 && set >> CAP_NET_ADMIN & 1 == 1);
+    #[rstest]
+    #[case::the_daemon_set("000000c000001000", &[])]
+    #[case::sys_admin("0000000000200000", &[])]
+    #[case::no_perfmon("0000008000001000", &["PERFMON"])]
+    #[case::no_net_admin("000000c000000000", &["NET_ADMIN"])]
+    #[case::nobody("0000000000000000", &["BPF", "PERFMON", "NET_ADMIN"])]
+    fn names_the_capabilities_that_are_missing(#[case] set: &str, #[case] missing: &[&str]) {
+        let status = format!("CapPrm:\t0000000000000000\nCapEff:\t{set}\n");
+        let set = effective_capabilities(&status).expect("a line");
+        assert_eq!(missing_capabilities(set), missing);
         assert_eq!(effective_capabilities("no such line"), None);
     }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::addressing::cluster_cidr;
+use crate::capabilities;
 use crate::family::Family;
 use crate::host::Host;
 use crate::lab::Lab;
@@ -219,7 +220,26 @@ impl Drop for Agent<'_> {
 /// Runs `proxy-agent get`, `check` or `cleanup` on `node` and returns what it
 /// printed; its pins and cgroup are added to the arguments.
 pub fn command(node: &Node, arguments: &[&str]) -> Result<String> {
-    let output = node.run(|| {
+    let output = output(node, arguments, || Ok(()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "proxy-agent {arguments:?}: {}: {said}",
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// [`command`] with the capabilities of the `DaemonSet`'s container, to which
+/// the kernel does not tell what others have loaded.
+pub fn command_in_container(node: &Node, arguments: &[&str]) -> Result<Output> {
+    output(node, arguments, capabilities::drop_sys_admin)
+}
+
+/// What the agent prints when it is started on a thread that was prepared.
+fn output(node: &Node, arguments: &[&str], prepare: fn() -> Result<()>) -> Result<Output> {
+    node.run(|| {
+        prepare()?;
         let mut command = Command::new(binary()?);
         command
             .args(arguments)
@@ -229,14 +249,7 @@ pub fn command(node: &Node, arguments: &[&str]) -> Result<String> {
             command.arg("--cgroup-root").arg(node.cgroup().path());
         }
         command.output().context("the agent cannot be started")
-    })?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "proxy-agent {arguments:?}: {}: {said}",
-        output.status
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    })
 }
 
 /// `$PROXY_AGENT_BIN`, else the one built beside this test.

@@ -21,6 +21,7 @@ pub mod addressing;
 pub mod agent;
 pub mod bench;
 pub mod bpffs;
+pub mod capabilities;
 pub mod cgroup;
 pub mod exec;
 pub mod family;

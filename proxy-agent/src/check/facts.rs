@@ -32,16 +32,18 @@ const BPF_MOUNT: &str = "/sys/fs/bpf";
 pub struct Facts {
     pub host: Host,
     pub firewall: Firewall,
-    pub hooks: Vec<DeviceHook>,
+    /// Why it is not known, if it is not.
+    pub hooks: Result<Vec<DeviceHook>, String>,
 }
 
 impl Facts {
-    /// Asks the host. What cannot be found out counts as not there.
+    /// Asks the host. What cannot be found out counts as not there, except
+    /// programs of others.
     pub fn gather(paths: &PathArgs) -> Self {
         Self {
             host: host(paths),
             firewall: firewall(),
-            hooks: hooks(&Pins::new(&paths.bpf_root)).unwrap_or_default(),
+            hooks: hooks(&Pins::new(&paths.bpf_root)).map_err(|error| format!("{error:#}")),
         }
     }
 }
@@ -134,6 +136,9 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// What is on the devices that the agent has hooked; nothing without an agent.
 fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
+    if !pins.map("DEVICES").try_exists()? {
+        return Ok(Vec::new());
+    }
     let hooked = devices::table(pins)?;
     if !devices::is_our_namespace(pins)? {
         return Ok(Vec::new());

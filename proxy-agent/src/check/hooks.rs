@@ -16,7 +16,16 @@ pub struct DeviceHook {
 
 /// Judges the hooks. Programs that run after ours see what they should; those
 /// ahead of ours may keep traffic from us, or see other addresses.
-pub fn evaluate(hooks: &[DeviceHook]) -> Vec<Finding> {
+pub fn evaluate(hooks: &Result<Vec<DeviceHook>, String>) -> Vec<Finding> {
+    let hooks = match hooks {
+        Ok(hooks) => hooks,
+        Err(reason) => {
+            return vec![Finding::warn(
+                format!("cannot tell which programs are on the devices, {reason}"),
+                "run `check` as root on the node",
+            )];
+        }
+    };
     let findings: Vec<_> = hooks.iter().filter_map(judge).collect();
     if findings.is_empty() && !hooks.is_empty() {
         return vec![Finding::ok(format!(
@@ -79,7 +88,7 @@ mod tests {
         #[case] level: Level,
         #[case] text: &str,
     ) {
-        let findings = evaluate(&[hook(programs)]);
+        let findings = evaluate(&Ok(vec![hook(programs)]));
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert_eq!(findings[0].level, level);
         let line = findings[0].to_string();
@@ -88,6 +97,16 @@ mod tests {
 
     #[test]
     fn no_agent_no_hooks_nothing_to_say() {
-        assert_eq!(evaluate(&[]), []);
+        assert_eq!(evaluate(&Ok(Vec::new())), []);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_called_well() {
+        let findings = evaluate(&Err("not allowed to ask".to_owned()));
+        let [finding] = &findings[..] else {
+            panic!("one finding, not {findings:?}");
+        };
+        assert_eq!(finding.level, Level::Warn);
+        assert!(finding.what.contains("cannot tell"), "{finding}");
     }
 }

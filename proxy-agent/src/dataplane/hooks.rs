@@ -14,7 +14,8 @@ use std::{
 
 use aya::{
     maps::MapInfo,
-    programs::{SchedClassifier, loaded_programs},
+    programs::{ProgramError, SchedClassifier, loaded_programs},
+    sys::SyscallError,
 };
 use futures::TryStreamExt as _;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
@@ -30,6 +31,14 @@ use crate::dataplane::{
 pub enum HooksError {
     #[error("open a netlink socket")]
     Open(#[source] io::Error),
+    #[error(
+        "not allowed to ask for the programs on device {device}: that needs the capability SYS_ADMIN"
+    )]
+    Forbidden {
+        device: String,
+        #[source]
+        source: ProgramError,
+    },
     #[error("list the filters of device {device}")]
     Filters {
         device: String,
@@ -94,17 +103,25 @@ impl Hooks {
     }
 
     /// The programs of one hook, in the order they run: tcx comes before
-    /// filters.
+    /// filters. Fails if there are any and this process may not see them.
     pub async fn programs(
         &self,
         device: &str,
         ifindex: u32,
         hook: Hook,
     ) -> Result<Vec<Attached>, HooksError> {
-        // Kernels without tcx refuse to answer: no program is there.
-        let tcx = SchedClassifier::query_tcx(device, hook.attach_type())
-            .map(|(_, programs)| programs)
-            .unwrap_or_default();
+        let tcx = match SchedClassifier::query_tcx(device, hook.attach_type()) {
+            Ok((_, programs)) => programs,
+            Err(source) if is_forbidden(&source) => {
+                return Err(HooksError::Forbidden {
+                    device: device.to_owned(),
+                    source,
+                });
+            }
+            // Kernels without tcx do not know the question: no program is
+            // there. Neither is one on a device that went meanwhile.
+            Err(_) => Vec::new(),
+        };
         let tcx = tcx.iter().map(|program| {
             let name = program.name_as_str().unwrap_or_default();
             self.programs.attached(program.id(), name, Place::Tcx)
@@ -164,6 +181,15 @@ impl Programs {
             place,
         }
     }
+}
+
+/// Whether the kernel refused for lack of privileges.
+fn is_forbidden(error: &ProgramError) -> bool {
+    matches!(
+        error,
+        ProgramError::SyscallError(SyscallError { io_error, .. })
+            if io_error.kind() == io::ErrorKind::PermissionDenied
+    )
 }
 
 /// Ids of all maps that are pinned below a bpf root.

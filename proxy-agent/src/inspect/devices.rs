@@ -10,11 +10,12 @@ use proxy_common::{
     net::{AddrV4, AddrV6, Address as _},
 };
 use serde::Serialize;
+use tracing::warn;
 
 use crate::{
     dataplane::{
         attach::Hook,
-        hooks::{Attached, Hooks},
+        hooks::{Attached, Hooks, HooksError},
         mapped::{Access, Mapped},
         pins::Pins,
     },
@@ -38,9 +39,9 @@ pub struct DeviceRow {
     pub masquerade_v6: Option<Ipv6Addr>,
     /// How our programs are attached.
     pub attached: Option<&'static str>,
-    /// Programs in the order they run.
-    pub ingress: Vec<ProgramRow>,
-    pub egress: Vec<ProgramRow>,
+    /// Programs in the order they run; nothing if this process may not ask.
+    pub ingress: Option<Vec<ProgramRow>>,
+    pub egress: Option<Vec<ProgramRow>>,
 }
 
 /// A program on one of a device's hooks.
@@ -94,10 +95,22 @@ impl Row for DeviceRow {
             render::cell(self.bridge.as_ref()),
             render::cell(self.masquerade_v4),
             render::cell(self.masquerade_v6),
-            render::cell(self.attached),
-            render::list(self.ingress.iter().map(ProgramRow::cell)),
-            render::list(self.egress.iter().map(ProgramRow::cell)),
+            match self.ingress {
+                Some(_) => render::cell(self.attached),
+                None => render::UNKNOWN.to_owned(),
+            },
+            Self::programs(self.ingress.as_ref()),
+            Self::programs(self.egress.as_ref()),
         ]
+    }
+}
+
+impl DeviceRow {
+    fn programs(programs: Option<&Vec<ProgramRow>>) -> String {
+        programs.map_or_else(
+            || render::UNKNOWN.to_owned(),
+            |programs| render::list(programs.iter().map(ProgramRow::cell)),
+        )
     }
 }
 
@@ -109,12 +122,13 @@ pub struct DevicePrograms {
 }
 
 /// The row of one device. `links` are the devices of the same network
-/// namespace, none if that is not known.
+/// namespace, none if that is not known; `programs` is nothing if this process
+/// may not ask for them.
 pub fn row(
     ifindex: u32,
     device: &Device,
     links: &[Link],
-    programs: &DevicePrograms,
+    programs: Option<&DevicePrograms>,
     family: Option<IpFamily>,
 ) -> DeviceRow {
     let name_of = |ifindex: u32| {
@@ -124,7 +138,12 @@ pub fn row(
     let shows = |wanted: IpFamily| family.is_none_or(|family| family == wanted);
     let v4 = device.masquerade_v4;
     let v6 = device.masquerade_v6;
-    let mut ours = programs.ingress.iter().chain(&programs.egress);
+    let mut ours = programs
+        .into_iter()
+        .flat_map(|programs| programs.ingress.iter().chain(&programs.egress));
+    let rows = |of: fn(&DevicePrograms) -> &Vec<Attached>| {
+        programs.map(|programs| of(programs).iter().map(ProgramRow::from).collect())
+    };
     DeviceRow {
         name: name_of(ifindex),
         ifindex,
@@ -140,8 +159,8 @@ pub fn row(
         attached: ours
             .find(|program| program.ours)
             .map(|program| program.place.mode().name()),
-        ingress: programs.ingress.iter().map(ProgramRow::from).collect(),
-        egress: programs.egress.iter().map(ProgramRow::from).collect(),
+        ingress: rows(|programs| &programs.ingress),
+        egress: rows(|programs| &programs.egress),
     }
 }
 
@@ -161,20 +180,31 @@ pub(super) fn read(pins: &Pins, family: Option<IpFamily>) -> anyhow::Result<Vec<
                 Vec::new()
             };
             let mut rows = Vec::new();
+            let mut forbidden = None;
             for (ifindex, device) in devices {
                 let link = links.iter().find(|link| link.ifindex == ifindex);
                 let programs = match link {
-                    Some(link) => programs(&hooks, link).await?,
-                    None => DevicePrograms::default(),
+                    Some(link) => match programs(&hooks, link).await {
+                        Ok(programs) => Some(programs),
+                        Err(error @ HooksError::Forbidden { .. }) => {
+                            forbidden = Some(error);
+                            None
+                        }
+                        Err(error) => return Err(error.into()),
+                    },
+                    None => Some(DevicePrograms::default()),
                 };
-                rows.push(row(ifindex, &device, &links, &programs, family));
+                rows.push(row(ifindex, &device, &links, programs.as_ref(), family));
+            }
+            if let Some(error) = forbidden {
+                warn!("{error}");
             }
             rows.sort_by_key(|row| row.ifindex);
             Ok(rows)
         })
 }
 
-async fn programs(hooks: &Hooks, link: &Link) -> anyhow::Result<DevicePrograms> {
+async fn programs(hooks: &Hooks, link: &Link) -> Result<DevicePrograms, HooksError> {
     let on = |hook| hooks.programs(&link.name, link.ifindex, hook);
     Ok(DevicePrograms {
         ingress: on(Hook::Ingress).await?,
@@ -238,7 +268,9 @@ mod tests {
             ingress: vec![program(5, "ingress", true), program(6, "ingress", false)],
             egress: Vec::new(),
         };
-        row(4, &device, links, &programs, family).cells().join(" ")
+        row(4, &device, links, Some(&programs), family)
+            .cells()
+            .join(" ")
     }
 
     #[test]
@@ -258,7 +290,14 @@ mod tests {
 
     #[test]
     fn no_address_is_no_address() {
-        let row = row(9, &Device::default(), &[], &DevicePrograms::default(), None);
+        let programs = DevicePrograms::default();
+        let row = row(9, &Device::default(), &[], Some(&programs), None);
         assert_eq!(row.cells().join(" "), "- 9 L2 - - - - - -");
+    }
+
+    #[test]
+    fn programs_that_may_not_be_seen_are_not_called_absent() {
+        let row = row(9, &Device::default(), &[], None, None);
+        assert_eq!(row.cells().join(" "), "- 9 L2 - - - ? ? ?");
     }
 }

@@ -54,6 +54,9 @@ fn table<R: Row>(rows: &[R]) -> String {
     table.trim_fmt()
 }
 
+/// A cell of what this process may not know.
+pub const UNKNOWN: &str = "?";
+
 /// A cell: a dash where there is nothing to say.
 pub fn cell(value: Option<impl ToString>) -> String {
     value
