@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::Context as _;
 use proxy_common::family::Family;
-use tracing::{error, warn};
 
 use crate::{
     dataplane::Dataplane,
@@ -151,19 +150,12 @@ impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
         let kept = std::mem::replace(&mut self.planner, actual);
         let outcome = self.apply(self.all(), true);
         if let Some(error) = outcome.error {
-            error!(family = F::NAME, "repair failed: {error:#}");
-            return Err(error);
+            return Err(error.context("repair the tables"));
         }
         if outcome.writes == 0 {
             // Nothing was different, and the old planner also knows what is
             // not to be used yet.
             self.planner = kept;
-        } else {
-            warn!(
-                family = F::NAME,
-                writes = outcome.writes,
-                "tables were not as they should be; repaired"
-            );
         }
         Ok(outcome.writes)
     }

@@ -1,0 +1,60 @@
+//! The agent compares the real tables with what they should be.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proxy_agent::dataplane::Dataplane;
+use proxy_agent::dataplane::mapped::Access;
+use proxy_agent::dataplane::pins::Pins;
+use proxy_agent::dataplane::tables::{KernelFamily, KernelTables};
+use proxy_agent::plan::write::Write;
+use proxy_common::family::{V4, V6};
+use proxy_common::net::Protocol;
+use proxy_tests::traffic::{Server, ask_tcp};
+use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+
+/// Several comparisons.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A front end that somebody deletes comes back in each family, and the log
+/// says so once.
+#[test]
+fn what_somebody_deletes_comes_back() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms"]))?;
+
+    let pins = Pins::new(node.pins().path());
+    delete_front_end::<V4>(&pins)?;
+    delete_front_end::<V6>(&pins)?;
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        eventually("the front end is back", REPAIRED_WITHIN, || {
+            Ok(client.run(|| ask_tcp(front_end))?)
+        })?;
+    }
+    eventually("both repairs are logged", REPAIRED_WITHIN, || {
+        let log = agents[0].log();
+        let repairs: Vec<_> = log.lines().filter(|line| line.contains("repair")).collect();
+        for family in ["IPv4", "IPv6"] {
+            let count = repairs.iter().filter(|line| line.contains(family)).count();
+            ensure!(count == 1, "{count} of {family} in {repairs:#?}");
+        }
+        Ok(())
+    })
+}
+
+/// One only: a comparison may happen between two.
+fn delete_front_end<F: KernelFamily>(pins: &Pins) -> Result<()> {
+    let mut tables = KernelTables::<F>::open(pins, Access::Write)?;
+    let found = tables.read()?.frontends;
+    let key = found
+        .into_keys()
+        .find(|key| key.port.get() == ECHO_PORT && key.protocol == Protocol::TCP)
+        .with_context(|| format!("no {} front end", F::NAME))?;
+    Ok(tables.write(&Write::DeleteFrontend { key })?)
+}
