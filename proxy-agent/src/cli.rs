@@ -10,13 +10,14 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{ClusterCidr, DetectLocalMode},
+    config::{ClusterCidr, ConfigError, DetectLocalMode},
     dataplane::load::Sizes,
     model::IpFamily,
+    telemetry::LogError,
 };
 
 /// Exit code for a command line that makes no sense.
-const WRONG_USAGE: u8 = 2;
+pub const WRONG_USAGE: u8 = 2;
 
 /// Tandem: dual-stack Service proxy on eBPF.
 #[derive(Clone, Debug, PartialEq, Parser)]
@@ -320,6 +321,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
             WRONG_USAGE.into()
         }
     })
+}
+
+/// Whether a command failed because of what it was told: what clap cannot know
+/// to be wrong.
+pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(LogError::Filter { .. }))
 }
 
 /// Clap's message without the usage that follows it.

@@ -18,7 +18,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            ExitCode::FAILURE
+            if cli::is_wrong_usage(&error) {
+                cli::WRONG_USAGE.into()
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -137,3 +137,18 @@ fn metrics_can_be_turned_off() {
         BindAddress(None)
     );
 }
+
+#[test]
+fn only_what_was_told_wrong_is_wrong_usage() {
+    let filter = "proxy_agent=loud";
+    let log = LogArgs {
+        log_level: Some(filter.to_owned()),
+        verbosity: 0,
+        log_format: LogFormat::Text,
+    };
+    let wrong = crate::telemetry::init(&log).expect_err("nonsense").into();
+    assert!(is_wrong_usage(&wrong), "{wrong:#}");
+    assert!(is_wrong_usage(&ConfigError::NoName.into()));
+    let failed = anyhow::anyhow!("the disk is full");
+    assert!(!is_wrong_usage(&failed));
+}

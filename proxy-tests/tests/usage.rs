@@ -1,0 +1,28 @@
+//! How the command ends when it is told nonsense.
+
+use std::process::Command;
+
+use anyhow::Result;
+use proxy_tests::agent;
+use rstest::rstest;
+
+/// Exit code 2 and one line that begins with `error:`, before anything is done.
+#[rstest]
+#[case::log_level(&["--log-level", "proxy_agent=loud", "check"], "proxy_agent=loud")]
+#[case::flag(&["run", "--audit-period", "0s"], "--audit-period")]
+#[case::subcommand(&["start"], "start")]
+fn wrong_usage_is_one_line_and_exit_code_2(
+    #[case] arguments: &[&str],
+    #[case] named: &str,
+) -> Result<()> {
+    let output = Command::new(agent::binary()?).args(arguments).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("error: ") && said.contains(named),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(output.stdout, b"");
+    Ok(())
+}
