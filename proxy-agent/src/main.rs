@@ -40,11 +40,13 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(args) => {
             let config = Config::try_from(args)?;
-            tokio::runtime::Builder::new_current_thread()
+            let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
-                .build()?
-                .block_on(agent::run(config))?;
-            Ok(ExitCode::SUCCESS)
+                .build()?;
+            let ended = runtime.block_on(agent::run(config));
+            // Dropping it would wait for a manifest that is being read.
+            runtime.shutdown_background();
+            ended.map(|()| ExitCode::SUCCESS)
         }
         Command::Get(args) => {
             inspect::get(&args)?;

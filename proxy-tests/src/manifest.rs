@@ -1,6 +1,7 @@
 //! The directory of manifests the agents read, and what is written there:
 //! objects as `kubectl get -o yaml` prints them.
 
+mod lease;
 mod service;
 
 use std::fs;
@@ -13,6 +14,7 @@ use crate::addressing::pod_cidr;
 use crate::family::Family;
 use crate::node::Node;
 
+pub use lease::Lease;
 pub use service::{ECHO_PORT, ECHO_TARGET, Endpoint, Service};
 
 /// A directory of manifests. Each file replaces its predecessor by rename, so

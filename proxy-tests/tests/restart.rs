@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proxy_tests::agent::{self, Agent};
+use proxy_tests::manifest::Lease;
 use proxy_tests::traffic::{ConnectLoad, Dial, Heartbeat, Server, ask_tcp, ask_udp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
 
@@ -121,4 +122,33 @@ fn the_end_leaves_forwarding_and_cleanup_removes_it() -> Result<()> {
     }
     // Twice is as good as once.
     agent::command(node, &["cleanup"]).map(drop)
+}
+
+/// An agent that waits for a manifest is ended no later than others, and
+/// forwarding goes on as well.
+#[test]
+fn the_end_waits_for_no_manifest() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+    agent.crash()?;
+
+    lab.manifests.write_text("slow.yaml", "kind: Service\n")?;
+    let lease = Lease::take(&lab.manifests.path().join("slow.yaml"))?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    let limit = Duration::from_secs(20);
+    eventually("the manifest is read", limit, || lease.expect_waiter())?;
+    let status = agent.terminate()?;
+    assert!(status.success(), "{status}");
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(front_end))?;
+        client.run(|| ask_udp(front_end, 64))?;
+    }
+    Ok(())
 }
