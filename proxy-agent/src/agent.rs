@@ -2,18 +2,16 @@
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     config::Config,
-    counters::Counters,
     dataplane::{
+        counters::Counters,
         load::{self, LoadOptions},
+        log,
         mapped::Access,
         pins::Pins,
         tables::{KernelFamily, KernelTables},
@@ -49,7 +47,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
         .with_family::<V4>(programmer::<V4>(&pins)?)
         .with_family::<V6>(programmer::<V6>(&pins)?);
-    forward_datapath_log(&mut loaded.ebpf);
+    log::forward(&mut loaded.ebpf);
     let keeper = Keeper::start(
         loaded,
         pins,
@@ -88,28 +86,6 @@ async fn run_source(
 
 fn programmer<F: KernelFamily>(pins: &Pins) -> anyhow::Result<Programmer<F, KernelTables<F>>> {
     Programmer::new(KernelTables::open(pins, Access::Write)?)
-}
-
-/// Logs what the programs log. They only do if asked to at load time.
-fn forward_datapath_log(ebpf: &mut aya::Ebpf) {
-    match aya_log::EbpfLogger::init(ebpf) {
-        Ok(logger) => {
-            tokio::spawn(async move {
-                // SAFETY: the logger keeps the same descriptor open for life.
-                let registered =
-                    unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
-                let Ok(mut logger) = registered else {
-                    return;
-                };
-                while let Ok(mut guard) = logger.readable_mut().await {
-                    guard.get_inner_mut().flush();
-                    guard.clear_ready();
-                }
-            });
-        }
-        // The programs were loaded without any log statement.
-        Err(error) => debug!("no log of the datapath: {error}"),
-    }
 }
 
 fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {

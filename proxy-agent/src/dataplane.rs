@@ -14,8 +14,11 @@
 //! them in link by link.
 
 pub mod attach;
+pub mod counters;
+pub mod devices;
 pub mod hooks;
 pub mod load;
+pub mod log;
 pub mod mapped;
 pub mod pins;
 pub mod sweep;

@@ -3,11 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Context as _;
-use aya::maps::{HashMap, MapData};
 use proxy_common::{
     config::{Config as Settings, Prefix, Timeouts},
-    device::Device,
     family::{Family, V4, V6},
     flow::ticks_from_seconds,
 };
@@ -18,6 +15,7 @@ use crate::{
     config::NodeConfig,
     dataplane::{
         attach::{self, Mode, Target},
+        devices::DeviceTable,
         load::{self, Loaded},
         pins::Pins,
         sweep::{self, Swept},
@@ -56,7 +54,7 @@ pub struct Keeper {
     mode: Mode,
     config: NodeConfig,
     flows: u32,
-    table: HashMap<MapData, u32, Device>,
+    table: DeviceTable,
     hooked: BTreeMap<u32, Hooked>,
     netlink: Netlink,
     node: watch::Receiver<Option<Node>>,
@@ -65,18 +63,14 @@ pub struct Keeper {
 impl Keeper {
     /// Takes over a loaded datapath and puts its programs on all devices.
     pub async fn start(
-        mut loaded: Loaded,
+        loaded: Loaded,
         pins: Pins,
         mode: Mode,
         config: NodeConfig,
         flows: u32,
         node: watch::Receiver<Option<Node>>,
     ) -> anyhow::Result<Self> {
-        let table = loaded
-            .ebpf
-            .take_map("DEVICES")
-            .context("the eBPF object has no table DEVICES")?;
-        let table = HashMap::try_from(table).context("open table DEVICES")?;
+        let table = DeviceTable::open(&pins)?;
         let netlink = Netlink::open()?;
         let mut keeper = Self {
             loaded,
@@ -171,11 +165,12 @@ impl Keeper {
             return;
         }
         if current.map(|hooked| hooked.device) != Some(wanted.device)
-            && let Err(error) = self.table.insert(ifindex, wanted.device, 0)
+            && let Err(error) = self.table.set(ifindex, wanted.device)
         {
+            let error = anyhow::Error::new(error);
             warn!(
                 device = wanted.name,
-                "cannot describe the device to the programs: {error}"
+                "cannot describe the device to the programs: {error:#}"
             );
             return;
         }
@@ -220,8 +215,7 @@ impl Keeper {
             let error = anyhow::Error::new(error);
             warn!(ifindex, "cannot take the programs off a device: {error:#}");
         }
-        // Absent already is as good.
-        let _ = self.table.remove(&ifindex);
+        self.table.remove(ifindex);
         self.hooked.remove(&ifindex);
         debug!(ifindex, name, "programs taken off");
     }
@@ -232,8 +226,9 @@ impl Keeper {
         let is_gone = |ifindex: &u32| links.iter().all(|link| link.ifindex != *ifindex);
         let known: Vec<u32> = self
             .table
-            .keys()
-            .filter_map(Result::ok)
+            .read()?
+            .into_iter()
+            .map(|(ifindex, _)| ifindex)
             .chain(attach::pinned_devices(&self.pins))
             .filter(is_gone)
             .collect();

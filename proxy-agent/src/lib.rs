@@ -13,7 +13,6 @@ pub mod check;
 pub mod cleanup;
 pub mod cli;
 pub mod config;
-pub mod counters;
 pub mod dataplane;
 pub mod devices;
 pub mod index;

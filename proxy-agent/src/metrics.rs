@@ -5,6 +5,7 @@
 //! others keep, such as the counters in the kernel, join the registry as
 //! collectors.
 
+pub mod datapath;
 pub mod process;
 pub mod serve;
 

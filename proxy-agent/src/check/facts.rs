@@ -16,7 +16,9 @@ use crate::{
         host::{BpfMount, Cgroup, Host},
     },
     cli::PathArgs,
-    dataplane::{attach::Hook, hooks::Hooks, load::kernel_version, pins::Pins},
+    dataplane::{
+        attach::Hook, devices::DeviceTable, hooks::Hooks, load::kernel_version, pins::Pins,
+    },
     devices::netlink::Netlink,
     inspect::devices,
     system,
@@ -139,7 +141,7 @@ fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
     if !pins.map("DEVICES").try_exists()? {
         return Ok(Vec::new());
     }
-    let hooked = devices::table(pins)?;
+    let hooked = DeviceTable::open(pins)?.read()?;
     if !devices::is_our_namespace(pins)? {
         return Ok(Vec::new());
     }

@@ -4,7 +4,7 @@ use std::{fs, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapError, ProgramArray},
+    maps::{Map, MapData, MapError, ProgramArray},
     programs::{ProgramError, SchedClassifier},
 };
 use proxy_common::{LAYOUT_VERSION, config::Config};
@@ -56,6 +56,8 @@ pub enum LoadError {
     },
     #[error("eBPF object has no {name}")]
     Missing { name: &'static str },
+    #[error("open table CONFIG")]
+    OpenConfig(#[source] MapError),
     #[error("use table CONFIG")]
     Config(#[source] MappedError),
     #[error("enter the slow path's programs in PROGRAMS")]
@@ -137,6 +139,14 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         config,
         adopted,
     })
+}
+
+/// The programs' settings, opened from their pin.
+pub fn open_config(pins: &Pins, access: Access) -> Result<Mapped<Config>, LoadError> {
+    let map = MapData::from_pin(pins.map("CONFIG"))
+        .and_then(Map::from_map_data)
+        .map_err(LoadError::OpenConfig)?;
+    Mapped::new(&map, access).map_err(LoadError::Config)
 }
 
 fn config(ebpf: &Ebpf, options: &LoadOptions, adopted: bool) -> Result<Mapped<Config>, LoadError> {

@@ -2,10 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anyhow::Context as _;
-use aya::maps::{HashMap, Map, MapData};
 use proxy_common::{
-    config::Config,
     device::Device,
     net::{AddrV4, AddrV6, Address as _},
 };
@@ -15,8 +12,10 @@ use tracing::warn;
 use crate::{
     dataplane::{
         attach::Hook,
+        devices::DeviceTable,
         hooks::{Attached, Hooks, HooksError},
-        mapped::{Access, Mapped},
+        load,
+        mapped::Access,
         pins::Pins,
     },
     devices::{Link, netlink::Netlink},
@@ -166,7 +165,7 @@ pub fn row(
 
 /// Devices that the agent has described to the programs, with what is on them.
 pub(super) fn read(pins: &Pins, family: Option<IpFamily>) -> anyhow::Result<Vec<DeviceRow>> {
-    let devices = table(pins)?;
+    let devices = DeviceTable::open(pins)?.read()?;
     let here = is_our_namespace(pins)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -212,23 +211,9 @@ async fn programs(hooks: &Hooks, link: &Link) -> Result<DevicePrograms, HooksErr
     })
 }
 
-/// The rows of `DEVICES`.
-pub(crate) fn table(pins: &Pins) -> anyhow::Result<Vec<(u32, Device)>> {
-    let data = MapData::from_pin(pins.map("DEVICES")).context("open table DEVICES")?;
-    let table: HashMap<_, u32, Device> = Map::from_map_data(data)
-        .and_then(HashMap::try_from)
-        .context("open table DEVICES")?;
-    table
-        .iter()
-        .collect::<Result<_, _>>()
-        .context("read table DEVICES")
-}
-
 /// Whether the agent's devices are those of this process' network namespace.
 pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
-    let data = MapData::from_pin(pins.map("CONFIG")).context("open table CONFIG")?;
-    let map = Map::from_map_data(data).context("open table CONFIG")?;
-    let config: Mapped<Config> = Mapped::new(&map, Access::Read).context("read table CONFIG")?;
+    let config = load::open_config(pins, Access::Read)?;
     Ok(config.get(0).map(|config| config.netns_cookie) == Some(keeper::netns_cookie()))
 }
 

@@ -8,17 +8,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::{
-    maps::{HashMap, MapData},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
-};
-use proxy_agent::{
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use proxy_agent::dataplane::{
     counters::Counters,
-    dataplane::{
-        load::{self, LoadOptions, Loaded, Sizes},
-        pins::Pins,
-        sweep::{self, Swept},
-    },
+    devices::DeviceTable,
+    load::{self, LoadOptions, Loaded, Sizes},
+    pins::Pins,
+    sweep::{self, Swept},
 };
 use proxy_common::{
     config::{Config, Prefix, Timeouts},
@@ -47,7 +43,7 @@ pub struct Datapath {
     counters: Counters,
     v4: Side<V4>,
     v6: Side<V6>,
-    devices: HashMap<MapData, u32, Device>,
+    devices: DeviceTable,
 }
 
 impl Datapath {
@@ -78,15 +74,14 @@ impl Datapath {
             sizes,
             log_level: 0,
         };
-        let mut loaded = load::load(&options).unwrap_or_else(|error| {
+        let loaded = load::load(&options).unwrap_or_else(|error| {
             panic!("{:#}", anyhow::Error::new(error));
         });
-        let devices = loaded.ebpf.take_map("DEVICES").expect("a table of devices");
         let mut datapath = Self {
             counters: Counters::open(&pins).expect("counters"),
             v4: Side::open(&pins),
             v6: Side::open(&pins),
-            devices: HashMap::try_from(devices).expect("a hash table"),
+            devices: DeviceTable::open(&pins).expect("a table of devices"),
             loaded,
         };
         // Everything is held by file descriptors now; nothing can stay behind.
@@ -144,9 +139,7 @@ impl Datapath {
             device.masquerade_v6 = addr.into();
         }
         change(&mut device);
-        self.devices
-            .insert(LOOPBACK, device, 0)
-            .expect("a free entry");
+        self.devices.set(LOOPBACK, device).expect("a free entry");
     }
 
     /// Sets a Service port, in place of the one with the same front end.

@@ -1,0 +1,47 @@
+//! What the programs count.
+
+use std::{collections::BTreeMap, fmt};
+
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use proxy_common::counter::Counter;
+
+use crate::dataplane::{pins::Pins, sweep::Swept};
+
+/// `COUNTERS` and `SWEEPS`, opened from their pins.
+pub struct Counters {
+    counters: PerCpuArray<MapData, u64>,
+    sweeps: Array<MapData, Swept>,
+}
+
+impl Counters {
+    /// Opens the counters of a loaded datapath.
+    pub fn open(pins: &Pins) -> Result<Self, MapError> {
+        let open = |name| MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
+        Ok(Self {
+            counters: open("COUNTERS")?.try_into()?,
+            sweeps: open("SWEEPS")?.try_into()?,
+        })
+    }
+
+    /// All counters, summed over the CPUs. One that cannot be read is left out.
+    pub fn read(&self) -> BTreeMap<&'static str, u64> {
+        Counter::ALL
+            .iter()
+            .filter_map(|counter| {
+                let values = self.counters.get(&(*counter as u32), 0).ok()?;
+                Some((counter.label(), values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// What the last sweep found, IPv4 first; nothing if it cannot be read.
+    pub fn swept(&self) -> [Option<Swept>; 2] {
+        [0, 1].map(|family| self.sweeps.get(&family, 0).ok())
+    }
+}
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counters").finish_non_exhaustive()
+    }
+}
