@@ -6,10 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     cli::PathArgs,
-    dataplane::{
-        attach::{self, Hook},
-        hooks::Hooks,
-    },
+    dataplane::attach::{Target, clsact::Filters},
     devices::netlink::Netlink,
     system,
 };
@@ -21,22 +18,23 @@ pub fn cleanup(paths: &PathArgs) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(detach_clsact(&paths.bpf_root))?;
+        .block_on(detach_clsact())?;
     remove_layouts(&paths.bpf_root)
 }
 
-/// Filters are not pinned: they are found on the devices, while the pinned
-/// tables still tell which ones are ours.
-async fn detach_clsact(bpf_root: &Path) -> anyhow::Result<()> {
-    let hooks = Hooks::open(bpf_root)?;
+/// Filters are not pinned: they are found on the devices.
+async fn detach_clsact() -> anyhow::Result<()> {
+    let filters = Filters::open().context("open a netlink socket")?;
     for link in Netlink::open()?.links().await? {
-        for hook in Hook::BOTH {
-            let programs = hooks.programs(&link.name, link.ifindex, hook).await?;
-            if attach::has_clsact(&programs) {
-                attach::detach_clsact(&link.name, hook)
-                    .with_context(|| format!("take our program off device {}", link.name))?;
-            }
-        }
+        let target = Target {
+            name: &link.name,
+            ifindex: link.ifindex,
+            layer3: false,
+        };
+        filters
+            .remove_ours(&target)
+            .await
+            .with_context(|| format!("take our programs off device {}", link.name))?;
     }
     Ok(())
 }

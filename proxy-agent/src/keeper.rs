@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use anyhow::Context as _;
 use proxy_common::{
     config::{Config as Settings, Prefix, Timeouts},
     family::{Family, V4, V6},
@@ -14,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::{
     config::NodeConfig,
     dataplane::{
-        attach::{self, Mode, Target},
+        attach::{self, Mode, Target, clsact::Filters},
         devices::DeviceTable,
         load::{self, Loaded},
         pins::Pins,
@@ -52,6 +53,7 @@ pub struct Keeper {
     loaded: Loaded,
     pins: Pins,
     mode: Mode,
+    filters: Filters,
     config: NodeConfig,
     flows: u32,
     table: DeviceTable,
@@ -76,6 +78,7 @@ impl Keeper {
             loaded,
             pins,
             mode,
+            filters: Filters::open().context("open a netlink socket")?,
             config,
             flows,
             table,
@@ -83,7 +86,7 @@ impl Keeper {
             netlink,
             node,
         };
-        keeper.forget_other_namespace();
+        keeper.forget_other_namespace().await;
         keeper.write_settings([Swept::default(); 2]);
         keeper.forget_gone_devices().await?;
         keeper.follow_devices().await?;
@@ -151,15 +154,15 @@ impl Keeper {
             .collect();
         for ifindex in unwanted {
             let name = present(ifindex).map(|link| link.name.clone());
-            self.unhook(ifindex, name.as_deref());
+            self.unhook(ifindex, name.as_deref()).await;
         }
         for (ifindex, hooked) in wanted {
-            self.hook(ifindex, hooked);
+            self.hook(ifindex, hooked).await;
         }
         Ok(())
     }
 
-    fn hook(&mut self, ifindex: u32, wanted: Hooked) {
+    async fn hook(&mut self, ifindex: u32, wanted: Hooked) {
         let current = self.hooked.get(&ifindex);
         if current == Some(&wanted) {
             return;
@@ -180,9 +183,14 @@ impl Keeper {
                 ifindex,
                 layer3: wanted.layer3(),
             };
-            if let Err(error) =
-                attach::attach(&mut self.loaded.ebpf, &self.pins, self.mode, &target)
-            {
+            let attached = attach::attach(
+                &mut self.loaded.ebpf,
+                &self.pins,
+                &self.filters,
+                self.mode,
+                &target,
+            );
+            if let Err(error) = attached.await {
                 // A device that went away meanwhile is no news; the next
                 // change of devices tries again in any case.
                 let error = anyhow::Error::new(error);
@@ -198,17 +206,16 @@ impl Keeper {
     }
 
     /// Takes the programs off a device, which has a name if it still exists.
-    fn unhook(&mut self, ifindex: u32, name: Option<&str>) {
+    async fn unhook(&mut self, ifindex: u32, name: Option<&str>) {
         let done = match name {
-            Some(name) => attach::detach(
-                &self.pins,
-                self.mode,
-                &Target {
+            Some(name) => {
+                let target = Target {
                     name,
                     ifindex,
                     layer3: false,
-                },
-            ),
+                };
+                attach::detach(&self.pins, &self.filters, &target).await
+            }
             None => attach::forget(&self.pins, ifindex),
         };
         if let Err(error) = done {
@@ -233,21 +240,21 @@ impl Keeper {
             .filter(is_gone)
             .collect();
         for ifindex in known {
-            self.unhook(ifindex, None);
+            self.unhook(ifindex, None).await;
         }
         Ok(())
     }
 
     /// Pins of another network namespace name other devices: the node is a
     /// container that was made anew.
-    fn forget_other_namespace(&mut self) {
+    async fn forget_other_namespace(&mut self) {
         let cookie = netns_cookie();
         let Some(mut settings) = self.settings() else {
             return;
         };
         if settings.netns_cookie != cookie {
             for ifindex in attach::pinned_devices(&self.pins) {
-                self.unhook(ifindex, None);
+                self.unhook(ifindex, None).await;
             }
             settings.netns_cookie = cookie;
             self.set_settings(settings);

@@ -61,7 +61,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::{check::Level, dataplane::hooks::Place};
+    use crate::{check::Level, dataplane::attach::Mode};
 
     /// Programs by id; those below 10 are ours.
     fn hook(programs: &[u32]) -> DeviceHook {
@@ -69,7 +69,7 @@ mod tests {
             id: *id,
             name: "classifier".to_owned(),
             ours: *id < 10,
-            place: Place::Tcx,
+            mode: Mode::Tcx,
         });
         DeviceHook {
             device: "eth0".to_owned(),

@@ -2,32 +2,26 @@
 //!
 //! tcx links are pinned by ifindex and hook: the pin keeps the program there
 //! when the agent is gone, and a new agent swaps its own program in without a
-//! gap. Kernels without tcx (before 6.6) use clsact filters of fixed priority
-//! and handle, which are replaced the same way.
+//! gap. Kernels without tcx (before 6.6) use [`clsact`] filters.
 
-use std::{fs, io, mem, path::PathBuf};
+pub mod clsact;
+
+use std::{fs, io, path::PathBuf};
 
 use aya::{
     Ebpf,
     programs::{
-        Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        tc::{self, SchedClassifierLink, TcAttachOptions},
     },
 };
 
-use crate::dataplane::{
-    hooks::{Attached, Place},
-    load::kernel_version,
-    pins::Pins,
-};
+use self::clsact::Filters;
+use crate::dataplane::{load::kernel_version, pins::Pins};
 
 /// First kernel with tcx.
 pub const TCX_SINCE: (u32, u32) = (6, 6);
-
-/// Priority and handle of our clsact filters: first in line, always the same.
-const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 0x7a0d);
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +101,12 @@ pub enum AttachError {
     Missing(&'static str),
     #[error("add the clsact qdisc")]
     Qdisc(#[source] tc::TcError),
+    #[error("list the filters")]
+    List(#[source] rtnetlink::Error),
+    #[error(
+        "a filter of somebody else ({0:?}) has the priority and handle of ours; remove it or give it others"
+    )]
+    Taken(String),
     #[error("attach the program")]
     Attach(#[source] ProgramError),
     #[error("detach the program")]
@@ -128,10 +128,12 @@ pub enum AttachError {
 }
 
 /// Attaches both programs to a device, or swaps them in where an earlier
-/// agent's are.
-pub fn attach(
+/// agent's are. Programs that it attached the other way go: after ours are
+/// there, so that there is no gap.
+pub async fn attach(
     ebpf: &mut Ebpf,
     pins: &Pins,
+    filters: &Filters,
     mode: Mode,
     target: &Target<'_>,
 ) -> Result<(), AttachError> {
@@ -143,10 +145,13 @@ pub fn attach(
             .ok_or(AttachError::Missing(name))?;
         match mode {
             Mode::Tcx => attach_tcx(program, pins, hook, target)?,
-            Mode::Clsact => attach_clsact(program, hook, target)?,
+            Mode::Clsact => filters.attach(program, hook, target).await?,
         }
     }
-    Ok(())
+    match mode {
+        Mode::Tcx => filters.remove_ours(target).await,
+        Mode::Clsact => forget(pins, target.ifindex),
+    }
 }
 
 fn attach_tcx(
@@ -191,84 +196,15 @@ fn swap(program: &mut SchedClassifier, path: &PathBuf) -> Result<(), AttachError
     program.take_link(id).map(drop).map_err(AttachError::Attach)
 }
 
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    hook: Hook,
+/// Takes our programs off a device that is still there, however they were
+/// attached.
+pub async fn detach(
+    pins: &Pins,
+    filters: &Filters,
     target: &Target<'_>,
 ) -> Result<(), AttachError> {
-    match tc::qdisc_add_clsact(target.name) {
-        Ok(()) => {}
-        Err(error) if is_already_there(&error) => {}
-        Err(error) => return Err(AttachError::Qdisc(error)),
-    }
-    let existing =
-        SchedClassifierLink::attached(target.name, hook.attach_type(), PRIORITY, HANDLE, None)
-            .map_err(|error| AttachError::Attach(tc::TcError::IoError(error).into()))?;
-    let id = match program.attach_to_link(existing) {
-        Ok(id) => id,
-        Err(_) => program
-            .attach_with_options(
-                target.name,
-                hook.attach_type(),
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: PRIORITY,
-                    handle: HANDLE,
-                    ..NlOptions::default()
-                }),
-            )
-            .map_err(AttachError::Attach)?,
-    };
-    let link = program.take_link(id).map_err(AttachError::Attach)?;
-    // Dropping it would detach the program.
-    mem::forget(link);
-    Ok(())
-}
-
-/// Whether adding a qdisc failed because it is there.
-fn is_already_there(error: &tc::TcError) -> bool {
-    match error {
-        tc::TcError::AlreadyAttached => true,
-        tc::TcError::NetlinkError(error) => error.raw_os_error() == Some(libc::EEXIST),
-        tc::TcError::NulError(_)
-        | tc::TcError::IoError(_)
-        | tc::TcError::InvalidTcxAttach(_)
-        | tc::TcError::InvalidLinkOperation => false,
-    }
-}
-
-/// Takes our programs off a device that is still there.
-pub fn detach(pins: &Pins, mode: Mode, target: &Target<'_>) -> Result<(), AttachError> {
-    match mode {
-        Mode::Tcx => forget(pins, target.ifindex),
-        Mode::Clsact => {
-            for hook in Hook::BOTH {
-                // The device may have gone, and its filters with it.
-                let _ = detach_clsact(target.name, hook);
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Removes the filter in our place of a device's hook. The qdisc stays: others
-/// may use it.
-pub fn detach_clsact(device: &str, hook: Hook) -> Result<(), AttachError> {
-    SchedClassifierLink::attached(device, hook.attach_type(), PRIORITY, HANDLE, None)
-        .map_err(|error| tc::TcError::IoError(error).into())
-        .and_then(Link::detach)
-        .map_err(AttachError::Detach)
-}
-
-/// Whether our clsact filter is among the programs of a hook. One of somebody
-/// else in the same place is not.
-pub fn has_clsact(programs: &[Attached]) -> bool {
-    let place = Place::Filter {
-        priority: PRIORITY,
-        handle: HANDLE.into(),
-    };
-    programs
-        .iter()
-        .any(|program| program.ours && program.place == place)
+    forget(pins, target.ifindex)?;
+    filters.remove_ours(target).await
 }
 
 /// Removes the pins of a device that is gone.
@@ -308,31 +244,4 @@ fn unpin(path: &PathBuf) -> Result<(), AttachError> {
 
 fn link_path(pins: &Pins, ifindex: u32, hook: Hook) -> PathBuf {
     pins.links().join(format!("{ifindex}-{}", hook.name()))
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case::ours(true, 1, 0x7a0d, true)]
-    #[case::in_our_place(false, 1, 0x7a0d, false)]
-    #[case::another_priority(true, 2, 0x7a0d, false)]
-    #[case::another_handle(true, 1, 1, false)]
-    fn only_our_own_filter_counts(
-        #[case] ours: bool,
-        #[case] priority: u16,
-        #[case] handle: u32,
-        #[case] expected: bool,
-    ) {
-        let program = Attached {
-            id: 1,
-            name: "ingress".to_owned(),
-            ours,
-            place: Place::Filter { priority, handle },
-        };
-        assert_eq!(has_clsact(&[program]), expected);
-    }
 }

@@ -1,10 +1,11 @@
 //! Which programs sit on a device's hooks, in the order they run, and which of
 //! them are ours.
 //!
-//! A program is ours if it has the name of one of our hook programs and uses a
-//! table that is pinned below our bpf root. Names alone do not tell: others
+//! A tcx program is ours if it has the name of one of our hook programs and uses
+//! a table that is pinned below our bpf root. Names alone do not tell: others
 //! call their programs `ingress` too. Neither do the pinned programs: an agent
 //! that died while it started has attached programs that it never pinned.
+//! [`Filter`]s are known by their place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,18 +13,17 @@ use std::{
     path::Path,
 };
 
+use crate::dataplane::{
+    attach::{
+        Hook, Mode,
+        clsact::{Filter, Filters},
+    },
+    load::HOOK_PROGRAMS,
+};
 use aya::{
     maps::MapInfo,
     programs::{ProgramError, SchedClassifier, loaded_programs},
     sys::SyscallError,
-};
-use futures::TryStreamExt as _;
-use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
-use rtnetlink::new_connection;
-
-use crate::dataplane::{
-    attach::{Hook, Mode},
-    load::HOOK_PROGRAMS,
 };
 
 /// The hooks cannot be read.
@@ -53,33 +53,13 @@ pub struct Attached {
     pub id: u32,
     pub name: String,
     pub ours: bool,
-    pub place: Place,
-}
-
-/// How a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    Tcx,
-    /// A filter of the clsact qdisc.
-    Filter {
-        priority: u16,
-        handle: u32,
-    },
-}
-
-impl Place {
-    /// The way of attaching that leads there.
-    pub fn mode(self) -> Mode {
-        match self {
-            Self::Tcx => Mode::Tcx,
-            Self::Filter { .. } => Mode::Clsact,
-        }
-    }
+    /// How it is attached.
+    pub mode: Mode,
 }
 
 /// Reads hooks.
 pub struct Hooks {
-    netlink: rtnetlink::Handle,
+    filters: Filters,
     programs: Programs,
 }
 
@@ -94,10 +74,8 @@ impl Hooks {
     /// Opens a connection on the current runtime. Ours are the programs that
     /// use tables below `bpf_root`, of whatever layout version.
     pub fn open(bpf_root: &Path) -> Result<Self, HooksError> {
-        let (connection, netlink, _) = new_connection().map_err(HooksError::Open)?;
-        tokio::spawn(connection);
         Ok(Self {
-            netlink,
+            filters: Filters::open().map_err(HooksError::Open)?,
             programs: Programs::read(&pinned_maps(bpf_root)),
         })
     }
@@ -124,33 +102,17 @@ impl Hooks {
         };
         let tcx = tcx.iter().map(|program| {
             let name = program.name_as_str().unwrap_or_default();
-            self.programs.attached(program.id(), name, Place::Tcx)
+            self.programs.tcx(program.id(), name)
         });
-        let filters = self.filters(device, ifindex, hook).await?;
-        let filters = filters.iter().filter_map(filter);
-        let filters = filters.map(|(id, name, place)| self.programs.attached(id, &name, place));
+        let filters = self.filters.list(ifindex, hook).await;
+        let filters = filters.map_err(|source| HooksError::Filters {
+            device: device.to_owned(),
+            source,
+        })?;
+        let filters = filters
+            .iter()
+            .filter_map(|filter| self.programs.filter(filter));
         Ok(tcx.chain(filters).collect())
-    }
-
-    async fn filters(
-        &self,
-        device: &str,
-        ifindex: u32,
-        hook: Hook,
-    ) -> Result<Vec<TcMessage>, HooksError> {
-        let mut filters = self.netlink.traffic_filter(ifindex.cast_signed());
-        let request = match hook {
-            Hook::Ingress => filters.get().ingress(),
-            Hook::Egress => filters.get().egress(),
-        };
-        request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|source| HooksError::Filters {
-                device: device.to_owned(),
-                source,
-            })
     }
 }
 
@@ -172,14 +134,28 @@ impl Programs {
         programs
     }
 
-    /// `name` is what the hook says; the kernel's name of the program counts.
-    fn attached(&self, id: u32, name: &str, place: Place) -> Attached {
+    fn tcx(&self, id: u32, name: &str) -> Attached {
         Attached {
             id,
-            name: self.names.get(&id).map_or(name, String::as_str).to_owned(),
+            name: self.name(id, name).to_owned(),
             ours: self.ours.contains(&id),
-            place,
+            mode: Mode::Tcx,
         }
+    }
+
+    fn filter(&self, filter: &Filter) -> Option<Attached> {
+        let id = filter.program?;
+        Some(Attached {
+            id,
+            name: self.name(id, &filter.name).to_owned(),
+            ours: filter.is_ours(),
+            mode: Mode::Clsact,
+        })
+    }
+
+    /// The kernel's name of a program, else what the hook says.
+    fn name<'a>(&'a self, id: u32, hook: &'a str) -> &'a str {
+        self.names.get(&id).map_or(hook, String::as_str)
     }
 }
 
@@ -207,74 +183,18 @@ fn pinned_maps(bpf_root: &Path) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Program id, name and place of a BPF filter.
-fn filter(message: &TcMessage) -> Option<(u32, String, Place)> {
-    let options = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => Some(options),
-            _ => None,
-        })?;
-    let mut id = None;
-    let mut name = String::new();
-    for option in options {
-        match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgId(found)) => id = Some(*found),
-            TcOption::Bpf(TcFilterBpfOption::ProgName(found)) => name.clone_from(found),
-            _ => {}
-        }
-    }
-    let handle = message.header.handle;
-    let place = Place::Filter {
-        priority: u16::try_from(message.header.info >> 16).unwrap_or_default(),
-        handle: u32::from(handle.major) << 16 | u32::from(handle.minor),
-    };
-    Some((id?, name, place))
-}
-
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::tc::{TcHandle, TcHeader};
-
     use super::*;
 
-    fn message(options: Vec<TcOption>) -> TcMessage {
-        let mut message = TcMessage::default();
-        message.header = TcHeader {
-            handle: TcHandle::from(0x7a0d),
-            info: 1 << 16 | 0x0300,
-            ..TcHeader::default()
-        };
-        message.attributes = vec![
-            TcAttribute::Kind("bpf".to_owned()),
-            TcAttribute::Options(options),
-        ];
-        message
-    }
-
     #[test]
-    fn filters_with_a_program_are_read() {
-        let found = filter(&message(vec![
-            TcOption::Bpf(TcFilterBpfOption::ProgName("ingress".to_owned())),
-            TcOption::Bpf(TcFilterBpfOption::ProgId(7)),
-        ]));
-        let place = Place::Filter {
-            priority: 1,
-            handle: 0x7a0d,
-        };
-        assert_eq!(found, Some((7, "ingress".to_owned(), place)));
-        assert_eq!(filter(&message(Vec::new())), None, "the head of the list");
-    }
-
-    #[test]
-    fn ours_are_known_by_id_whatever_the_filter_is_called() {
+    fn ours_are_known_by_id_whatever_the_hook_says() {
         let programs = Programs {
             names: BTreeMap::from([(7, "ingress".to_owned())]),
             ours: BTreeSet::from([7]),
         };
-        let ours = programs.attached(7, "renamed", Place::Tcx);
+        let ours = programs.tcx(7, "renamed");
         assert!(ours.ours && ours.name == "ingress");
-        assert!(!programs.attached(8, "ingress", Place::Tcx).ours);
+        assert!(!programs.tcx(8, "ingress").ours);
     }
 }

@@ -58,7 +58,7 @@ impl From<&Attached> for ProgramRow {
             name: program.name.clone(),
             id: program.id,
             ours: program.ours,
-            attached: program.place.mode().name(),
+            attached: program.mode.name(),
         }
     }
 }
@@ -157,7 +157,7 @@ pub fn row(
         masquerade_v6: (shows(IpFamily::V6) && v6 != AddrV6::ZERO).then(|| v6.into()),
         attached: ours
             .find(|program| program.ours)
-            .map(|program| program.place.mode().name()),
+            .map(|program| program.mode.name()),
         ingress: rows(|programs| &programs.ingress),
         egress: rows(|programs| &programs.egress),
     }
@@ -220,7 +220,7 @@ pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{dataplane::hooks::Place, devices::Layer};
+    use crate::{dataplane::attach::Mode, devices::Layer};
 
     fn link(ifindex: u32, name: &str) -> Link {
         Link {
@@ -238,7 +238,7 @@ mod tests {
             id,
             name: name.to_owned(),
             ours,
-            place: Place::Tcx,
+            mode: Mode::Tcx,
         }
     }
 

@@ -1,0 +1,135 @@
+//! What an earlier agent, or somebody else, has left on the devices.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use proxy_tests::agent::{self, Agent};
+use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually,
+};
+
+/// The place of our filters.
+const PRIORITY: &str = "1";
+const HANDLE: &str = "0x7a0d";
+/// Classic BPF that returns 0: packets go on to the next filter.
+const NO_MATCH: &str = "'1,6 0 0 0'";
+
+/// A filter of somebody else in our place stays, on a device that is then not
+/// served, which the log says; the others are.
+#[test]
+fn a_foreign_filter_in_our_place_is_not_replaced() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let filter = format!(
+        "qdisc add dev eth0 clsact\n\
+         filter add dev eth0 ingress pref {PRIORITY} protocol all handle {HANDLE} \
+         bpf bytecode {NO_MATCH}"
+    );
+    node.feed("tc", &["-batch", "-"], &filter)?;
+
+    let agents = lab.start_agents(&AgentOptions::with(&["--attach", "clsact"]))?;
+    expect_service(&client, &lab, &service)?;
+    let filters = filters(node, "eth0", "ingress")?;
+    assert_eq!(filters, [String::new()], "the foreign filter alone");
+    let log = agents[0].log();
+    assert!(log.contains("a filter of somebody else"), "{log}");
+
+    drop(agents);
+    agent::command(node, &["cleanup"])?;
+    assert_eq!(self::filters(node, "eth0", "ingress")?, [String::new()]);
+    assert_eq!(
+        self::filters(node, client.node_device(), "ingress")?,
+        [""; 0]
+    );
+    Ok(())
+}
+
+/// Filters of an agent whose pins are lost are known, replaced by the next
+/// agent, and removed by `cleanup`.
+#[test]
+fn filters_without_pins_are_still_ours() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let options = AgentOptions::with(&["--attach", "clsact"]);
+    for _ in 0..2 {
+        let agent = Agent::start(node, &lab, &options)?;
+        agent.wait_ready()?;
+        for (hook, name) in [("ingress", "ingress"), ("egress", "egress")] {
+            assert_eq!(filters(node, "eth0", hook)?, [name]);
+        }
+        expect_service(&client, &lab, &service)?;
+        agent.crash()?;
+        fs::remove_dir_all(node.pins().path())?;
+    }
+    agent::command(node, &["cleanup"])?;
+    for hook in ["ingress", "egress"] {
+        assert_eq!(filters(node, "eth0", hook)?, [""; 0]);
+    }
+    Ok(())
+}
+
+/// An agent that is told to attach the other way leaves nothing of the first.
+#[test]
+fn the_way_of_attaching_can_change() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    for mode in ["tcx", "clsact", "tcx"] {
+        let agent = Agent::start(node, &lab, &AgentOptions::with(&["--attach", mode]))?;
+        agent.wait_ready()?;
+        expect_service(&client, &lab, &service)?;
+        // The kernel takes programs off their devices in the background.
+        eventually("one program on each hook", Duration::from_secs(1), || {
+            let devices = agent::command(node, &["get", "devices", "--output", "json"])?;
+            let devices: serde_json::Value = serde_json::from_str(&devices)?;
+            for device in devices.as_array().into_iter().flatten() {
+                for hook in ["ingress", "egress"] {
+                    let programs = device[hook].as_array();
+                    let ways: Vec<_> = programs
+                        .into_iter()
+                        .flatten()
+                        .map(|program| program["attached"].as_str())
+                        .collect();
+                    ensure!(ways == [Some(mode)], "{device}");
+                }
+            }
+            Ok(())
+        })?;
+        agent.crash()?;
+    }
+    Ok(())
+}
+
+fn expect_service(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(front_end))?;
+        client.run(|| ask_udp(front_end, 64))?;
+    }
+    Ok(())
+}
+
+/// Names of the BPF filters on a device's hook; empty for those without.
+fn filters(node: &Node, device: &str, hook: &str) -> Result<Vec<String>> {
+    let shown = node.exec("tc", &["-json", "filter", "show", "dev", device, hook])?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let filters = shown.as_array().into_iter().flatten();
+    Ok(filters
+        .map(|filter| &filter["options"])
+        .filter(|options| options["handle"].is_string())
+        .map(|options| options["bpf_name"].as_str().unwrap_or_default().to_owned())
+        .collect())
+}
