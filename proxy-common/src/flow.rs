@@ -74,22 +74,36 @@ pub struct Flow<A> {
     /// at; replies are handed back as if they had come in there. 0 for flows
     /// of other clients.
     pub uplink: u32,
-    /// [`Flow::MASQUERADE`], [`Flow::KEEP_ADDRESS`].
+    /// [`Flow::MASQUERADE`], [`Flow::CHANGE_PORT`], [`Flow::FRONTEND_ADDRESS`].
     pub flags: u8,
     /// In record 0: the highest index in use for this client port.
     pub highest: u8,
-    pub zero: u16,
+    /// The client's port between the hooks, when [`Flow::CHANGE_PORT`] is set;
+    /// zero until the first packet. The backend sees it too, unless the flow is
+    /// masqueraded.
+    pub changed_port: BePort,
 }
 
 impl<A> Flow<A> {
     /// The backend must see an address of this node instead of the client's.
     pub const MASQUERADE: u8 = 1;
-    /// With [`Flow::MASQUERADE`]: rewrite the client's port only. Set when two
-    /// front ends lead one client port to one backend.
-    pub const KEEP_ADDRESS: u8 = 2;
+    /// Another front end leads the same client port to the same backend: this
+    /// flow's packets need another port, or its replies would look like the
+    /// other one's.
+    pub const CHANGE_PORT: u8 = 2;
     /// With [`Flow::MASQUERADE`]: client and backend are both this host, which
     /// refuses packets from its own addresses; use the front end's address.
     pub const FRONTEND_ADDRESS: u8 = 4;
+
+    /// The port between the hooks of a client whose own is `client`.
+    #[inline(always)]
+    pub fn port_between(&self, client: BePort) -> BePort {
+        if self.changed_port == BePort::ZERO {
+            client
+        } else {
+            self.changed_port
+        }
+    }
 }
 
 /// State bits, kept apart for each direction because each is written where

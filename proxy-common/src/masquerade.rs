@@ -1,4 +1,5 @@
-//! `MASQ`: the reply tuple of each masqueraded flow.
+//! `MASQ`: the reply tuples of flows whose client looks different to the
+//! backend: because it is masqueraded, because its port was changed, or both.
 
 use crate::{
     net::{AddrV4, AddrV6, BePort, Protocol},

@@ -12,6 +12,7 @@ use crate::{
     hint::{self, Hint},
     host, icmp,
     ingress::{self, Arrival},
+    masquerade,
     outcome::Outcome,
     packet::Skb,
     parse::{self, IpHeader},
@@ -32,7 +33,7 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
         let flow = unsafe { record.as_ref() };
         if flow.frontend_port != headers.dst_port
             || flow.frontend_addr != headers.ip.dst
-            || flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
+            || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
             || flow::is_stale::<F>(flow, &headers)
         {
             return None;
@@ -77,7 +78,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
                 let flow = unsafe { record.as_ref() };
                 if flow.backend_port != headers.src_port
                     || flow.backend_addr != headers.ip.src
-                    || flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
+                    || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
                     || flow::is_foreign_reply::<F>(flow, &headers)
                 {
                     return None;
@@ -100,6 +101,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
     }
     let ours = tables::may_be_frontend::<F>(&headers.ip.dst)
         || tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
-            && flow::get::<F>(&flow::client_key::<F>(&headers)).is_some();
+            && (masquerade::may_have_changed_port::<F>(&headers)
+                || flow::get::<F>(&flow::client_key::<F>(&headers)).is_some());
     if ours { None } else { Some(Outcome::NEXT) }
 }

@@ -50,7 +50,8 @@ pub fn to_frontend<F: Tables>(
     })
 }
 
-/// The client's flow to this backend. Sets the key's index to it.
+/// The client's flow to this backend that needs no other port. Sets the key's
+/// index to it.
 #[inline(never)]
 pub fn to_backend<F: Tables>(
     key: &mut FlowKey<F::Addr>,
@@ -60,7 +61,7 @@ pub fn to_backend<F: Tables>(
     find::<F>(key, |flow| {
         flow.backend_port == port
             && flow.backend_addr == *addr
-            && flow.flags & Flow::<F::Addr>::KEEP_ADDRESS == 0
+            && flow.flags & Flow::<F::Addr>::CHANGE_PORT == 0
     })
 }
 
@@ -204,11 +205,12 @@ pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
         return;
     }
     // SAFETY: see `Record`.
-    forget_masquerade::<F>(unsafe { record.as_ref() }, key.protocol);
+    forget_replies::<F>(key, unsafe { record.as_ref() });
     let flow = record.as_ptr();
     // SAFETY: see `Record`; aligned two-byte stores.
     unsafe {
         (*flow).masquerade_port = BePort::ZERO;
+        (*flow).changed_port = BePort::ZERO;
         (*flow).backend_port = BePort::ZERO;
         (*flow).frontend_port = BePort::ZERO;
     }
@@ -220,27 +222,40 @@ pub fn is_vacant<A>(flow: &Flow<A>) -> bool {
     flow.frontend_port == BePort::ZERO
 }
 
-/// Removes a record and its reply tuple.
+/// Removes a record and its reply tuples.
 #[inline(always)]
 pub fn delete<F: Tables>(key: &FlowKey<F::Addr>, record: Record<F>) {
     // SAFETY: see `Record`.
-    forget_masquerade::<F>(unsafe { record.as_ref() }, key.protocol);
+    forget_replies::<F>(key, unsafe { record.as_ref() });
     // Gone already is as good.
     let _ = F::flows().remove(key);
 }
 
-/// Removes a flow's reply tuple.
+/// Removes a flow's reply tuples.
 #[inline(always)]
-pub fn forget_masquerade<F: Tables>(flow: &Flow<F::Addr>, protocol: Protocol) {
+pub fn forget_replies<F: Tables>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     if flow.masquerade_port != BePort::ZERO {
-        let key = MasqueradeKey {
-            backend_addr: flow.backend_addr,
-            masquerade_addr: flow.masquerade_addr,
-            backend_port: flow.backend_port,
-            masquerade_port: flow.masquerade_port,
-            protocol,
-            zero: [0; 3],
-        };
-        let _ = F::masquerades().remove(key);
+        forget_reply::<F>(key, flow, &flow.masquerade_addr, flow.masquerade_port);
     }
+    if flow.changed_port != BePort::ZERO {
+        forget_reply::<F>(key, flow, &key.addr, flow.changed_port);
+    }
+}
+
+#[inline(always)]
+fn forget_reply<F: Tables>(
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    addr: &F::Addr,
+    port: BePort,
+) {
+    let reply = MasqueradeKey {
+        backend_addr: flow.backend_addr,
+        masquerade_addr: *addr,
+        backend_port: flow.backend_port,
+        masquerade_port: port,
+        protocol: key.protocol,
+        zero: [0; 3],
+    };
+    let _ = F::masquerades().remove(reply);
 }

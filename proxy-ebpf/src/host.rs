@@ -128,6 +128,9 @@ fn send<F: IpHeader + Route>(
     } as u32;
     match result {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            if let Err(outcome) = masquerade::change_port::<F>(&skb, scratch, record) {
+                return Ok(outcome);
+            }
             rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
             hint::set(skb, Hint::Masquerade);
             // SAFETY: no parameters: the kernel looks the neighbour up itself.

@@ -8,7 +8,7 @@
 use proxy_common::{
     checksum,
     counter::Counter,
-    flow::{Flow, FlowKey},
+    flow::FlowKey,
     net::{Address, BePort, Protocol},
 };
 
@@ -91,15 +91,26 @@ impl<A: Address> Scratch<A> {
         self.key = FlowKey::new(quote.ip.dst, quote.dst_port, quote.ip.protocol);
     }
 
-    /// Sets the reply tuple to the one that the quoted packet's sender would
-    /// be masqueraded by.
+    /// Sets the reply tuple to that of the quoted packet, a request.
     #[inline(never)]
-    fn look_for_masquerade(&mut self) {
+    fn look_for_request(&mut self) {
         let quote = &self.quote;
         self.reply.backend_addr = quote.ip.dst;
         self.reply.masquerade_addr = quote.ip.src;
         self.reply.backend_port = quote.dst_port;
         self.reply.masquerade_port = quote.src_port;
+        self.reply.protocol = quote.ip.protocol;
+        self.reply.zero = [0; 3];
+    }
+
+    /// Sets the reply tuple to that of the quoted packet, a reply.
+    #[inline(never)]
+    fn look_for_reply(&mut self) {
+        let quote = &self.quote;
+        self.reply.backend_addr = quote.ip.src;
+        self.reply.masquerade_addr = quote.ip.dst;
+        self.reply.backend_port = quote.src_port;
+        self.reply.masquerade_port = quote.dst_port;
         self.reply.protocol = quote.ip.protocol;
         self.reply.zero = [0; 3];
     }
@@ -126,14 +137,14 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
     }
     // From the backend's side, about a masqueraded request.
     if tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst) {
-        scratch.look_for_masquerade();
+        scratch.look_for_request();
         if let Some(record) = masquerade::client::<F>(scratch) {
             // SAFETY: see `Record`.
             let flow = unsafe { record.as_ref() };
-            return if flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0 {
+            return if !masquerade::is_masquerade::<F>(flow, &scratch.reply) {
                 Outcome::NEXT
             } else if flow.uplink == 0 {
-                finish(unmasquerade::<F>(&skb, scratch))
+                finish(unmasquerade::<F>(&skb, scratch, record))
             } else {
                 finish(at_client::<F>(&skb, scratch, record))
             };
@@ -193,7 +204,7 @@ fn about<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
             return found;
         }
         if tables::slow::may_be_masquerade::<F>(&quote.ip.src) {
-            scratch.look_for_masquerade();
+            scratch.look_for_request();
             let found = masquerade::client::<F>(scratch);
             if found.is_some() {
                 return found;
@@ -205,7 +216,14 @@ fn about<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     if tables::slow::may_be_backend::<F>(&quote.ip.src, quote.src_port, protocol) {
         scratch.look_for_receiver();
         let quote = &scratch.quote;
-        return flow::to_backend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port);
+        let found = flow::to_backend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port);
+        if found.is_some() {
+            return found;
+        }
+        if tables::slow::may_be_masquerade::<F>(&quote.ip.dst) {
+            scratch.look_for_reply();
+            return masquerade::client::<F>(scratch);
+        }
     }
     None
 }
@@ -234,13 +252,8 @@ fn from_client<F: IpHeader>(
     let flow = unsafe { record.as_ref() };
     let mut edit = Edit::new(*skb, headers);
     edit.quoted::<F>(quote, Side::Source, &flow.backend_addr, flow.backend_port)?;
-    if flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0 {
-        edit.quoted::<F>(
-            quote,
-            Side::Destination,
-            &quote.ip.dst,
-            flow.masquerade_port,
-        )?;
+    if flow.changed_port != BePort::ZERO {
+        edit.quoted::<F>(quote, Side::Destination, &quote.ip.dst, flow.changed_port)?;
     }
     edit.outer::<F>(headers, Side::Destination, &flow.backend_addr)?;
     edit.finish()
@@ -276,14 +289,20 @@ fn from_masquerade<F: IpHeader>(
 /// An error about a masqueraded request: it is for the client, whose side of
 /// the translation follows where it leaves.
 #[inline(never)]
-fn unmasquerade<F: IpHeader>(skb: &Skb, scratch: &Scratch<F::Addr>) -> Result<Outcome, Fault> {
-    let quote = &scratch.quote;
+fn unmasquerade<F: IpHeader>(
+    skb: &Skb,
+    scratch: &Scratch<F::Addr>,
+    record: Record<F>,
+) -> Result<Outcome, Fault> {
+    let (quote, client) = (&scratch.quote, &scratch.key);
     if Arrival::of(*skb) == Arrival::Foreign {
         return Ok(Outcome::NEXT);
     }
     let mut edit = Edit::new(*skb, &scratch.headers);
-    edit.quoted::<F>(quote, Side::Source, &scratch.key.addr, scratch.key.port)?;
-    edit.outer::<F>(&scratch.headers, Side::Destination, &scratch.key.addr)?;
+    // SAFETY: see `Record`.
+    let port = unsafe { record.as_ref() }.port_between(client.port);
+    edit.quoted::<F>(quote, Side::Source, &client.addr, port)?;
+    edit.outer::<F>(&scratch.headers, Side::Destination, &client.addr)?;
     edit.finish()
 }
 

@@ -178,10 +178,7 @@ fn to_frontend<F: IpHeader + host::Route>(
         }
     };
     fragment::remember::<F>(&scratch.headers, Hook::Ingress);
-    // SAFETY: see `Record`.
-    if unsafe { record.as_ref() }.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0
-        && let Err(outcome) = change_port::<F>(skb, scratch, record)
-    {
+    if let Err(outcome) = masquerade::change_port::<F>(skb, scratch, record) {
         return outcome;
     }
     forward_slowly::<F>(skb, scratch, record, arrival)
@@ -215,20 +212,6 @@ pub fn log_opened<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>, opened: Ope
             "no flow: protocol {} ports {} to {} reason {}", protocol, client, port, refused as u8
         ),
     }
-}
-
-/// Gives a packet another client port, as its flow needs.
-#[inline(never)]
-fn change_port<F: IpHeader + host::Route>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-    record: Record<F>,
-) -> Result<(), Outcome> {
-    let client = scratch.headers.ip.src;
-    let port = masquerade::allocate::<F>(skb, scratch, record, &client)
-        .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
-    rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
-        .map_err(Outcome::from)
 }
 
 #[inline(never)]
@@ -270,10 +253,9 @@ fn try_forward<F: IpHeader + host::Route>(
         stay_on_bridge::<F>(skb, headers, &addr)?;
     }
     rewrite::tuple::<F>(skb, headers, Side::Destination, addr, port)?;
-    let masquerade = flags & (Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::KEEP_ADDRESS);
     hint::set(
         skb,
-        if masquerade == Flow::<F::Addr>::MASQUERADE {
+        if flags & Flow::<F::Addr>::MASQUERADE != 0 {
             Hint::Masquerade
         } else {
             Hint::Done

@@ -24,7 +24,7 @@ use crate::{
     opaque::opaque,
     outcome::{Fault, Outcome},
     packet::Skb,
-    parse::IpHeader,
+    parse::{Headers, IpHeader},
     rewrite::{self, Side},
     tables::{self, Scratch, Tables},
 };
@@ -45,7 +45,10 @@ pub fn forward<F: IpHeader + Sockets>(
 ) -> Option<Outcome> {
     let headers = &scratch.headers;
     scratch.key = flow::client_key::<F>(headers);
-    let record = flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+    let record = match flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
+        Some(record) => record,
+        None => with_changed_port::<F>(scratch)?,
+    };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
     if flow.flags & Flow::<F::Addr>::MASQUERADE == 0 {
@@ -85,12 +88,7 @@ pub fn allocate<F: IpHeader + Sockets>(
     if flow.masquerade_port != BePort::ZERO {
         return Some(flow.masquerade_port);
     }
-    scratch.reply.backend_addr = flow.backend_addr;
-    scratch.reply.masquerade_addr = *addr;
-    scratch.reply.backend_port = flow.backend_port;
-    scratch.reply.masquerade_port = scratch.headers.src_port;
-    scratch.reply.protocol = scratch.key.protocol;
-    scratch.reply.zero = [0; 3];
+    ask_for::<F>(scratch, record, addr);
     // A process of this host that keeps its address keeps its port: the socket
     // itself reserves it.
     let own_socket = flow.uplink != 0 && *addr == scratch.key.addr;
@@ -110,6 +108,47 @@ pub fn allocate<F: IpHeader + Sockets>(
         (&raw mut (*flow).masquerade_port).write_volatile(port);
     }
     Some(port)
+}
+
+/// Gives a packet of a client the port that its flow has between the hooks: the
+/// client's own, unless another flow needs that one.
+#[inline(never)]
+pub fn change_port<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> Result<(), Outcome> {
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    if flow.flags & Flow::<F::Addr>::CHANGE_PORT == 0 {
+        return Ok(());
+    }
+    let client = scratch.key.addr;
+    tables::note_masquerade::<F>(&client);
+    let mut port = flow.changed_port;
+    if port == BePort::ZERO {
+        ask_for::<F>(scratch, record, &client);
+        port = free_port::<F>(skb, scratch)
+            .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
+        // SAFETY: see `Record`; two CPUs write the same value, as in `allocate`.
+        unsafe { (&raw mut (*record.as_ptr()).changed_port).write_volatile(port) };
+    }
+    rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
+        .map_err(Outcome::from)
+}
+
+/// Sets the reply tuple in scratch memory to the one that the flow would have
+/// with this address and the packet's port.
+#[inline(always)]
+fn ask_for<F: Tables>(scratch: &mut Scratch<F::Addr>, record: Record<F>, addr: &F::Addr) {
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    scratch.reply.backend_addr = flow.backend_addr;
+    scratch.reply.masquerade_addr = *addr;
+    scratch.reply.backend_port = flow.backend_port;
+    scratch.reply.masquerade_port = scratch.headers.src_port;
+    scratch.reply.protocol = scratch.key.protocol;
+    scratch.reply.zero = [0; 3];
 }
 
 /// Claims a free port, trying in an order that only depends on the flow, so
@@ -162,9 +201,9 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     hint::set(skb, Hint::Entered);
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    if flow.flags & Flow::<F::Addr>::KEEP_ADDRESS != 0 {
-        // Undone at once where the packet leaves: with the client's own port
-        // back it would look like a reply of the client's other flow.
+    if !is_masquerade::<F>(flow, &scratch.reply) {
+        // A changed port is undone where the packet leaves: with the client's
+        // own it would look like a reply of the client's other flow.
         return Some(Outcome::NEXT);
     }
     let uplink = flow.uplink;
@@ -173,7 +212,7 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
         return Some(to_host::<F>(&skb, scratch, record));
     }
     // The other half follows where the packet leaves towards the client.
-    let (addr, port) = (scratch.key.addr, scratch.key.port);
+    let (addr, port) = (scratch.key.addr, flow.port_between(scratch.key.port));
     Some(
         match rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port) {
             Ok(()) => Outcome::NEXT,
@@ -182,8 +221,8 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     )
 }
 
-/// Replies that have to be recognised where they leave: those to a client that
-/// kept its address, and those of this host to itself.
+/// Replies that have to be recognised where they leave: those to a client whose
+/// port was changed, and those of this host to itself.
 #[inline(never)]
 pub fn reply_at_egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let record = client_of::<F>(scratch)?;
@@ -225,6 +264,45 @@ fn client_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     client::<F>(scratch)
 }
 
+/// The flow whose packet to the backend, with a changed port, is the one in
+/// scratch memory; its key is put there.
+#[inline(always)]
+fn with_changed_port<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    scratch.reply = changed_tuple::<F>(&scratch.headers);
+    if !tables::slow::may_be_masquerade::<F>(&scratch.reply.masquerade_addr) {
+        return None;
+    }
+    client::<F>(scratch)
+}
+
+/// Whether a flow may have changed the port of this packet to a backend.
+#[inline(always)]
+pub fn may_have_changed_port<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    let key = changed_tuple::<F>(headers);
+    // SAFETY: only asks whether it is there.
+    tables::may_be_masquerade::<F>(&key.masquerade_addr)
+        && unsafe { F::masquerades().get(key) }.is_some()
+}
+
+/// The reply tuple of a flow whose packet to the backend is this one.
+#[inline(always)]
+fn changed_tuple<F: IpHeader>(headers: &Headers<F::Addr>) -> MasqueradeKey<F::Addr> {
+    MasqueradeKey {
+        backend_addr: headers.ip.dst,
+        masquerade_addr: headers.ip.src,
+        backend_port: headers.dst_port,
+        masquerade_port: headers.src_port,
+        protocol: headers.ip.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// Whether replies to the flow's masquerade address bear this tuple.
+#[inline(always)]
+pub fn is_masquerade<F: Tables>(flow: &Flow<F::Addr>, reply: &MasqueradeKey<F::Addr>) -> bool {
+    flow.masquerade_addr == reply.masquerade_addr && flow.masquerade_port == reply.masquerade_port
+}
+
 /// The flow that has the reply tuple in scratch memory; its key is put there.
 #[inline(never)]
 pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
@@ -235,9 +313,9 @@ pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     let record = flow::get::<F>(&scratch.key)?;
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    (flow.backend_addr == reply.backend_addr
-        && flow.masquerade_addr == reply.masquerade_addr
-        && flow.masquerade_port == reply.masquerade_port)
+    let changed =
+        flow.changed_port == reply.masquerade_port && scratch.key.addr == reply.masquerade_addr;
+    (flow.backend_addr == reply.backend_addr && (changed || is_masquerade::<F>(flow, reply)))
         .then_some(record)
 }
 

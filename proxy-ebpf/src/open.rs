@@ -96,10 +96,7 @@ fn try_open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u
     }
     scratch.flow.uplink = uplink;
     if uplink != 0 || needs_masquerade::<F>(scratch, ifindex) {
-        if scratch.flow.flags != 0 {
-            return Opened::TooManyFrontends;
-        }
-        scratch.flow.flags = Flow::<F::Addr>::MASQUERADE;
+        scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
     }
     insert::<F>(scratch, place)
 }
@@ -172,7 +169,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     flow.last_seen = flow::now();
     flow.flags = 0;
     flow.highest = 0;
-    flow.zero = 0;
+    flow.changed_port = BePort::ZERO;
     let mut skip = 0;
     while skip <= MAX_SKIP {
         let chosen = opaque(choose::backend::<F>(scratch, hash, skip));
@@ -186,7 +183,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
         }
         skip += 1;
     }
-    scratch.flow.flags = Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::KEEP_ADDRESS;
+    scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
     Opened::Flow
 }
 
@@ -244,7 +241,7 @@ fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
         if let Some(old) = flow::get::<F>(&scratch.key) {
             scratch.flow.highest = flow::highest::<F>(old) as u8;
             // SAFETY: see `Record`.
-            flow::forget_masquerade::<F>(unsafe { old.as_ref() }, scratch.key.protocol);
+            flow::forget_replies::<F>(&scratch.key, unsafe { old.as_ref() });
         }
         count(Counter::FlowReselected);
     } else if scratch.key.index > 0 {

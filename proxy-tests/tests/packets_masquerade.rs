@@ -88,6 +88,109 @@ fn the_backend_sees_the_device_and_the_client_the_front_end(
     assert_eq!(datapath.reply_tuples(family), 1);
 }
 
+/// Two front ends lead one client port to one backend. Between the hooks and
+/// for the backend the flows differ, and each reply and each error, about
+/// either direction, finds its own way.
+#[rstest]
+fn flows_of_one_port_to_one_backend_are_told_apart(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Why::Outsider, Why::Hairpin)] why: Why,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    let client = match why {
+        Why::Hairpin => SocketAddr::new(backend.ip(), 40_000),
+        _ => cast.outsider(),
+    };
+    let front_ends = [1, 2, 3].map(|index| cast.vip_with(index, 53));
+    for front_end in front_ends {
+        datapath.serve(&ServicePort::udp(front_end, &[backend]));
+    }
+    let (mut between, mut outside) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..2 {
+        for (index, front_end) in front_ends.into_iter().enumerate() {
+            let request = Packet::udp(client, front_end);
+            let ran = datapath.run(Hook::Ingress, &request);
+            let inner = datapath.flows_of(client)[index].between;
+            let led = request.clone().from(inner).to(backend);
+            ran.passed_as(&led);
+            let ran = datapath.run(Hook::Egress, &led);
+            let outer = datapath.flows_of(client)[index].masquerade;
+            assert_eq!((inner.ip(), outer.ip()), (client.ip(), cast.node()));
+            let seen = led.clone().from(outer);
+            ran.passed_as(&seen);
+
+            let reply = Packet::udp(backend, outer);
+            let back = reply.clone().to(inner);
+            datapath.run(Hook::Ingress, &reply).passed_as(&back);
+            let answer = Packet::udp(front_end, client);
+            datapath.run(Hook::Egress, &back).passed_as(&answer);
+
+            let error = Packet::port_unreachable(backend.ip(), &seen, 8);
+            let mut back = Packet::port_unreachable(backend.ip(), &led, 8);
+            datapath.run(Hook::Ingress, &error).passed_as(&back);
+            let told = Packet::port_unreachable(front_end.ip(), &request, 8);
+            datapath.run(Hook::Egress, &back).passed_as(&told);
+
+            let error = Packet::port_unreachable(client.ip(), &answer, 8);
+            back = Packet::port_unreachable(client.ip(), &Packet::udp(backend, inner), 8);
+            datapath.run(Hook::Ingress, &error).passed_as(&back);
+            let told = Packet::port_unreachable(outer.ip(), &reply, 8);
+            datapath.run(Hook::Egress, &back).passed_as(&told);
+            between.insert(inner);
+            outside.insert(outer);
+        }
+    }
+    assert_eq!((between.len(), outside.len()), (3, 3));
+    assert_eq!(datapath.reply_tuples(family), 5);
+
+    datapath.age(client, 200);
+    datapath.sweep();
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(client), []);
+    assert_eq!(datapath.reply_tuples(family), 0);
+}
+
+/// The same for datagrams in pieces, whatever comes in between.
+#[rstest]
+fn fragments_of_such_flows_are_told_apart(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    let front_ends = [cast.vip_with(1, 53), cast.vip_with(2, 53)];
+    for front_end in front_ends {
+        datapath.serve(&ServicePort::udp(front_end, &[backend]));
+    }
+    let pieces = |src, dst, id| {
+        [(0, true), (64, false)].map(|(offset, more)| {
+            Packet::udp(src, dst)
+                .with_payload(vec![7; 56])
+                .with_fragment(id, offset, more)
+        })
+    };
+    for (index, front_end) in front_ends.into_iter().enumerate() {
+        let mut flow = None;
+        for piece in pieces(client, front_end, 5) {
+            let ran = datapath.run(Hook::Ingress, &piece);
+            let inner = datapath.flows_of(client)[index].between;
+            let led = piece.from(inner).to(backend);
+            ran.passed_as(&led);
+            let ran = datapath.run(Hook::Egress, &led);
+            let record = datapath.flows_of(client)[index];
+            ran.passed_as(&led.from(record.masquerade));
+            flow = Some(record);
+        }
+        let flow = flow.expect("two fragments");
+        for piece in pieces(backend, flow.masquerade, 6) {
+            let back = piece.clone().to(flow.between);
+            datapath.run(Hook::Ingress, &piece).passed_as(&back);
+            let answer = back.clone().from(front_end).to(client);
+            datapath.run(Hook::Egress, &back).passed_as(&answer);
+        }
+    }
+}
+
 /// Two clients with the same port have reply tuples of their own.
 #[rstest]
 fn many_clients_share_no_reply_tuple(#[values(Family::V4, Family::V6)] family: Family) {

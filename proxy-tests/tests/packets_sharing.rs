@@ -96,12 +96,9 @@ fn flows_of_one_port_to_one_backend_are_told_apart(
         let request = Packet::udp(cast.pod(), front_end);
         let ran = datapath.run(Hook::Ingress, &request);
         let flow = datapath.flows_of(cast.pod())[usize::from(index)];
-        let seen = if index == 0 {
-            cast.pod()
-        } else {
-            flow.masquerade
-        };
+        let seen = flow.between;
         assert_eq!(seen.ip(), cast.pod().ip());
+        assert_eq!(seen == cast.pod(), index == 0);
         let led = request.to(backend).from(seen);
         ran.passed_as(&led);
         datapath.run(Hook::Egress, &led).passed_as(&led);

@@ -151,7 +151,7 @@ pub fn rows<F: Family>(
                 client: socket::<F>(key.addr, key.port),
                 frontend: socket::<F>(flow.frontend_addr, flow.frontend_port),
                 backend: socket::<F>(flow.backend_addr, flow.backend_port),
-                masquerade: masquerade::<F>(flow),
+                masquerade: masquerade::<F>(key, flow),
                 state: FlowState::of(flow, key.protocol),
                 idle_seconds: idle_seconds(flow.last_seen, now),
             }
@@ -171,11 +171,16 @@ fn owner<'a, F: Family>(
     tables.names.get(&frontend.service)
 }
 
-/// Where the backend thinks the flow comes from, once that is decided.
-fn masquerade<F: Family>(flow: &Flow<F::Addr>) -> Option<SocketAddr> {
-    let decided =
-        flow.flags & Flow::<F::Addr>::MASQUERADE != 0 && flow.masquerade_port != BePort::ZERO;
-    decided.then(|| socket::<F>(flow.masquerade_addr, flow.masquerade_port))
+/// Where the backend thinks the flow comes from, once that is decided and if it
+/// is not the client's own address and port.
+fn masquerade<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> Option<SocketAddr> {
+    if flow.masquerade_port != BePort::ZERO {
+        Some(socket::<F>(flow.masquerade_addr, flow.masquerade_port))
+    } else if flow.changed_port != BePort::ZERO {
+        Some(socket::<F>(key.addr, flow.changed_port))
+    } else {
+        None
+    }
 }
 
 fn socket<F: Family>(addr: F::Addr, port: BePort) -> SocketAddr {
@@ -218,7 +223,7 @@ mod tests {
             uplink: 0,
             flags: 0,
             highest: 0,
-            zero: 0,
+            changed_port: BePort::ZERO,
         }
     }
 

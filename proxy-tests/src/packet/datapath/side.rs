@@ -31,6 +31,8 @@ pub struct FlowRecord {
     pub backend: SocketAddr,
     /// Port 0: none yet.
     pub masquerade: SocketAddr,
+    /// The client as it is between the hooks.
+    pub between: SocketAddr,
     pub highest: u8,
 }
 
@@ -110,6 +112,7 @@ impl<F: TestFamily> Side<F> {
                     front_end: address(flow.frontend_addr, flow.frontend_port),
                     backend: address(flow.backend_addr, flow.backend_port),
                     masquerade: address(flow.masquerade_addr, flow.masquerade_port),
+                    between: address(key.addr, flow.port_between(key.port)),
                     highest: flow.highest,
                 },
             )
