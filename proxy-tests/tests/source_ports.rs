@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
+use proxy_tests::manifest::Endpoint;
 use proxy_tests::traffic::{Dial, Server, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
@@ -15,36 +16,56 @@ const BRIDGE: Topology = Topology {
 };
 
 /// Two Services with the same only backend, dialled from one port at the same
-/// time: both conversations go on side by side.
+/// time: both conversations go on side by side. The client may be a pod, the
+/// backend itself, a process of the node, or a host outside.
 #[rstest]
-fn two_services_one_backend(
-    #[values(Topology::ONE_NODE, BRIDGE)] topology: Topology,
-) -> Result<()> {
+#[case::routed_veth(Topology { drop_invalid: true, ..Topology::ROUTED })]
+#[case::bridge(Topology { wiring: Wiring::Bridge, drop_invalid: true, ..Topology::ROUTED })]
+#[case::flannel(Topology { drop_invalid: true, ..Topology::FLANNEL })]
+fn two_services_one_backend(#[case] topology: Topology) -> Result<()> {
     let lab = Lab::start(topology)?;
-    let [client, backend] = lab.nodes[0].add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let services = [(1, "one"), (2, "two")].map(|(number, name)| {
-        Service::new(name, number, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoint(&backend)
-    });
-    for service in &services {
-        lab.manifests.write(service)?;
+    let node = &lab.nodes[0];
+    let [client, local] = node.add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [
+        Endpoint::from(&local),
+        Endpoint::from(&remote),
+        Endpoint::from(node),
+    ];
+    let _servers = [&*local, &*remote, &**node]
+        .into_iter()
+        .map(|host| Server::start(host, ECHO_TARGET))
+        .collect::<Result<Vec<_>>>()?;
+    let mut pairs = Vec::new();
+    for (number, backend) in (1..).zip(backends) {
+        let pair = [10 * number, 10 * number + 1].map(|number| {
+            Service::new(&format!("service-{number}"), number, lab.families())
+                .tcp(ECHO_PORT, ECHO_TARGET)
+                .udp(ECHO_PORT, ECHO_TARGET)
+                .endpoint(backend.clone())
+        });
+        for service in &pair {
+            lab.manifests.write(service)?;
+        }
+        pairs.push((backend.name, pair));
     }
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
+    let clients = [&*client, &*local, &**node, &lab.external];
     for &family in lab.families().list() {
-        let source = client.at(family, 40_000);
-        let [one, two] = services
-            .each_ref()
-            .map(|service| service.at(family, ECHO_PORT));
-        client
-            .run(|| tcp_side_by_side(source, one, two))
-            .with_context(|| family.to_string())?;
-        client
-            .run(|| udp_side_by_side(source, one, two))
-            .with_context(|| family.to_string())?;
+        for (backend, pair) in &pairs {
+            let [one, two] = pair.each_ref().map(|service| service.at(family, ECHO_PORT));
+            for client in clients {
+                let context = || format!("{family}, {} to {backend}", client.name());
+                let source = client.at(family, 40_000);
+                client
+                    .run(|| tcp_side_by_side(source, one, two))
+                    .with_context(context)?;
+                client
+                    .run(|| udp_side_by_side(source, one, two))
+                    .with_context(context)?;
+            }
+        }
     }
     Ok(())
 }
@@ -59,6 +80,10 @@ fn tcp_side_by_side(source: SocketAddr, one: SocketAddr, two: SocketAddr) -> Res
         first.echo(b"the one").context("first TCP goes on")?;
         second.echo(b"the other").context("second TCP goes on")?;
     }
+    assert_eq!((first.peer_addr()?, second.peer_addr()?), (one, two));
+    // The next pair must not wait for these to leave TIME_WAIT.
+    first.reset()?;
+    second.reset()?;
     Ok(())
 }
 
@@ -68,6 +93,52 @@ fn udp_side_by_side(source: SocketAddr, one: SocketAddr, two: SocketAddr) -> Res
     for _ in 0..10 {
         first.ask(b"the one").context("first UDP")?;
         second.ask(b"the other").context("second UDP")?;
+    }
+    // In pieces, both ways.
+    first
+        .ask_patiently(&[1; 2000])
+        .context("first UDP, fragments")?;
+    second
+        .ask_patiently(&[2; 2000])
+        .context("second UDP, fragments")?;
+    Ok(())
+}
+
+/// A client that ended its connection with a reset may use the port again at
+/// once, for the same Service and for another one, many times over.
+#[rstest]
+#[case::routed_veth(Topology { drop_invalid: true, ..Topology::ROUTED })]
+#[case::bridge(Topology { wiring: Wiring::Bridge, drop_invalid: true, ..Topology::ROUTED })]
+#[case::flannel(Topology { drop_invalid: true, ..Topology::FLANNEL })]
+fn a_port_is_used_again_after_a_reset(#[case] topology: Topology) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let client = lab.nodes[0].add_pod("client")?;
+    let backends = [lab.nodes[0].add_pod("a")?, lab.nodes[1].add_pod("b")?];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let services = [(1, "one"), (2, "two")].map(|(number, name)| {
+        Service::new(name, number, lab.families())
+            .tcp(ECHO_PORT, ECHO_TARGET)
+            .endpoints(&backends)
+    });
+    for service in &services {
+        lab.manifests.write(service)?;
+    }
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        for host in [&*client, &*lab.nodes[0], &lab.external] {
+            let source = host.at(family, 43_000);
+            for round in 0..20 {
+                let front_end = services[round / 2 % 2].at(family, ECHO_PORT);
+                host.run(|| -> Result<()> {
+                    let mut connection = Dial::to(front_end).from(source).connect()?;
+                    connection.start_echo()?;
+                    connection.echo(b"once more")?;
+                    Ok(connection.reset()?)
+                })
+                .with_context(|| format!("{family}, {}, round {round}", host.name()))?;
+            }
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Answer, PATIENCE, bulk};
 
@@ -80,6 +80,11 @@ impl Connection {
     /// The server's end, as `getpeername` gives it.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.get_ref().peer_addr()
+    }
+
+    /// Ends the connection with a reset (`SO_LINGER` 0) and leaves the port free.
+    pub fn reset(self) -> io::Result<()> {
+        SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO))
     }
 
     /// Sends `length` bytes; the server compares them.

@@ -120,6 +120,15 @@ impl UdpClient {
         }
     }
 
+    /// [`UdpClient::ask`], again and again while the answer is not there. Over a
+    /// path narrower than its ends a datagram is lost each way to learn of it.
+    pub fn ask_patiently(&self, payload: &[u8]) -> Result<Answer> {
+        self.set_patience(Duration::from_millis(100))?;
+        let answer = eventually("UDP answer", PATIENCE, || Ok(self.ask(payload)?))?;
+        self.set_patience(PATIENCE)?;
+        Ok(answer)
+    }
+
     /// The client's end, as `getsockname` gives it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
@@ -137,12 +146,9 @@ pub fn ask_udp(target: SocketAddr, length: usize) -> io::Result<Answer> {
     UdpClient::connect(target)?.ask(&payload(length))
 }
 
-/// [`ask_udp`], again and again while the answer is not there. Over a path
-/// narrower than its ends, IPv6 loses a datagram each way to learn of it.
+/// [`ask_udp`], patiently.
 pub fn ask_udp_patiently(target: SocketAddr, length: usize) -> Result<Answer> {
-    let client = UdpClient::connect(target)?;
-    client.set_patience(Duration::from_millis(100))?;
-    eventually("UDP answer", PATIENCE, || Ok(client.ask(&payload(length))?))
+    UdpClient::connect(target)?.ask_patiently(&payload(length))
 }
 
 /// Asks from `count` new sockets and counts the answers of each server.
