@@ -15,8 +15,9 @@ pub struct FragmentKey<A> {
     /// Identification field, network order, zero-extended for IPv4.
     pub id: u32,
     pub protocol: Protocol,
-    /// 0 at ingress, 1 at egress.
-    pub egress: u8,
+    /// 0 at ingress, 1 at egress. 2 with `id` 0: not a datagram, but the fact
+    /// that replies from `src` to `dst` are translated at egress.
+    pub hook: u8,
     pub zero: [u8; 2],
 }
 

@@ -65,9 +65,20 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
     if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, headers) {
         return icmp::egress::<F>(&skb, scratch);
     }
-    if headers.ip.part == Part::Later {
-        // Not known: not ours. The hook before this one has dropped it if it was.
-        let _ = fragment::complete::<F>(headers, Hook::Egress);
+    if headers.ip.part != Part::Whole {
+        let is_reply = fragment::is_reply::<F>(headers);
+        if is_reply {
+            // Of datagrams that are none of ours, too, to tell them from ours.
+            fragment::remember::<F>(headers, Hook::Egress);
+        }
+        // Where no replies are known this is not ours, or one that does no harm:
+        // the hook before this one has dropped it if it is a request.
+        if headers.ip.part == Part::Later
+            && !fragment::complete::<F>(headers, Hook::Egress)
+            && is_reply
+        {
+            return Outcome::drop(Counter::FragmentUnknown);
+        }
     }
     let protocol = headers.ip.protocol;
     let to_backend = opaque(tables::slow::may_be_backend::<F>(
@@ -128,7 +139,7 @@ fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     }
     let (addr, port) = (flow.frontend_addr, flow.frontend_port);
     flow::touch::<F>(record, headers, Direction::ToClient);
-    fragment::remember::<F>(headers, Hook::Egress);
+    fragment::remember_reply::<F>(headers);
     Some(
         match rewrite::slowly::<F>(skb, headers, Side::Source, &addr, port) {
             Ok(()) => Outcome::NEXT,

@@ -1,6 +1,9 @@
 //! Ports of fragments: the first one tells, the others ask (E21).
 
-use proxy_common::fragment::{FragmentKey, FragmentPorts};
+use proxy_common::{
+    fragment::{FragmentKey, FragmentPorts},
+    net::BePort,
+};
 
 use crate::parse::{Headers, IpHeader, Part};
 
@@ -11,6 +14,9 @@ pub enum Hook {
     Egress = 1,
 }
 
+/// [`FragmentKey::hook`] of the note about replies.
+const REPLIES: u8 = 2;
+
 #[inline(always)]
 fn key<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) -> FragmentKey<F::Addr> {
     FragmentKey {
@@ -18,8 +24,17 @@ fn key<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) -> FragmentKey<F::Ad
         dst: headers.ip.dst,
         id: headers.ip.id,
         protocol: headers.ip.fragment_protocol,
-        egress: hook as u8,
+        hook: hook as u8,
         zero: [0; 2],
+    }
+}
+
+#[inline(always)]
+fn replies_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FragmentKey<F::Addr> {
+    FragmentKey {
+        id: 0,
+        hook: REPLIES,
+        ..key::<F>(headers, Hook::Egress)
     }
 }
 
@@ -42,6 +57,38 @@ fn store<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) {
     // A full LRU map makes room; without the record later fragments are
     // dropped and counted.
     let _ = F::fragments().insert(key::<F>(headers, hook), ports, 0);
+}
+
+/// [`remember`] for a reply that leaves. From now on fragments from this backend
+/// to this client are waited for: see [`is_reply`].
+#[inline(always)]
+pub fn remember_reply<F: IpHeader>(headers: &Headers<F::Addr>) {
+    if headers.ip.part == Part::First {
+        store::<F>(headers, Hook::Egress);
+        note_replies::<F>(headers);
+    }
+}
+
+#[inline(never)]
+fn note_replies<F: IpHeader>(headers: &Headers<F::Addr>) {
+    if !is_reply::<F>(headers) {
+        let nothing = FragmentPorts {
+            src: BePort::ZERO,
+            dst: BePort::ZERO,
+            protocol: headers.ip.protocol,
+            zero: [0; 3],
+        };
+        let _ = F::fragments().insert(replies_key::<F>(headers), nothing, 0);
+    }
+}
+
+/// Whether fragments that leave from this source to this destination have been
+/// replies of a flow. Without ports nothing else tells them from fragments of
+/// datagrams that the two exchange directly.
+#[inline(never)]
+pub fn is_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    // SAFETY: only asks whether it is there.
+    unsafe { F::fragments().get(replies_key::<F>(headers)) }.is_some()
 }
 
 /// Completes a later fragment with the ports of its datagram. `false`: they

@@ -226,7 +226,7 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
 #[inline(never)]
 pub fn reply_at_egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let record = client_of::<F>(scratch)?;
-    fragment::remember::<F>(&scratch.headers, Hook::Egress);
+    fragment::remember_reply::<F>(&scratch.headers);
     Some(to_host::<F>(skb, scratch, record))
 }
 

@@ -69,6 +69,44 @@ fn later_fragments_before_the_first_are_dropped(
     }
 }
 
+/// A reply's later fragment that overtakes the first is dropped, once it is known
+/// that the backend answers this client in pieces. What the two exchange
+/// directly passes in order, and so does what comes from elsewhere.
+#[rstest]
+fn later_fragments_of_replies_before_the_first_are_dropped(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] changed_port: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (client, backend) = (cast.pod(), cast.endpoint(1));
+    for index in 1..=2 {
+        datapath.serve(&ServicePort::udp(cast.vip_with(index, 53), &[backend]));
+        let request = Packet::udp(client, cast.vip_with(index, 53));
+        datapath.run(Hook::Ingress, &request);
+    }
+    let index = usize::from(changed_port);
+    let flow = datapath.flows_of(client)[index];
+    for fragment in fragments(backend, flow.between, 6) {
+        let answer = fragment.clone().from(flow.front_end).to(client);
+        datapath.run(Hook::Egress, &fragment).passed_as(&answer);
+    }
+    let [first, second, third] = fragments(backend, flow.between, 7);
+    let ran = datapath.run(Hook::Egress, &third);
+    ran.dropped_for(Counter::FragmentUnknown);
+    for fragment in [first, second] {
+        let answer = fragment.clone().from(flow.front_end).to(client);
+        datapath.run(Hook::Egress, &fragment).passed_as(&answer);
+    }
+    let direct = fragments(SocketAddr::new(backend.ip(), 9), client, 8);
+    for fragment in direct {
+        let ran = datapath.run(Hook::Egress, &fragment);
+        ran.left_alone(&fragment.bytes());
+    }
+    let [_, late, _] = fragments(cast.endpoint(2), client, 9);
+    datapath.run(Hook::Egress, &late).left_alone(&late.bytes());
+}
+
 /// The ports of one datagram say nothing about another.
 #[rstest]
 fn datagrams_are_told_apart(#[values(Family::V4, Family::V6)] family: Family) {
