@@ -2,10 +2,9 @@
 //! error that quotes the packet as its sender knows it (S43–S46).
 
 use aya_ebpf::{
-    bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::BPF_F_INGRESS,
     helpers::generated::{
-        bpf_csum_diff, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_skb_adjust_room,
-        bpf_skb_change_tail,
+        bpf_csum_diff, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_skb_change_tail,
     },
 };
 use proxy_common::{
@@ -219,35 +218,26 @@ fn error<F: IpHeader + Refusal>(
     if quote > MAX_QUOTE {
         return Err(Fault);
     }
-    resize(skb, headers.l3 + quote)?;
+    let length = ICMP_HEADER + quote;
+    resize(skb, headers.l3 + F::HEADER + length)?;
+    // Made room for by hand: the kernel's helper for that refuses frames with
+    // VLAN tags in them. From the end, because old and new place overlap.
     let mut partial = 0;
-    let mut offset = 0;
-    while offset < MAX_QUOTE {
+    let mut offset = MAX_QUOTE;
+    while offset > 0 {
+        offset -= 4;
         if offset < quote {
             let word: u32 = skb.read(headers.l3 + offset).ok_or(Fault)?;
+            skb.write(headers.l3 + F::HEADER + ICMP_HEADER + offset, word)?;
             partial = checksum::add(partial, word);
         }
-        offset += 4;
     }
-    let length = ICMP_HEADER + quote;
     partial = sum(&header, partial)?;
     if F::IS_V6 {
         let pseudo = pseudo_header(&headers.ip.dst, &headers.ip.src, F::ICMP, length);
         partial = checksum::add(partial, pseudo);
     }
     header.checksum = !checksum::fold(partial);
-    // SAFETY: the helper checks its arguments.
-    let result = unsafe {
-        bpf_skb_adjust_room(
-            skb.raw(),
-            (F::HEADER + ICMP_HEADER) as i32,
-            BPF_ADJ_ROOM_MAC,
-            u64::from(BPF_F_ADJ_ROOM_FIXED_GSO),
-        )
-    };
-    if result != 0 {
-        return Err(Fault);
-    }
     F::write_header(skb, headers, F::ICMP, length)?;
     skb.write(headers.l3 + F::HEADER, header)
 }

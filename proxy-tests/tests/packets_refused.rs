@@ -1,9 +1,11 @@
 //! Answers in the place of a Service that cannot.
 
+use std::{thread::sleep, time::Duration};
+
 use proxy_common::{counter::Counter, net::Protocol};
 use proxy_tests::{
     Family,
-    packet::{Body, Cast, Datapath, Hook, MAC_OTHER, Packet, ServicePort, Verdict},
+    packet::{Body, Cast, Datapath, Extension, Hook, MAC_OTHER, Packet, ServicePort, Verdict},
 };
 use rstest::rstest;
 
@@ -67,6 +69,52 @@ fn udp_is_refused_by_port_unreachable(
     let error = Packet::port_unreachable(cast.vip().ip(), &refused, 8);
     ran.answered_by(&error.answering(&refused));
     ran.counted(&[Counter::NoEndpoint]);
+}
+
+/// Tags stay where they were.
+#[rstest]
+fn frames_with_vlan_tags_are_refused(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(vec![0x8100], vec![0x88a8, 0x8100])] tags: Vec<u16>,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    datapath.serve(&ServicePort::udp(cast.vip(), &[]));
+    let tagged = |packet| Packet {
+        tags: tags.clone(),
+        ..packet
+    };
+    let syn = tagged(Packet::syn(cast.pod(), cast.vip()));
+    let ran = datapath.run(Hook::Ingress, &syn);
+    ran.answered_by(&reset(&syn));
+    for refused in [
+        tagged(Packet::udp(cast.pod(), cast.vip())),
+        tagged(Packet::echo(cast.pod().ip(), cast.vip().ip())),
+    ] {
+        let ran = datapath.run(Hook::Ingress, &refused);
+        let error = Packet::port_unreachable(cast.vip().ip(), &refused, 8);
+        ran.answered_by(&error.answering(&refused));
+    }
+}
+
+/// IPv4 options and IPv6 extension headers are part of the quote.
+#[rstest]
+fn long_headers_are_quoted(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::udp(cast.vip(), &[]));
+    let refused = Packet {
+        options: vec![1; if family == Family::V4 { 40 } else { 0 }],
+        extensions: match family {
+            Family::V4 => Vec::new(),
+            Family::V6 => vec![Extension::HopByHop, Extension::Destination],
+        },
+        ..Packet::udp(cast.pod(), cast.vip())
+    };
+    let ran = datapath.run(Hook::Ingress, &refused);
+    let error = Packet::port_unreachable(cast.vip().ip(), &refused, 8);
+    ran.answered_by(&error.answering(&refused));
 }
 
 /// A port of a front end's address that no Service has.
@@ -175,4 +223,53 @@ fn local_policy_without_local_endpoint_drops(
     datapath
         .run(Hook::Ingress, &packet)
         .dropped_for(Counter::NoLocalEndpoint);
+}
+
+/// A flood of refused packets is not answered by a flood: after a burst they are
+/// dropped and counted, and a moment later answered again.
+#[rstest]
+fn answers_are_limited(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Protocol::TCP, Protocol::UDP)] protocol: Protocol,
+) {
+    const BURST: usize = 64;
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::new(protocol, cast.vip(), &[]));
+    let refused = match protocol {
+        Protocol::TCP => Packet::syn(cast.pod(), cast.vip()),
+        _ => Packet::udp(cast.pod(), cast.vip()),
+    };
+    let bytes = refused.bytes();
+    stay_on_this_cpu();
+    let burst = || {
+        let verdicts = (0..100 * BURST).map(|_| datapath.run_uncounted(Hook::Ingress, &bytes).0);
+        let answered = verdicts.take_while(|verdict| *verdict == Verdict::Redirect);
+        answered.count()
+    };
+    // The limit is one of time, and its clock ticks slowly.
+    let tick = || sleep(Duration::from_millis(20));
+    tick();
+    let answered = burst();
+    assert!((BURST..100 * BURST).contains(&answered), "{answered}");
+    // The next tick may come between a burst and the run after it.
+    let limited = (0..100)
+        .map(|_| {
+            burst();
+            datapath.run(Hook::Ingress, &refused)
+        })
+        .find(|ran| ran.verdict == Verdict::Drop)
+        .expect("a drop in one of many ticks");
+    limited.counted(&[Counter::NoEndpoint, Counter::RefusalLimited]);
+    tick();
+    let ran = datapath.run(Hook::Ingress, &refused);
+    assert_eq!(ran.verdict, Verdict::Redirect, "{ran:?}");
+}
+
+/// The limit is one for each CPU.
+fn stay_on_this_cpu() {
+    let cpu = nix::sched::sched_getcpu().expect("a CPU");
+    let mut only = nix::sched::CpuSet::new();
+    only.set(cpu).expect("a CPU of this machine");
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only).expect("an own thread");
 }
