@@ -7,8 +7,8 @@ use crate::{
 
 /// Value of `BACKENDS`.
 ///
-/// Address and port are written only while no slot names the row. `flags` is
-/// the one byte that changes in place.
+/// Address and port are written only while no slot names the row. `flags` and
+/// `epoch` change in place, by one two-byte store.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend<A> {
@@ -20,9 +20,11 @@ pub struct Backend<A> {
     /// that still names the row's former owner notices (E9).
     pub generation: u32,
     pub port: BePort,
-    /// [`Backend::USED`] and [`Backend::SERVING`], or zero: the endpoint is gone.
+    /// [`Backend::USED`] and the other flags, or zero: the endpoint is gone.
     pub flags: u8,
-    pub zero: u8,
+    /// Raised each time the endpoint leaves the sets, so that clients that
+    /// were remembered for it are forgotten (S74). Wraps.
+    pub epoch: u8,
 }
 
 impl<A> Backend<A> {
@@ -31,6 +33,12 @@ impl<A> Backend<A> {
     pub const SERVING: u8 = 1;
     /// The row belongs to an endpoint.
     pub const USED: u8 = 2;
+    /// Member of the cluster set.
+    pub const CLUSTER: u8 = 4;
+    /// Member of the local set.
+    pub const LOCAL: u8 = 8;
+    /// The endpoint is on this node (S21).
+    pub const HERE: u8 = 16;
 }
 
 const _: () = assert!(size_of::<Backend<AddrV4>>() == 16);

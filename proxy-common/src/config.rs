@@ -22,10 +22,17 @@ pub struct Config {
     pub flags: u32,
     pub pods_v4: Prefix<AddrV4>,
     pub pods_v6: Prefix<AddrV6>,
+    /// Where cluster IPs come from: what no Service has of it is dropped
+    /// (S47). Unused entries are [`Prefix::NONE`].
+    pub service_ranges_v4: [Prefix<AddrV4>; Self::SERVICE_RANGES],
+    pub service_ranges_v6: [Prefix<AddrV6>; Self::SERVICE_RANGES],
     pub timeouts: Timeouts,
 }
 
 impl Config {
+    /// How many service ranges of each family there may be.
+    pub const SERVICE_RANGES: usize = 4;
+
     /// Masquerade every `ClusterIP` flow (S63).
     pub const MASQUERADE_ALL: u32 = 1;
     /// `pods_v4` tells local IPv4 clients from others (S68).
@@ -38,17 +45,29 @@ impl Config {
     pub const PRESSED_V4: u32 = 16;
     /// `FLOWS_V6` is more than 80 % full.
     pub const PRESSED_V6: u32 = 32;
+    /// The socket programs translate for processes in the agent's network
+    /// namespace (E18).
+    pub const SOCKETS_HOST: u32 = 64;
+    /// The socket programs translate for processes in other network
+    /// namespaces.
+    pub const SOCKETS_PODS: u32 = 128;
 }
 
 /// A CIDR: `addr & mask`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix<A> {
     pub addr: A,
     pub mask: A,
 }
 
 impl<A: Address> Prefix<A> {
+    /// Contains no host's address.
+    pub const NONE: Self = Self {
+        addr: A::ONES,
+        mask: A::ONES,
+    };
+
     /// Whether `addr` lies in the prefix.
     #[inline(always)]
     pub fn contains(&self, addr: &A) -> bool {
@@ -59,6 +78,12 @@ impl<A: Address> Prefix<A> {
             index += 1;
         }
         difference == 0
+    }
+}
+
+impl<A: Address> Default for Prefix<A> {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 
@@ -85,12 +110,20 @@ pub struct Timeouts {
 pub trait ConfigFamily: Family {
     /// The pods' prefix, if one tells local clients from others.
     fn pods(config: &Config) -> Option<&Prefix<Self::Addr>>;
+
+    /// Where cluster IPs come from.
+    fn service_ranges(config: &Config) -> &[Prefix<Self::Addr>; Config::SERVICE_RANGES];
 }
 
 impl ConfigFamily for V4 {
     #[inline(always)]
     fn pods(config: &Config) -> Option<&Prefix<AddrV4>> {
         (config.flags & Config::DETECT_PREFIX_V4 != 0).then_some(&config.pods_v4)
+    }
+
+    #[inline(always)]
+    fn service_ranges(config: &Config) -> &[Prefix<AddrV4>; Config::SERVICE_RANGES] {
+        &config.service_ranges_v4
     }
 }
 
@@ -99,9 +132,14 @@ impl ConfigFamily for V6 {
     fn pods(config: &Config) -> Option<&Prefix<AddrV6>> {
         (config.flags & Config::DETECT_PREFIX_V6 != 0).then_some(&config.pods_v6)
     }
+
+    #[inline(always)]
+    fn service_ranges(config: &Config) -> &[Prefix<AddrV6>; Config::SERVICE_RANGES] {
+        &config.service_ranges_v6
+    }
 }
 
-const _: () = assert!(size_of::<Config>() == 96 && size_of::<Timeouts>() == 24);
+const _: () = assert!(size_of::<Config>() == 256 && size_of::<Timeouts>() == 24);
 pod!(Config);
 
 #[cfg(test)]
@@ -112,6 +150,13 @@ mod tests {
 
     fn addr(text: &str) -> AddrV6 {
         text.parse::<Ipv6Addr>().expect("an address").into()
+    }
+
+    #[test]
+    fn no_prefix_contains_nothing() {
+        for text in ["::", "fd00::1", "ff02::1"] {
+            assert!(!Prefix::NONE.contains(&addr(text)));
+        }
     }
 
     #[test]

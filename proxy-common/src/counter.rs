@@ -64,6 +64,14 @@ counters! {
     NoRoute => "no_route",
     /// Flows given up because the client used the same port directly towards the backend.
     TupleClash => "tuple_clash",
+    /// Packets dropped because loadBalancerSourceRanges does not have their sender.
+    SourceRangeDenied => "source_range_denied",
+    /// Packets dropped because no Service has the address, which is one for cluster IPs.
+    Unallocated => "unallocated",
+    /// Echo requests to Service addresses answered.
+    EchoAnswered => "echo_answered",
+    /// Connections that the socket programs led to a backend.
+    SocketTranslated => "socket_translated",
 }
 
 #[cfg(test)]

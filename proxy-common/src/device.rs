@@ -19,7 +19,7 @@ pub struct Device {
     /// The bridge's MAC address: a frame that came in on a port is for this
     /// host if it is addressed to it (E12).
     pub bridge_mac: [u8; 6],
-    /// [`Device::LAYER3`], [`Device::LOCAL_CLIENTS`].
+    /// [`Device::LAYER3`] and the other flags.
     pub flags: u32,
 }
 
@@ -29,6 +29,12 @@ impl Device {
     /// The local detector counts what comes in here as pods of this node
     /// (detectLocalMode `BridgeInterface`, `InterfaceNamePrefix`; S68).
     pub const LOCAL_CLIENTS: u32 = 2;
+    /// Leads away from this node: what is reached by it is not a pod of this
+    /// node. A network card, a tunnel, or the device of a default route.
+    pub const UPLINK: u32 = 4;
+    /// What comes in by it passes the programs: it runs them itself, or it is
+    /// a bridge and all of its ports do (E19).
+    pub const HOOKED: u32 = 8;
 }
 
 const _: () = assert!(size_of::<Device>() == 40);

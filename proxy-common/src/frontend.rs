@@ -7,8 +7,11 @@ use crate::{
 
 /// Key of `FRONTENDS`: an address, port and protocol that clients dial.
 ///
-/// [`BePort::ZERO`] with [`Protocol::ANY`] is the entry of the address itself:
-/// it owns every port that no Service has (S46).
+/// Two kinds of keys stand for more than one address and port:
+/// - [`FrontendKey::address`] is the entry of an address itself: it answers for
+///   the ports that no Service has (S46);
+/// - [`FrontendKey::node_port`] is a NodePort on every address of this node
+///   that accepts them; which those are stands in `LOCAL_ADDRS` (S51, S52).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<A> {
@@ -35,6 +38,12 @@ impl<A: Address> FrontendKey<A> {
         Self::new(addr, BePort::ZERO, Protocol::ANY)
     }
 
+    /// A NodePort, on whatever address of this node.
+    #[inline(always)]
+    pub const fn node_port(port: BePort, protocol: Protocol) -> Self {
+        Self::new(A::ZERO, port, protocol)
+    }
+
     /// What [`Frontend::tag`] holds for this key.
     #[inline(always)]
     pub fn tag(&self) -> u16 {
@@ -54,9 +63,10 @@ impl<A: Address> FrontendKey<A> {
 pub struct Frontend {
     /// Row of `SERVICES`; [`Frontend::NO_SERVICE`] in an address entry.
     pub service: u32,
-    /// [`Frontend::LOCAL_SET`].
+    /// [`Frontend::LOCAL_SET`] and the other flags.
     pub flags: u8,
-    /// What kind of front end this is: [`Frontend::CLUSTER_IP`] and later ones.
+    /// What kind of front end this is: [`Frontend::CLUSTER_IP`] and the others.
+    /// In an address entry, the kind of the address.
     pub kind: u8,
     /// [`FrontendKey::tag`]. A hash element may be freed and given to another
     /// key between the look-up and the read of its value; the reader sees that
@@ -67,10 +77,24 @@ pub struct Frontend {
 impl Frontend {
     /// Service row of an address entry.
     pub const NO_SERVICE: u32 = u32::MAX;
-    /// Use the local set of endpoints (internalTrafficPolicy: Local).
+    /// The traffic policy for this kind of front end is Local: internal for
+    /// cluster IPs, where it holds for everyone, external for all others, where
+    /// pods and this node's own processes are exempt (S39).
     pub const LOCAL_SET: u8 = 1;
+    /// Only clients that `SOURCE_RANGES` has for the Service may (S58).
+    pub const SOURCE_RANGES: u8 = 2;
+    /// With [`Frontend::SOURCE_RANGES`]: so may packets that come from the
+    /// front end's own address (S59).
+    pub const ALLOW_ITSELF: u8 = 4;
+
     /// A Service's cluster IP.
     pub const CLUSTER_IP: u8 = 1;
+    /// A port of this node.
+    pub const NODE_PORT: u8 = 2;
+    /// One of spec.externalIPs.
+    pub const EXTERNAL_IP: u8 = 3;
+    /// One of status.loadBalancer.ingress.
+    pub const LOAD_BALANCER: u8 = 4;
 }
 
 const _: () = assert!(size_of::<FrontendKey<AddrV4>>() == 8);

@@ -10,7 +10,8 @@
 //! - any change of a layout or of its meaning raises [`LAYOUT_VERSION`].
 //!
 //! The modules follow a packet: [`prefilter`] says whether it may be ours,
-//! [`frontend`], [`service`] and [`backend`] find where it goes, [`flow`],
+//! [`frontend`], [`local_addr`] and [`source_range`] what it dials and whether
+//! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
 //! [`masquerade`] and [`fragment`] remember that, [`counter`] counts it.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
@@ -19,6 +20,7 @@
     reason = "the programs inline nearly everything: calls cost them registers and stack"
 )]
 
+pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod config;
@@ -28,16 +30,18 @@ pub mod family;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
+pub mod local_addr;
 pub mod masquerade;
 pub mod net;
 pub mod prefilter;
 pub mod select;
 pub mod service;
 pub mod siphash;
+pub mod source_range;
 
 /// Version of the map layouts. Pins live in a folder of this name, so an agent
 /// never reads tables that another version laid out.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Marks map keys and values as plain bytes for aya.
 macro_rules! pod {

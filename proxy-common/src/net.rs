@@ -96,6 +96,8 @@ impl fmt::Display for Protocol {
 pub trait Address: Copy + Eq + Ord + core::hash::Hash + fmt::Debug + 'static {
     /// All bytes zero.
     const ZERO: Self;
+    /// All bits one: no host has this address.
+    const ONES: Self;
     /// Length in 32-bit words.
     const WORDS: usize;
 
@@ -125,6 +127,7 @@ pub struct AddrV6 {
 
 impl Address for AddrV4 {
     const ZERO: Self = Self { octets: [0; 4] };
+    const ONES: Self = Self { octets: [0xff; 4] };
     const WORDS: usize = 1;
 
     #[inline(always)]
@@ -135,6 +138,7 @@ impl Address for AddrV4 {
 
 impl Address for AddrV6 {
     const ZERO: Self = Self { octets: [0; 16] };
+    const ONES: Self = Self { octets: [0xff; 16] };
     const WORDS: usize = 4;
 
     #[inline(always)]

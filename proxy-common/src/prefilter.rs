@@ -1,9 +1,9 @@
 //! `PREFILTER`: a Bloom filter with one hash that answers "not ours" for
 //! nearly all other traffic in one cached load (E11).
 //!
-//! Three filters per family: addresses of front ends, backends (with port),
-//! and addresses that replies to masqueraded flows come to. A set bit means
-//! "look it up". The agent sets the first two before the entries they stand
+//! Four filters per family: addresses of front ends, backends (with port),
+//! addresses that replies to masqueraded flows come to, and NodePorts, where
+//! each has a bit of its own. A set bit means "look it up". The agent sets its filters before the entries they stand
 //! for and clears bits only in its periodic comparison, which keeps those of
 //! flows that outlive their front end or backend. The programs set the third,
 //! and nobody clears it: a node has few addresses.
@@ -23,7 +23,8 @@ const SHIFT: u32 = 32 - BITS.trailing_zeros();
 /// 64-bit words in one filter.
 pub const WORDS: usize = (BITS / 64) as usize;
 
-/// Value of `PREFILTER`, at index [`FRONTENDS`], [`BACKENDS`] or [`MASQUERADES`].
+/// Value of `PREFILTER`, at index [`FRONTENDS`], [`BACKENDS`], [`MASQUERADES`]
+/// or [`NODE_PORTS`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Filter {
@@ -36,6 +37,10 @@ pub const FRONTENDS: u32 = 0;
 pub const BACKENDS: u32 = 1;
 /// Index of the filter of masquerade addresses.
 pub const MASQUERADES: u32 = 2;
+/// Index of the filter of NodePorts.
+pub const NODE_PORTS: u32 = 3;
+/// Number of filters.
+pub const FILTERS: usize = 4;
 
 /// Bit of a front-end or masquerade address.
 #[inline(always)]
@@ -50,6 +55,19 @@ pub fn backend_bit<A: Address>(addr: &A, port: BePort, protocol: Protocol) -> u3
         addr,
         (u32::from(port.to_bits()) << 8) | u32::from(protocol.0),
     ) >> SHIFT
+}
+
+/// Bit of a NodePort. Exact: no two ports of TCP, UDP and SCTP share one.
+#[inline(always)]
+pub fn node_port_bit(port: BePort, protocol: Protocol) -> u32 {
+    let class = match protocol {
+        Protocol::TCP => 0,
+        Protocol::UDP => 1,
+        Protocol::SCTP => 2,
+        // Has no NodePorts.
+        _ => 3,
+    };
+    (class << 16) | u32::from(port.to_bits())
 }
 
 /// Mixes an address and a salt to 32 well-spread bits. Not keyed: collisions

@@ -36,6 +36,26 @@ impl Run {
     }
 }
 
+/// Session affinity of a Service port, replaced by one eight-byte store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stickiness {
+    /// Seconds without a new connection after which a client is forgotten
+    /// (S72). 0: no affinity.
+    pub seconds: u32,
+    /// Raised each time affinity is switched on, so that what was remembered
+    /// before counts no more (S75).
+    pub round: u32,
+}
+
+impl Stickiness {
+    /// No affinity.
+    pub const NONE: Self = Self {
+        seconds: 0,
+        round: 0,
+    };
+}
+
 /// Value of `SERVICES`: one row for each Service port and family, shared by
 /// all of its front ends.
 #[repr(C)]
@@ -45,6 +65,8 @@ pub struct Service {
     pub cluster: Run,
     /// Backends for traffic policy Local.
     pub local: Run,
+    /// sessionAffinity: ClientIP.
+    pub stickiness: Stickiness,
 }
 
 impl Service {
@@ -52,6 +74,7 @@ impl Service {
     pub const FREE: Self = Self {
         cluster: Run::reject(),
         local: Run::reject(),
+        stickiness: Stickiness::NONE,
     };
 }
 
@@ -78,7 +101,7 @@ pub struct ServiceName {
 }
 
 const _: () = assert!(size_of::<Run>() == 8);
-const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Slot>() == 4);
 const _: () = assert!(size_of::<ServiceName>() == 196);
-pod!(Run, Service, Slot, ServiceName);
+pod!(Run, Stickiness, Service, Slot, ServiceName);

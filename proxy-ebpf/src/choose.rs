@@ -4,7 +4,7 @@ use proxy_common::{
     backend::Backend,
     flow::Flow,
     frontend::{Frontend, FrontendKey},
-    net::BePort,
+    net::{BePort, Protocol},
     select,
     service::Run,
 };
@@ -36,19 +36,25 @@ pub fn frontend<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
 
 #[inline(never)]
 fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
-    let headers = &scratch.headers;
-    let mut key = FrontendKey::new(headers.ip.dst, headers.dst_port, headers.ip.protocol);
-    if headers.dst_port != BePort::ZERO
-        && let Some(frontend) = read::<F>(&key)
+    let Headers {
+        ip, ref dst_port, ..
+    } = scratch.headers;
+    if *dst_port != BePort::ZERO
+        && let Some(frontend) = exact::<F>(&ip.dst, *dst_port, ip.protocol)
     {
         scratch.frontend = frontend;
         return Dialled::Service;
     }
-    key = FrontendKey::address(key.addr);
-    if read::<F>(&key).is_some() {
+    if read::<F>(&FrontendKey::address(ip.dst)).is_some() {
         return Dialled::UnknownPort;
     }
     Dialled::NotOurs
+}
+
+/// The front end with this very address and port.
+#[inline(always)]
+pub fn exact<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
+    read::<F>(&FrontendKey::new(*addr, port, protocol))
 }
 
 #[inline(always)]
@@ -76,18 +82,9 @@ pub fn hash<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
 /// scratch flow. [`Opened::Flow`] if there is one.
 #[inline(never)]
 pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -> Opened {
-    let Some(service) = F::services().get_ptr(scratch.frontend.service) else {
+    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
+    let Some(run) = run::<F>(scratch.frontend.service, local) else {
         return Opened::NoEndpoint;
-    };
-    // SAFETY: a row of an array lives as long as the program. A run is eight
-    // aligned bytes, read in one access, so it is the old one or the new one.
-    let run: Run = unsafe {
-        let run = if scratch.frontend.flags & Frontend::LOCAL_SET == 0 {
-            &raw const (*service).cluster
-        } else {
-            &raw const (*service).local
-        };
-        core::mem::transmute(run.cast::<u64>().read_volatile())
     };
     if run.count == 0 {
         return if run.first == Run::DROP {
@@ -100,11 +97,7 @@ pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) 
     if offset >= run.count {
         offset %= run.count;
     }
-    let Some(slot) = F::slots().get(run.first.wrapping_add(offset)) else {
-        return Opened::NoEndpoint;
-    };
-    let row = slot.backend;
-    let Some(backend) = F::backends().get(row) else {
+    let Some((row, backend)) = in_slot::<F>(run.first.wrapping_add(offset)) else {
         return Opened::NoEndpoint;
     };
     let flow = &mut scratch.flow;
@@ -113,6 +106,30 @@ pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) 
     flow.backend = row;
     flow.generation = backend.generation;
     Opened::Flow
+}
+
+/// The cluster set or the local set of a row of `SERVICES`.
+#[inline(always)]
+pub fn run<F: Tables>(service: u32, local: bool) -> Option<Run> {
+    let service = F::services().get_ptr(service)?;
+    // SAFETY: a row of an array lives as long as the program. A run is eight
+    // aligned bytes, read in one access, so it is the old one or the new one.
+    let run = unsafe {
+        let run = if local {
+            &raw const (*service).local
+        } else {
+            &raw const (*service).cluster
+        };
+        core::mem::transmute::<u64, Run>(run.cast::<u64>().read_volatile())
+    };
+    Some(run)
+}
+
+/// The backend that a slot holds, with its row.
+#[inline(always)]
+pub fn in_slot<F: Tables>(slot: u32) -> Option<(u32, &'static Backend<F::Addr>)> {
+    let row = F::slots().get(slot)?.backend;
+    Some((row, F::backends().get(row)?))
 }
 
 /// Whether a flow's backend still serves the Service port the flow was made

@@ -2,10 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray,
+    },
     macros::btf_map,
 };
 use proxy_common::{
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     config::{Config, ConfigFamily},
     counter::Counter,
@@ -14,10 +17,12 @@ use proxy_common::{
     flow::{Flow, FlowKey},
     fragment::{FragmentKey, FragmentPorts},
     frontend::{Frontend, FrontendKey},
+    local_addr::LocalAddr,
     masquerade::MasqueradeKey,
     net::{AddrV4, AddrV6, BePort, Protocol},
     prefilter::{self, Filter},
     service::{Service, ServiceName, Slot},
+    source_range::SourceRange,
 };
 
 use crate::{icmp::Quote, packet::Skb, parse::Headers};
@@ -34,7 +39,10 @@ type Backends<A> = Array<Backend<A>, SMALL, MMAPABLE>;
 type Flows<A> = HashMap<FlowKey<A>, Flow<A>, SMALL>;
 type Masquerades<A> = HashMap<MasqueradeKey<A>, FlowKey<A>, SMALL>;
 type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, SMALL>;
-type Filters = Array<Filter, 3, MMAPABLE>;
+type Filters = Array<Filter, { prefilter::FILTERS }, MMAPABLE>;
+type LocalAddrs<A> = LpmTrie<A, LocalAddr, SMALL>;
+type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, SMALL>;
+type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity, SMALL>;
 type Names = HashMap<u32, ServiceName, SMALL, ON_DEMAND>;
 
 #[btf_map]
@@ -107,6 +115,9 @@ pub trait Tables: ConfigFamily {
     fn masquerades() -> &'static Masquerades<Self::Addr>;
     fn fragments() -> &'static Fragments<Self::Addr>;
     fn filters() -> &'static Filters;
+    fn local_addrs() -> &'static LocalAddrs<Self::Addr>;
+    fn source_ranges() -> &'static SourceRanges<Self::Addr>;
+    fn affinities() -> &'static Affinities<Self::Addr>;
     /// This CPU's scratch memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
     /// The family's slow path for packets that come in, and that leave.
@@ -120,7 +131,8 @@ pub trait Tables: ConfigFamily {
 macro_rules! family_tables {
     ($family:ident, $addr:ident, $sweep:literal, $masquerade:ident,
      $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
-     $masq:ident, $fragments:ident, $filters:ident, $names:ident, $scratch:ident,
+     $masq:ident, $fragments:ident, $filters:ident, $names:ident, $local_addrs:ident,
+     $source_ranges:ident, $affinities:ident, $scratch:ident,
      $ingress:ident, $egress:ident) => {
         #[btf_map]
         static $frontends: Frontends<$addr> = HashMap::new();
@@ -138,6 +150,12 @@ macro_rules! family_tables {
         static $fragments: Fragments<$addr> = LruHashMap::new();
         #[btf_map]
         static $filters: Filters = Array::new();
+        #[btf_map]
+        static $local_addrs: LocalAddrs<$addr> = LpmTrie::new();
+        #[btf_map]
+        static $source_ranges: SourceRanges<$addr> = LpmTrie::new();
+        #[btf_map]
+        static $affinities: Affinities<$addr> = LruHashMap::new();
         /// Read by people and by the agent, by no program.
         #[btf_map]
         static $names: Names = HashMap::new();
@@ -190,6 +208,18 @@ macro_rules! family_tables {
                 &$filters
             }
             #[inline(always)]
+            fn local_addrs() -> &'static LocalAddrs<Self::Addr> {
+                &$local_addrs
+            }
+            #[inline(always)]
+            fn source_ranges() -> &'static SourceRanges<Self::Addr> {
+                &$source_ranges
+            }
+            #[inline(always)]
+            fn affinities() -> &'static Affinities<Self::Addr> {
+                &$affinities
+            }
+            #[inline(always)]
             fn masquerade_addr(device: &Device) -> Self::Addr {
                 device.$masquerade
             }
@@ -211,6 +241,9 @@ family_tables!(
     FRAGMENTS_V4,
     PREFILTER_V4,
     NAMES_V4,
+    LOCAL_ADDRS_V4,
+    SOURCE_RANGES_V4,
+    AFFINITY_V4,
     SCRATCH_V4,
     IngressV4,
     EgressV4
@@ -229,6 +262,9 @@ family_tables!(
     FRAGMENTS_V6,
     PREFILTER_V6,
     NAMES_V6,
+    LOCAL_ADDRS_V6,
+    SOURCE_RANGES_V6,
+    AFFINITY_V6,
     SCRATCH_V6,
     IngressV6,
     EgressV6

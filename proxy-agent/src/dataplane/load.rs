@@ -251,6 +251,9 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         "FLOWS" => sizes.flows,
         "MASQ" => sizes.flows / 2,
         "FRAGMENTS" => 8192,
+        "LOCAL_ADDRS" => 4096,
+        "SOURCE_RANGES" => 65_536,
+        "AFFINITY" => sizes.flows / 4,
         _ => return None,
     })
 }

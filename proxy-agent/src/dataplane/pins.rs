@@ -11,7 +11,7 @@ pub struct Pins {
 }
 
 /// Names of all maps that are pinned, without the family's suffix.
-pub const FAMILY_MAPS: [&str; 9] = [
+pub const FAMILY_MAPS: [&str; 12] = [
     "FRONTENDS",
     "SERVICES",
     "SLOTS",
@@ -21,6 +21,9 @@ pub const FAMILY_MAPS: [&str; 9] = [
     "FRAGMENTS",
     "PREFILTER",
     "NAMES",
+    "LOCAL_ADDRS",
+    "SOURCE_RANGES",
+    "AFFINITY",
 ];
 
 /// Names of the pinned maps that both families share.

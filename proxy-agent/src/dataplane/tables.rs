@@ -10,7 +10,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::Protocol,
     prefilter::Filter,
-    service::{NAME_LEN, Run, Service, ServiceName, Slot},
+    service::{NAME_LEN, Run, Service, ServiceName, Slot, Stickiness},
 };
 
 use crate::{
@@ -293,6 +293,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
 const ZERO: Service = Service {
     cluster: Run { first: 0, count: 0 },
     local: Run { first: 0, count: 0 },
+    stickiness: Stickiness::NONE,
 };
 
 /// All rows up to the last one in use.

@@ -131,7 +131,7 @@ mod tests {
             generation: 3,
             port: BePort::new(8080),
             flags,
-            zero: 0,
+            epoch: 0,
         }
     }
 
@@ -149,6 +149,7 @@ mod tests {
             services: vec![Service {
                 cluster: Run { first: 0, count: 2 },
                 local: Run { first: 2, count: 1 },
+                ..Service::FREE
             }],
             slots: vec![0, 1],
             backends: [serving, used, serving, 0]

@@ -126,7 +126,7 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
     let protocol = frontends.first().map(|(key, _)| key.protocol);
     let name = name(tables, row);
     let sets = tables.services.get(row as usize).copied();
-    let Service { cluster, local } = sets.unwrap_or(Service::FREE);
+    let Service { cluster, local, .. } = sets.unwrap_or(Service::FREE);
     ServiceRow {
         namespace: name.service.namespace,
         name: name.service.name,
@@ -203,6 +203,7 @@ mod tests {
                 Service {
                     cluster: Run { first: 4, count: 2 },
                     local: Run::drop(),
+                    ..Service::FREE
                 },
                 Service::FREE,
             ],

@@ -56,7 +56,7 @@ impl<F: Family> Memory<F> {
             generation: 0,
             port: BePort::ZERO,
             flags: 0,
-            zero: 0,
+            epoch: 0,
         };
         match write {
             Write::Filter {

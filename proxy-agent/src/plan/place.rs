@@ -12,7 +12,7 @@ use proxy_common::{
     frontend::FrontendKey,
     net::BePort,
     prefilter,
-    service::{Run, Service},
+    service::{Run, Service, Stickiness},
 };
 
 use crate::{
@@ -196,6 +196,7 @@ impl<F: Family> Planner<F> {
                 service: Service {
                     cluster: port.cluster.run,
                     local: port.local.run,
+                    stickiness: Stickiness::NONE,
                 },
             });
             plan.writes.push(Write::Name {
@@ -266,7 +267,7 @@ impl<F: Family> Planner<F> {
                 generation: self.generations[row as usize].wrapping_add(1),
                 port: BePort::new(port),
                 flags: flags(*used),
-                zero: 0,
+                epoch: 0,
             };
             let flags = backend.flags;
             fresh.insert(endpoint, (Row { row, flags }, backend));

@@ -383,6 +383,7 @@ fn any_tables_can_be_adopted<F: TestFamily>(junk: Junk, cluster: Cluster) {
             .map(|(a, b, c, d)| Service {
                 cluster: Run { first: a, count: b },
                 local: Run { first: c, count: d },
+                ..Service::FREE
             })
             .collect(),
         slots,
@@ -394,7 +395,7 @@ fn any_tables_can_be_adopted<F: TestFamily>(junk: Junk, cluster: Cluster) {
                 generation,
                 port: BePort::new(8080),
                 flags,
-                zero: 0,
+                epoch: 0,
             })
             .collect(),
         names: names
