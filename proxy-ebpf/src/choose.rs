@@ -4,16 +4,18 @@ use proxy_common::{
     backend::Backend,
     flow::Flow,
     frontend::{Frontend, FrontendKey},
+    local_addr::LocalAddr,
     net::{BePort, Protocol},
     select,
     service::Run,
 };
 
 use crate::{
+    client,
     opaque::opaque,
     open::Opened,
     parse::Headers,
-    tables::{Scratch, Tables, config},
+    tables::{self, Scratch, Tables, config},
 };
 
 /// What an address and port are to us.
@@ -45,6 +47,10 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
         scratch.frontend = frontend;
         return Dialled::Service;
     }
+    if let Some(frontend) = node_port::<F>(&ip.dst, *dst_port, ip.protocol) {
+        scratch.frontend = frontend;
+        return Dialled::Service;
+    }
     if read::<F>(&FrontendKey::address(ip.dst)).is_some() {
         return Dialled::UnknownPort;
     }
@@ -55,6 +61,18 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
 #[inline(always)]
 pub fn exact<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
     read::<F>(&FrontendKey::new(*addr, port, protocol))
+}
+
+/// The NodePort that this address and port are: those of this node that accept
+/// NodePorts, after everything that has the address itself (S51, S52).
+#[inline(always)]
+pub fn node_port<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
+    if !tables::may_be_node_port::<F>(port, protocol)
+        || client::local_addr::<F>(addr)?.flags & LocalAddr::NODE_PORTS == 0
+    {
+        return None;
+    }
+    read::<F>(&FrontendKey::node_port(port, protocol))
 }
 
 #[inline(always)]
@@ -97,7 +115,16 @@ pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) 
     if offset >= run.count {
         offset %= run.count;
     }
-    let Some((row, backend)) = in_slot::<F>(run.first.wrapping_add(offset)) else {
+    let Some((row, _)) = in_slot::<F>(run.first.wrapping_add(offset)) else {
+        return Opened::NoEndpoint;
+    };
+    take::<F>(scratch, row)
+}
+
+/// Puts the backend in this row into the scratch flow.
+#[inline(always)]
+pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32) -> Opened {
+    let Some(backend) = F::backends().get(row) else {
         return Opened::NoEndpoint;
     };
     let flow = &mut scratch.flow;

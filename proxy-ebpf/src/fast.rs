@@ -27,7 +27,10 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
     if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers) {
         return None;
     }
-    if tables::may_be_frontend::<F>(&headers.ip.dst) {
+    let protocol = headers.ip.protocol;
+    if tables::may_be_frontend::<F>(&headers.ip.dst)
+        || tables::may_be_node_port::<F>(headers.dst_port, protocol)
+    {
         let record = flow::get::<F>(&flow::client_key::<F>(&headers))?;
         // SAFETY: see `Record`.
         let flow = unsafe { record.as_ref() };
@@ -44,7 +47,6 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
         }
         return Some(ingress::forward::<F>(skb, &mut headers, record, arrival));
     }
-    let protocol = headers.ip.protocol;
     if tables::may_be_masquerade::<F>(&headers.ip.dst)
         && tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol)
     {

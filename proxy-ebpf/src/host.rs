@@ -82,7 +82,7 @@ pub fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr
             return Outcome::drop(Counter::FragmentUnknown);
         }
         None => {
-            let opened = open::open::<F>(scratch, skb.ifindex(), skb.ifindex());
+            let opened = open::open::<F>(skb, scratch, skb.ifindex());
             ingress::log_opened::<F>(*skb, &scratch.headers, opened);
             match opened {
                 Opened::Flow => {}

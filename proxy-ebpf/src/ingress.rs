@@ -83,8 +83,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
     {
         return outcome;
     }
-    let headers = &scratch.headers;
-    if tables::slow::may_be_frontend::<F>(&headers.ip.dst) {
+    if opaque(is_dialled::<F>(&scratch.headers)) {
         let arrival = Arrival::of(skb);
         if arrival == Arrival::Foreign {
             hint::set(skb, Hint::Foreign);
@@ -92,11 +91,18 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         }
         return to_frontend::<F>(&skb, scratch, opaque(arrival));
     }
-    if headers.opens_connection() || headers.ip.protocol == Protocol::UDP {
+    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
         direct::<F>(scratch);
     }
     hint::set(skb, Hint::Entered);
     Outcome::NEXT
+}
+
+/// Whether the packet may be addressed to a front end.
+#[inline(never)]
+fn is_dialled<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    tables::may_be_frontend::<F>(&headers.ip.dst)
+        || choose::node_port::<F>(&headers.ip.dst, headers.dst_port, headers.ip.protocol).is_some()
 }
 
 /// How a frame got here.
@@ -159,7 +165,7 @@ fn to_frontend<F: IpHeader + host::Route>(
             return Outcome::drop(Counter::FragmentUnknown);
         }
         None => {
-            let opened = open::open::<F>(scratch, skb.ifindex(), 0);
+            let opened = open::open::<F>(skb, scratch, 0);
             log_opened::<F>(*skb, &scratch.headers, opened);
             match opened {
                 Opened::Flow => {}
@@ -296,7 +302,7 @@ fn stay_on_bridge<F: IpHeader + host::Route>(
 /// pass, but only what is addressed to a Service is ours to drop.
 #[inline(never)]
 fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
-    if tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst)
+    if opaque(is_dialled::<F>(&scratch.headers))
         && Arrival::of(*skb) != Arrival::Foreign
         && choose::frontend::<F>(scratch) != Dialled::NotOurs
     {

@@ -34,7 +34,9 @@
     reason = "BPF: calls cost, helpers speak C integers, packet memory has no Rust alignment, a program's context is passed by value and it has no outside"
 )]
 
+mod affinity;
 mod choose;
+mod client;
 mod egress;
 mod fast;
 mod flow;

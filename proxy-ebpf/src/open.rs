@@ -1,19 +1,23 @@
 //! Opens a flow: finds what was dialled, chooses a backend, records it.
 
 use proxy_common::{
-    config::Config,
     counter::Counter,
-    device::Device,
     flow::{Flow, FlowKey},
+    frontend::Frontend,
     net::{Address as _, BePort, Protocol},
+    service::Stickiness,
 };
 
 use crate::{
+    affinity,
     choose::{self, Dialled},
+    client::{self, Client},
     flow,
+    host::Route,
     opaque::opaque,
+    packet::Skb,
     parse::{IpHeader, tcp},
-    tables::{Scratch, Tables, config, count, device},
+    tables::{Scratch, Tables, count},
 };
 
 /// `bpf_map_update_elem`: create or replace.
@@ -40,6 +44,8 @@ pub enum Opened {
     UnknownPort,
     TooManyFrontends,
     FlowTableFull,
+    /// The front end is not for this client.
+    Denied,
     /// A reset of a connection that is long gone.
     Reset,
 }
@@ -55,6 +61,7 @@ impl Opened {
             Self::UnknownPort => Some(Counter::UnknownPort),
             Self::TooManyFrontends => Some(Counter::TooManyFrontends),
             Self::FlowTableFull => Some(Counter::FlowTableFull),
+            Self::Denied => Some(Counter::SourceRangeDenied),
         }
     }
 }
@@ -63,12 +70,12 @@ impl Opened {
 /// the same client and front end to another backend. `uplink` is the device
 /// that a host process's packet leaves by, else 0.
 #[inline(always)]
-pub fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u32) -> Opened {
-    opaque(try_open::<F>(scratch, ifindex, uplink))
+pub fn open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, uplink: u32) -> Opened {
+    opaque(try_open::<F>(skb, scratch, uplink))
 }
 
 #[inline(never)]
-fn try_open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u32) -> Opened {
+fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, uplink: u32) -> Opened {
     let dialled = choose::frontend::<F>(scratch);
     let place = opaque(place::<F>(scratch));
     if dialled != Dialled::Service {
@@ -84,8 +91,17 @@ fn try_open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u
     if scratch.headers.tcp_flags & tcp::RST != 0 {
         return Opened::Reset;
     }
+    if !opaque(client::is_admitted::<F>(scratch)) {
+        return Opened::Denied;
+    }
     if place == Place::None {
         return Opened::TooManyFrontends;
+    }
+    let client = opaque(client::of::<F>(scratch, skb.ifindex(), uplink != 0));
+    // Pods and this host are exempt from an external policy Local (S39).
+    let local_policy = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
+    if scratch.frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
+        scratch.frontend.flags &= !Frontend::LOCAL_SET;
     }
     let chosen = opaque(choose::<F>(scratch, place));
     if chosen != Opened::Flow {
@@ -95,7 +111,12 @@ fn try_open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, ifindex: u32, uplink: u
         return chosen;
     }
     scratch.flow.uplink = uplink;
-    if uplink != 0 || needs_masquerade::<F>(scratch, ifindex) {
+    if opaque(client::needs_masquerade::<F>(
+        skb,
+        scratch,
+        client,
+        local_policy,
+    )) {
         scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
     }
     insert::<F>(scratch, place)
@@ -170,6 +191,15 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     flow.flags = 0;
     flow.highest = 0;
     flow.changed_port = BePort::ZERO;
+    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
+    let stickiness = affinity::of::<F>(scratch.frontend.service);
+    if stickiness.seconds != 0 {
+        let chosen = opaque(sticky::<F>(scratch, hash, stickiness, local));
+        if chosen == Opened::Flow && !alone && opaque(is_taken::<F>(scratch)) {
+            scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
+        }
+        return chosen;
+    }
     let mut skip = 0;
     while skip <= MAX_SKIP {
         let chosen = opaque(choose::backend::<F>(scratch, hash, skip));
@@ -185,6 +215,24 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     }
     scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
     Opened::Flow
+}
+
+/// Chooses the backend that the client had before, or one to keep from now on.
+#[inline(never)]
+fn sticky<F: IpHeader>(
+    scratch: &mut Scratch<F::Addr>,
+    hash: u64,
+    stickiness: Stickiness,
+    local: bool,
+) -> Opened {
+    let chosen = match affinity::recall::<F>(scratch, stickiness, local) {
+        Some(row) => choose::take::<F>(scratch, row),
+        None => choose::backend::<F>(scratch, hash, 0),
+    };
+    if chosen == Opened::Flow {
+        affinity::remember::<F>(scratch, stickiness, local);
+    }
+    chosen
 }
 
 /// Whether another flow of the client port leads to the scratch flow's backend.
@@ -211,26 +259,6 @@ fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
     }
     scratch.key.index = own;
     taken
-}
-
-/// Whether the backend must not see the client's address: S63 for cluster IPs,
-/// S65 for a pod that reaches itself.
-#[inline(always)]
-fn needs_masquerade<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32) -> bool {
-    let client = &scratch.headers.ip.src;
-    if *client == scratch.flow.backend_addr {
-        return true;
-    }
-    let Some(config) = config() else {
-        return false;
-    };
-    if config.flags & Config::MASQUERADE_ALL != 0 {
-        return true;
-    }
-    if config.flags & Config::DETECT_DEVICE != 0 {
-        return device(ifindex).is_none_or(|device| device.flags & Device::LOCAL_CLIENTS == 0);
-    }
-    F::pods(config).is_some_and(|pods| !pods.contains(client))
 }
 
 /// Enters the scratch flow under the scratch key.

@@ -58,7 +58,7 @@ pub fn answer<F: IpHeader + Refusal>(
         return Outcome::DROP_SILENTLY;
     };
     tables::count(reason);
-    if opened == Opened::NoLocalEndpoint
+    if matches!(opened, Opened::NoLocalEndpoint | Opened::Denied)
         || headers.tcp_flags & tcp::RST != 0
         || to == To::Sender && skb.addressee() == Addressee::Many
         || F::is_never_answered(skb, headers)

@@ -2,9 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{
-        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray,
-    },
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use proxy_common::{
@@ -83,6 +81,9 @@ pub struct Scratch<A> {
     pub flow: Flow<A>,
     /// A reply tuple that is being claimed or looked up.
     pub reply: MasqueradeKey<A>,
+    /// A client's session affinity that is looked up or noted.
+    pub affinity_key: AffinityKey<A>,
+    pub affinity: Affinity,
     /// The packet that an ICMP error quotes.
     pub quote: Quote<A>,
 }
@@ -331,6 +332,15 @@ pub fn may_be_backend<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protoco
 #[inline(always)]
 pub fn may_be_masquerade<F: Tables>(addr: &F::Addr) -> bool {
     bit::<F>(prefilter::MASQUERADES, prefilter::frontend_bit(addr))
+}
+
+/// Whether this may be a NodePort: it is one of some Service.
+#[inline(always)]
+pub fn may_be_node_port<F: Tables>(port: BePort, protocol: Protocol) -> bool {
+    bit::<F>(
+        prefilter::NODE_PORTS,
+        prefilter::node_port_bit(port, protocol),
+    )
 }
 
 /// The same questions for the slow path, as functions of their own: they need

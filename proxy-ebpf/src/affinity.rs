@@ -1,0 +1,105 @@
+//! Session affinity: leads a client to the backend it had last (S71–S76).
+
+use proxy_common::{
+    affinity::{Affinity, AffinityKey},
+    backend::Backend,
+    flow::ticks_from_seconds,
+    service::Stickiness,
+};
+
+use crate::{
+    flow::now,
+    tables::{Scratch, Tables},
+};
+
+/// `bpf_map_update_elem`: create or replace.
+const BPF_ANY: u64 = 0;
+
+/// The affinity of a row of `SERVICES`.
+#[inline(always)]
+pub fn of<F: Tables>(service: u32) -> Stickiness {
+    let Some(service) = F::services().get_ptr(service) else {
+        return Stickiness::NONE;
+    };
+    // SAFETY: a row of an array lives as long as the program; eight aligned
+    // bytes, read in one access.
+    unsafe {
+        core::mem::transmute::<u64, Stickiness>(
+            (&raw const (*service).stickiness)
+                .cast::<u64>()
+                .read_volatile(),
+        )
+    }
+}
+
+/// The row of the backend that the client in scratch memory is to have again.
+/// What it used by this set comes first; what it used by the other one counts
+/// if this set has it too (S73).
+#[inline(never)]
+pub fn recall<F: Tables>(
+    scratch: &mut Scratch<F::Addr>,
+    stickiness: Stickiness,
+    local: bool,
+) -> Option<u32> {
+    let own = u32::from(local);
+    by_set::<F>(scratch, stickiness, own, own)
+        .or_else(|| by_set::<F>(scratch, stickiness, own ^ 1, own))
+}
+
+/// What the client used by `set`, if `member` has it too.
+#[inline(never)]
+fn by_set<F: Tables>(
+    scratch: &mut Scratch<F::Addr>,
+    stickiness: Stickiness,
+    set: u32,
+    member: u32,
+) -> Option<u32> {
+    scratch.affinity_key = AffinityKey {
+        client: scratch.headers.ip.src,
+        service: scratch.frontend.service,
+        set,
+    };
+    // SAFETY: every field that is used is compared below with what it must be;
+    // an entry that another client takes over meanwhile leads to a backend of
+    // this very Service port or to none.
+    let affinity = unsafe { F::affinities().get(&scratch.affinity_key) }?;
+    let age = now().wrapping_sub(affinity.last_used);
+    if affinity.round != stickiness.round || age > ticks_from_seconds(stickiness.seconds) {
+        return None;
+    }
+    let row = affinity.backend;
+    let backend = F::backends().get(row)?;
+    let wanted = if member == 0 {
+        Backend::<F::Addr>::CLUSTER
+    } else {
+        Backend::<F::Addr>::LOCAL
+    };
+    (backend.flags & wanted != 0
+        && backend.service == scratch.frontend.service
+        && backend.generation == affinity.generation
+        && backend.epoch == affinity.epoch)
+        .then_some(row)
+}
+
+/// Notes that the client in scratch memory has the scratch flow's backend.
+#[inline(never)]
+pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>, stickiness: Stickiness, local: bool) {
+    let Some(backend) = F::backends().get(scratch.flow.backend) else {
+        return;
+    };
+    scratch.affinity_key = AffinityKey {
+        client: scratch.headers.ip.src,
+        service: scratch.frontend.service,
+        set: u32::from(local),
+    };
+    scratch.affinity = Affinity {
+        backend: scratch.flow.backend,
+        generation: scratch.flow.generation,
+        round: stickiness.round,
+        last_used: now(),
+        epoch: backend.epoch,
+        zero: [0; 3],
+    };
+    // A table without room forgets the client that came longest ago.
+    let _ = F::affinities().insert(&scratch.affinity_key, &scratch.affinity, BPF_ANY);
+}

@@ -1,0 +1,157 @@
+//! Who opens a flow: what traffic policies and masquerading depend on.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup,
+    },
+    btf_maps::lpm_trie::Key,
+    helpers::generated::bpf_fib_lookup as fib_lookup,
+};
+use proxy_common::{
+    backend::Backend, config::Config, device::Device, frontend::Frontend, local_addr::LocalAddr,
+    source_range::SourceRange,
+};
+
+use crate::{
+    host::Route,
+    packet::Skb,
+    tables::{Scratch, Tables, config, device},
+};
+
+/// A client, as the local detector and the local routing table see it (S39).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Client {
+    /// From elsewhere, or nothing tells pods from others.
+    External,
+    /// A pod: of this node, or of the cluster, as the detector has it (S68).
+    Pod,
+    /// This node itself, whatever the process (S41).
+    Host,
+}
+
+/// Tells who sends the packet in scratch memory, which came in by the device
+/// `ifindex`. `host`: it came from a process of this host.
+#[inline(never)]
+pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32, host: bool) -> Client {
+    let client = &scratch.headers.ip.src;
+    if host || local_addr::<F>(client).is_some() {
+        return Client::Host;
+    }
+    let Some(config) = config() else {
+        return Client::External;
+    };
+    let is_pod = if config.flags & Config::DETECT_DEVICE != 0 {
+        device(ifindex).is_some_and(|device| device.flags & Device::LOCAL_CLIENTS != 0)
+    } else {
+        F::pods(config).is_some_and(|pods| pods.contains(client))
+    };
+    if is_pod {
+        Client::Pod
+    } else {
+        Client::External
+    }
+}
+
+/// What the local routing table says of an address; nothing if it is not one
+/// of this node.
+#[inline(always)]
+pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
+    let key = Key::new(size_of::<F::Addr>() as u32 * 8, *addr);
+    F::local_addrs().get(&key).copied()
+}
+
+/// Whether the client in scratch memory may use the front end there (S58).
+#[inline(never)]
+pub fn is_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+    let Frontend { service, flags, .. } = scratch.frontend;
+    if flags & Frontend::SOURCE_RANGES == 0 {
+        return true;
+    }
+    let ip = &scratch.headers.ip;
+    if flags & Frontend::ALLOW_ITSELF != 0 && ip.src == ip.dst {
+        return true;
+    }
+    let range = SourceRange::new(service, ip.src);
+    let key = Key::new(size_of::<SourceRange<F::Addr>>() as u32 * 8, range);
+    F::source_ranges().get(&key).is_some()
+}
+
+/// Whether the backend must not see the client's address.
+///
+/// A cluster IP's backend sees pods as they are and others masqueraded (S63);
+/// an external front end's sees masqueraded clients under policy Cluster (S64)
+/// and their own addresses under policy Local, this host's own apart (S39). A
+/// pod that reaches itself is masqueraded always (S65).
+///
+/// Under policy Cluster masquerading only serves to get the replies back to
+/// this node. Where they come here anyway, because client or backend is a pod
+/// of this node, the client keeps its address, which kube-proxy cannot do. And
+/// where they would not, because the detector takes a pod of another node for
+/// a local one, it is masqueraded also under policy Local (S69).
+#[inline(never)]
+pub fn needs_masquerade<F: Route>(
+    skb: &Skb,
+    scratch: &Scratch<F::Addr>,
+    client: Client,
+    local_policy: bool,
+) -> bool {
+    if scratch.headers.ip.src == scratch.flow.backend_addr || client == Client::Host {
+        return true;
+    }
+    if scratch.frontend.kind == Frontend::CLUSTER_IP {
+        let Some(config) = config() else {
+            return false;
+        };
+        if config.flags & Config::MASQUERADE_ALL != 0 {
+            return true;
+        }
+        let detector = config.flags & Config::DETECT_DEVICE != 0 || F::pods(config).is_some();
+        return detector && client != Client::Pod;
+    }
+    if local_policy && client == Client::External || is_pod_of_this_node(skb.ifindex()) {
+        return false;
+    }
+    local_policy || !replies_pass::<F>(skb, scratch)
+}
+
+/// Whether what comes in by this device are pods of this node.
+#[inline(always)]
+fn is_pod_of_this_node(ifindex: u32) -> bool {
+    device(ifindex)
+        .is_some_and(|device| device.flags & (Device::HOOKED | Device::UPLINK) == Device::HOOKED)
+}
+
+/// Whether the replies of the scratch flow's backend pass one of our hooks,
+/// whoever they are for (E19): it is on this node, and what leads to it is a
+/// device with programs.
+#[inline(never)]
+fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
+    let here = F::backends()
+        .get(scratch.flow.backend)
+        .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0);
+    if !here {
+        return false;
+    }
+    let mut route = F::route(
+        &scratch.headers.ip.src,
+        &scratch.flow.backend_addr,
+        skb.ifindex(),
+    );
+    // SAFETY: valid context and parameters of the stated size.
+    let result = unsafe {
+        fib_lookup(
+            skb.raw().cast(),
+            &raw mut route,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    } as u32;
+    match result {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => is_pod_of_this_node(route.ifindex),
+        // This host itself: its replies leave by the client's device.
+        BPF_FIB_LKUP_RET_NOT_FWDED => local_addr::<F>(&scratch.flow.backend_addr).is_some(),
+        _ => false,
+    }
+}
