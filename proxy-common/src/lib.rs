@@ -12,7 +12,8 @@
 //! The modules follow a packet: [`prefilter`] says whether it may be ours,
 //! [`frontend`], [`local_addr`] and [`source_range`] what it dials and whether
 //! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
-//! [`masquerade`] and [`fragment`] remember that, [`counter`] counts it.
+//! [`masquerade`] and [`fragment`] remember that, [`counter`] counts it, and
+//! [`explain`] tells it beforehand.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![allow(
@@ -26,6 +27,7 @@ pub mod checksum;
 pub mod config;
 pub mod counter;
 pub mod device;
+pub mod explain;
 pub mod family;
 pub mod flow;
 pub mod fragment;

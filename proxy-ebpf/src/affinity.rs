@@ -4,6 +4,7 @@ use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::ticks_from_seconds,
+    frontend::Frontend,
     service::Stickiness,
 };
 
@@ -81,16 +82,21 @@ fn by_set<F: Tables>(
         .then_some(row)
 }
 
-/// Notes that the client in scratch memory has the scratch flow's backend.
+/// Notes that the client in scratch memory has the scratch flow's backend, if
+/// its Service has affinity.
 #[inline(never)]
-pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>, stickiness: Stickiness, local: bool) {
+pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
+    let stickiness = of::<F>(scratch.frontend.service);
+    if stickiness.seconds == 0 {
+        return;
+    }
     let Some(backend) = F::backends().get(scratch.flow.backend) else {
         return;
     };
     scratch.affinity_key = AffinityKey {
         client: scratch.headers.ip.src,
         service: scratch.frontend.service,
-        set: u32::from(local),
+        set: u32::from(scratch.frontend.flags & Frontend::LOCAL_SET != 0),
     };
     scratch.affinity = Affinity {
         backend: scratch.flow.backend,

@@ -9,8 +9,8 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use proxy_common::{
-    backend::Backend, config::Config, device::Device, frontend::Frontend, local_addr::LocalAddr,
-    source_range::SourceRange,
+    backend::Backend, config::Config, device::Device, explain::Client, frontend::Frontend,
+    local_addr::LocalAddr, source_range::SourceRange,
 };
 
 use crate::{
@@ -19,22 +19,10 @@ use crate::{
     tables::{Scratch, Tables, config, device},
 };
 
-/// A client, as the local detector and the local routing table see it (S39).
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Client {
-    /// From elsewhere, or nothing tells pods from others.
-    External,
-    /// A pod: of this node, or of the cluster, as the detector has it (S68).
-    Pod,
-    /// This node itself, whatever the process (S41).
-    Host,
-}
-
-/// Tells who sends the packet in scratch memory, which came in by the device
-/// `ifindex`. `host`: it came from a process of this host.
+/// Tells who sends the packet in scratch memory, which came in by a device
+/// with these flags. `host`: it came from a process of this host.
 #[inline(never)]
-pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32, host: bool) -> Client {
+pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, device_flags: u32, host: bool) -> Client {
     let client = &scratch.headers.ip.src;
     if host || local_addr::<F>(client).is_some() {
         return Client::Host;
@@ -43,7 +31,7 @@ pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32, host: bool) -> Cl
         return Client::External;
     };
     let is_pod = if config.flags & Config::DETECT_DEVICE != 0 {
-        device(ifindex).is_some_and(|device| device.flags & Device::LOCAL_CLIENTS != 0)
+        device_flags & Device::LOCAL_CLIENTS != 0
     } else {
         F::pods(config).is_some_and(|pods| pods.contains(client))
     };
@@ -52,6 +40,24 @@ pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, ifindex: u32, host: bool) -> Cl
     } else {
         Client::External
     }
+}
+
+/// Flags of the device with this ifindex; none if it has no programs.
+#[inline(always)]
+pub fn device_flags(ifindex: u32) -> u32 {
+    device(ifindex).map_or(0, |device| device.flags)
+}
+
+/// Makes the front end in scratch memory use the set that this client gets:
+/// pods and this host are exempt from an external policy Local (S39). Returns
+/// whether the policy is Local all the same.
+#[inline(never)]
+pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
+    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
+    if scratch.frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
+        scratch.frontend.flags &= !Frontend::LOCAL_SET;
+    }
+    local
 }
 
 /// What the local routing table says of an address; nothing if it is not one
@@ -79,6 +85,15 @@ pub fn is_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
 }
 
 /// Whether the backend must not see the client's address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Masquerade {
+    No,
+    Yes,
+    UnlessRepliesPass,
+}
+
+/// Whether the scratch flow's backend must not see the client's address.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
 /// an external front end's sees masqueraded clients under policy Cluster (S64)
@@ -91,47 +106,53 @@ pub fn is_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
 /// where they would not, because the detector takes a pod of another node for
 /// a local one, it is masqueraded also under policy Local (S69).
 #[inline(never)]
-pub fn needs_masquerade<F: Route>(
-    skb: &Skb,
+pub fn masquerade<F: Tables>(
     scratch: &Scratch<F::Addr>,
     client: Client,
     local_policy: bool,
-) -> bool {
+    device_flags: u32,
+) -> Masquerade {
     if scratch.headers.ip.src == scratch.flow.backend_addr || client == Client::Host {
-        return true;
+        return Masquerade::Yes;
     }
     if scratch.frontend.kind == Frontend::CLUSTER_IP {
         let Some(config) = config() else {
-            return false;
+            return Masquerade::No;
         };
-        if config.flags & Config::MASQUERADE_ALL != 0 {
-            return true;
-        }
         let detector = config.flags & Config::DETECT_DEVICE != 0 || F::pods(config).is_some();
-        return detector && client != Client::Pod;
+        return if config.flags & Config::MASQUERADE_ALL != 0 || detector && client != Client::Pod {
+            Masquerade::Yes
+        } else {
+            Masquerade::No
+        };
     }
-    if local_policy && client == Client::External || is_pod_of_this_node(skb.ifindex()) {
-        return false;
+    if local_policy && client == Client::External || is_pod_device(device_flags) {
+        Masquerade::No
+    } else {
+        Masquerade::UnlessRepliesPass
     }
-    local_policy || !replies_pass::<F>(skb, scratch)
 }
 
-/// Whether what comes in by this device are pods of this node.
+/// Whether what is reached by a device with these flags are pods of this node.
 #[inline(always)]
-fn is_pod_of_this_node(ifindex: u32) -> bool {
-    device(ifindex)
-        .is_some_and(|device| device.flags & (Device::HOOKED | Device::UPLINK) == Device::HOOKED)
+fn is_pod_device(flags: u32) -> bool {
+    flags & (Device::HOOKED | Device::UPLINK) == Device::HOOKED
+}
+
+/// Whether the scratch flow's backend is on this node.
+#[inline(always)]
+pub fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+    F::backends()
+        .get(scratch.flow.backend)
+        .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0)
 }
 
 /// Whether the replies of the scratch flow's backend pass one of our hooks,
 /// whoever they are for (E19): it is on this node, and what leads to it is a
 /// device with programs.
 #[inline(never)]
-fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
-    let here = F::backends()
-        .get(scratch.flow.backend)
-        .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0);
-    if !here {
+pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
+    if !is_here::<F>(scratch) {
         return false;
     }
     let mut route = F::route(
@@ -149,7 +170,9 @@ fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
         )
     } as u32;
     match result {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => is_pod_of_this_node(route.ifindex),
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            is_pod_device(device_flags(route.ifindex))
+        }
         // This host itself: its replies leave by the client's device.
         BPF_FIB_LKUP_RET_NOT_FWDED => local_addr::<F>(&scratch.flow.backend_addr).is_some(),
         _ => false,

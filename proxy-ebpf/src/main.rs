@@ -38,6 +38,7 @@ mod affinity;
 mod choose;
 mod client;
 mod egress;
+mod explain;
 mod fast;
 mod flow;
 mod fragment;
@@ -116,6 +117,13 @@ pub fn egress_slow_v6(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn sweep(_ctx: TcContext) -> i32 {
     sweep::run()
+}
+
+/// Says what would become of the packet. Not attached: the agent runs it by
+/// test run.
+#[classifier]
+pub fn explain(ctx: TcContext) -> i32 {
+    explain::run(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// `ingress` for measurements: a test run repeats it on one and the same

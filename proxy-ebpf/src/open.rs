@@ -2,6 +2,7 @@
 
 use proxy_common::{
     counter::Counter,
+    explain::{Answer, Decision, Question},
     flow::{Flow, FlowKey},
     frontend::Frontend,
     net::{Address as _, BePort, Protocol},
@@ -11,7 +12,7 @@ use proxy_common::{
 use crate::{
     affinity,
     choose::{self, Dialled},
-    client::{self, Client},
+    client::{self, Masquerade},
     flow,
     host::Route,
     opaque::opaque,
@@ -97,12 +98,9 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     if place == Place::None {
         return Opened::TooManyFrontends;
     }
-    let client = opaque(client::of::<F>(scratch, skb.ifindex(), uplink != 0));
-    // Pods and this host are exempt from an external policy Local (S39).
-    let local_policy = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    if scratch.frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
-        scratch.frontend.flags &= !Frontend::LOCAL_SET;
-    }
+    let device_flags = client::device_flags(skb.ifindex());
+    let client = opaque(client::of::<F>(scratch, device_flags, uplink != 0));
+    let local_policy = opaque(client::apply_policy(scratch, client));
     let chosen = opaque(choose::<F>(scratch, place));
     if chosen != Opened::Flow {
         if place == Place::Replace {
@@ -111,15 +109,82 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         return chosen;
     }
     scratch.flow.uplink = uplink;
-    if opaque(client::needs_masquerade::<F>(
-        skb,
+    let masquerade = opaque(client::masquerade::<F>(
         scratch,
         client,
         local_policy,
-    )) {
+        device_flags,
+    ));
+    if masquerade == Masquerade::Yes
+        || masquerade == Masquerade::UnlessRepliesPass
+            && !opaque(client::replies_pass::<F>(skb, scratch))
+    {
         scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
     }
-    insert::<F>(scratch, place)
+    let opened = opaque(insert::<F>(scratch, place));
+    if opened == Opened::Flow {
+        affinity::remember::<F>(scratch);
+    }
+    opened
+}
+
+/// Decides about the packet in scratch memory as [`open`] does, and does
+/// nothing.
+#[inline(never)]
+pub fn explain<F: IpHeader + Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    question: &Question,
+    answer: &mut Answer,
+) -> Decision {
+    match choose::frontend::<F>(scratch) {
+        Dialled::NotOurs => return Decision::Pass,
+        Dialled::UnknownPort => return Decision::UnknownPort,
+        Dialled::Service => {}
+    }
+    answer.frontend = scratch.frontend;
+    let client = opaque(client::of::<F>(
+        scratch,
+        question.device_flags,
+        question.flags & Question::HOST != 0,
+    ));
+    answer.client = client as u8;
+    if !opaque(client::is_admitted::<F>(scratch)) {
+        return Decision::Denied;
+    }
+    let local_policy = opaque(client::apply_policy(scratch, client));
+    answer.frontend = scratch.frontend;
+    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
+    if let Some(run) = choose::run::<F>(scratch.frontend.service, local) {
+        answer.run = run;
+    }
+    let stickiness = affinity::of::<F>(scratch.frontend.service);
+    answer.remembered = u8::from(
+        stickiness.seconds != 0 && affinity::recall::<F>(scratch, stickiness, local).is_some(),
+    );
+    scratch.key = flow::client_key::<F>(&scratch.headers);
+    match opaque(choose::<F>(scratch, Place::Free)) {
+        Opened::Flow => {}
+        Opened::NoLocalEndpoint => return Decision::NoLocalEndpoint,
+        _ => return Decision::NoEndpoint,
+    }
+    answer.backend = scratch.flow.backend;
+    let masquerade = opaque(client::masquerade::<F>(
+        scratch,
+        client,
+        local_policy,
+        question.device_flags,
+    ));
+    let hidden = match masquerade {
+        Masquerade::No => false,
+        Masquerade::Yes => true,
+        Masquerade::UnlessRepliesPass if question.flags & Question::OFFLINE != 0 => {
+            !client::is_here::<F>(scratch)
+        }
+        Masquerade::UnlessRepliesPass => !client::replies_pass::<F>(skb, scratch),
+    };
+    answer.masquerade = u8::from(hidden);
+    Decision::Forward
 }
 
 /// Where a client's new record goes.
@@ -225,14 +290,10 @@ fn sticky<F: IpHeader>(
     stickiness: Stickiness,
     local: bool,
 ) -> Opened {
-    let chosen = match affinity::recall::<F>(scratch, stickiness, local) {
+    match affinity::recall::<F>(scratch, stickiness, local) {
         Some(row) => choose::take::<F>(scratch, row),
         None => choose::backend::<F>(scratch, hash, 0),
-    };
-    if chosen == Opened::Flow {
-        affinity::remember::<F>(scratch, stickiness, local);
     }
-    chosen
 }
 
 /// Whether another flow of the client port leads to the scratch flow's backend.

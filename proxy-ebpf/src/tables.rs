@@ -11,6 +11,7 @@ use proxy_common::{
     config::{Config, ConfigFamily},
     counter::Counter,
     device::Device,
+    explain::Explain,
     family::{V4, V6},
     flow::{Flow, FlowKey},
     fragment::{FragmentKey, FragmentPorts},
@@ -51,6 +52,8 @@ static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 static DEVICES: HashMap<u32, Device, SMALL, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
+#[btf_map]
+static EXPLAIN: Array<Explain, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SWEEPS: Array<Sweep, 2> = Array::new();
 
@@ -305,6 +308,12 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn refusals() -> Option<*mut Refusals> {
     REFUSALS.get_ptr_mut(0)
+}
+
+/// The question to the program `explain`, and its answer.
+#[inline(always)]
+pub fn explain() -> Option<*mut Explain> {
+    EXPLAIN.get_ptr_mut(0)
 }
 
 /// Where the last sweep of a family reports.
