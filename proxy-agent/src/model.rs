@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::net::Protocol;
 
 pub use self::{
-    address::{AddressProblem, IpFamily},
+    address::{AddressProblem, Cidr, IpFamily},
     endpoint_slice::{Endpoint, EndpointSlice, EndpointSliceProblem},
     node::{Node, NodeProblem},
     placement::Placement,

@@ -4,7 +4,7 @@
 //! writes that bring them to the desired state, in an order in which every
 //! step leaves working tables behind:
 //!
-//! 1. new backends and slots, where no program looks yet;
+//! 1. new backends, slots and source ranges, where no program looks yet;
 //! 2. one store per set of backends, which puts them in force;
 //! 3. front ends, new ones before the end of old ones;
 //! 4. what is no longer reached is marked dead and kept unused for a while.
@@ -15,10 +15,12 @@
 
 pub mod adopt;
 pub mod alloc;
+mod backends;
 mod claims;
 pub mod memory;
 mod place;
 mod problem;
+mod ranges;
 pub mod write;
 
 #[cfg(test)]
@@ -32,7 +34,7 @@ use std::{
 use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
-    net::BePort,
+    net::Address,
     prefilter,
 };
 
@@ -42,7 +44,7 @@ use crate::{
     model::{ObjectKey, ServicePortName},
     plan::{
         alloc::Allocator,
-        write::{Capacity, Write},
+        write::{Capacity, RangeKey, Write},
     },
     select::DesiredPort,
 };
@@ -76,7 +78,9 @@ pub struct Planner<F: Family> {
     services: BTreeMap<ObjectKey, BTreeSet<ServicePortName>>,
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
     frontends: BTreeMap<FrontendKey<F::Addr>, Frontend>,
-    filters: [Vec<u64>; 2],
+    source_ranges: BTreeSet<RangeKey<F::Addr>>,
+    /// The one that the programs fill is not kept.
+    filters: [Vec<u64>; prefilter::FILTERS],
 }
 
 impl<F: Family> Planner<F> {
@@ -92,7 +96,8 @@ impl<F: Family> Planner<F> {
             services: BTreeMap::new(),
             claims: BTreeMap::new(),
             frontends: BTreeMap::new(),
-            filters: [vec![0; prefilter::WORDS], vec![0; prefilter::WORDS]],
+            source_ranges: BTreeSet::new(),
+            filters: empty_filters(),
         }
     }
 
@@ -114,13 +119,15 @@ impl<F: Family> Planner<F> {
         self.backends.settle(now);
 
         let mut touched = BTreeSet::new();
+        let mut placed = Vec::new();
         let mut leaving = Vec::new();
-        let mut unused_sets = Vec::new();
+        let mut after = Vec::new();
         for port in desired {
             match self.place(port, &mut plan, now) {
                 Ok(left) => {
+                    placed.push(port);
                     leaving.extend(left.backends);
-                    unused_sets.extend(left.unused_sets);
+                    after.extend(left.after);
                 }
                 Err(Full { table, capacity }) => plan.problems.push(Problem::TableFull {
                     port: port.name.clone(),
@@ -133,11 +140,11 @@ impl<F: Family> Planner<F> {
         for name in &gone {
             touched.extend(self.release(name));
         }
-        for port in desired {
+        for port in placed {
             touched.extend(self.claim(port));
         }
         self.settle_claims(touched, &mut plan);
-        plan.writes.append(&mut unused_sets);
+        plan.writes.append(&mut after);
         for row in leaving {
             self.bury(row, &mut plan, now);
         }
@@ -150,26 +157,28 @@ impl<F: Family> Planner<F> {
         plan
     }
 
-    /// Plans the removal of front ends that no Service port claims. Only
-    /// adopted tables have any.
+    /// Plans the removal of what no Service port wants: front ends, filter bits
+    /// of NodePorts, source ranges. Only adopted tables have any.
     pub fn remove_strays(&mut self) -> Plan<F> {
         let mut plan = Plan::default();
         let strays: BTreeSet<_> = self
             .frontends
             .keys()
-            .filter(|key| key.port != BePort::ZERO && !self.claims.contains_key(key))
+            .filter(|key| !is_address(key) && !self.claims.contains_key(key))
             .copied()
             .collect();
         self.settle_claims(strays, &mut plan);
         let addresses: Vec<_> = self
             .frontends
             .keys()
-            .filter(|key| key.port == BePort::ZERO)
+            .filter(|key| is_address(key))
             .map(|key| key.addr)
             .collect();
         for addr in addresses {
             self.settle_address(addr, &mut plan);
         }
+        self.clear_stray_node_ports(&mut plan);
+        self.remove_stray_ranges(&mut plan);
         plan
     }
 
@@ -196,6 +205,7 @@ impl<F: Family> Planner<F> {
                 self.services.remove(&name.service);
             }
         }
+        self.remove_ranges(port.row, plan);
         for row in port.backends.into_values() {
             self.bury(row, plan, now);
         }
@@ -207,8 +217,22 @@ impl<F: Family> Planner<F> {
     }
 
     fn set_filter(&mut self, filter: u32, bit: u32, plan: &mut Plan<F>) {
+        self.change_filter(filter, bit, |word, mask| word | mask, plan);
+    }
+
+    fn clear_filter(&mut self, filter: u32, bit: u32, plan: &mut Plan<F>) {
+        self.change_filter(filter, bit, |word, mask| word & !mask, plan);
+    }
+
+    fn change_filter(
+        &mut self,
+        filter: u32,
+        bit: u32,
+        change: fn(u64, u64) -> u64,
+        plan: &mut Plan<F>,
+    ) {
         let word = &mut self.filters[filter as usize][bit as usize / 64];
-        let value = *word | 1 << (bit % 64);
+        let value = change(*word, 1 << (bit % 64));
         if *word != value {
             *word = value;
             plan.writes.push(Write::Filter {
@@ -218,4 +242,23 @@ impl<F: Family> Planner<F> {
             });
         }
     }
+}
+
+/// All filters that the agent fills, without any bit.
+fn empty_filters() -> [Vec<u64>; prefilter::FILTERS] {
+    [
+        prefilter::FRONTENDS,
+        prefilter::BACKENDS,
+        prefilter::MASQUERADES,
+        prefilter::NODE_PORTS,
+    ]
+    .map(|filter| match filter {
+        prefilter::MASQUERADES => Vec::new(),
+        _ => vec![0; prefilter::WORDS],
+    })
+}
+
+/// Whether it is the entry of an address itself.
+fn is_address<A: Address>(key: &FrontendKey<A>) -> bool {
+    *key == FrontendKey::address(key.addr)
 }

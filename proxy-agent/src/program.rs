@@ -176,7 +176,7 @@ mod tests {
             memory::{Memory, Resolved},
             write::Capacity,
         },
-        select::{DesiredFrontend, EndpointUse, WhenEmpty},
+        select::{DesiredFrontend, EndpointUse, FrontendKind, WhenEmpty},
     };
 
     fn service(name: &str) -> ObjectKey {
@@ -193,19 +193,18 @@ mod tests {
                 port: "http".to_owned(),
                 protocol: Protocol::TCP,
             },
-            frontends: vec![DesiredFrontend {
-                ip: vip,
-                port: 80,
-                local_set: false,
-            }],
+            frontends: vec![DesiredFrontend::new(FrontendKind::ClusterIp, vip, 80)],
             endpoints: BTreeMap::from([(
                 (endpoint, 8080),
                 EndpointUse {
                     serving: true,
+                    here: false,
                     cluster: true,
                     local: false,
                 },
             )]),
+            affinity: None,
+            source_ranges: Vec::new(),
             cluster_empty: WhenEmpty::Reject,
             local_empty: WhenEmpty::Reject,
         }
@@ -217,6 +216,7 @@ mod tests {
             services: 8,
             slots: 16,
             backends: 8,
+            source_ranges: 8,
         }))
         .expect("memory can be read")
     }

@@ -6,13 +6,15 @@
 //! its verdicts together.
 
 pub mod categorize;
+pub mod frontend;
 
 use std::collections::BTreeMap;
 
 use proxy_common::family::Family;
 
 use self::categorize::{Categories, Policy};
-use crate::model::{Endpoint, EndpointSlice, Service, ServicePort, ServicePortName};
+pub use self::frontend::{DesiredFrontend, FrontendAddress, FrontendKind};
+use crate::model::{Cidr, Endpoint, EndpointSlice, Service, ServicePort, ServicePortName};
 
 /// What there is to know of the node that selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,25 +33,24 @@ pub struct DesiredPort<F: Family> {
     /// Every endpoint of this port, also those no set uses: UDP flows may stay
     /// on one that is still serving (S77).
     pub endpoints: BTreeMap<(F::Ip, u16), EndpointUse>,
+    /// Session affinity: seconds without a new connection after which a client
+    /// is forgotten (S72). Nothing or 0: none.
+    pub affinity: Option<u32>,
+    /// Clients that may use the restricted front ends (S58).
+    pub source_ranges: Vec<Cidr<F>>,
     /// What happens to a new flow when the cluster set is empty.
     pub cluster_empty: WhenEmpty,
     /// What happens to a new flow when the local set is empty.
     pub local_empty: WhenEmpty,
 }
 
-/// An address and port that clients dial.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DesiredFrontend<F: Family> {
-    pub ip: F::Ip,
-    pub port: u16,
-    /// The front end uses the local set (internalTrafficPolicy: Local).
-    pub local_set: bool,
-}
-
 /// What an endpoint is used for.
+#[expect(clippy::struct_excessive_bools, reason = "any of them may be set")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointUse {
     pub serving: bool,
+    /// On this node (S21).
+    pub here: bool,
     /// Member of the cluster set (S32).
     pub cluster: bool,
     /// Member of the local set (S33).
@@ -102,14 +103,15 @@ fn select_port<F: Family>(
             protocol: port.protocol,
         },
         frontends: vec![DesiredFrontend {
-            ip: cluster_ip,
-            port: port.port,
             local_set: service.internal_local,
+            ..DesiredFrontend::new(FrontendKind::ClusterIp, cluster_ip, port.port)
         }],
         endpoints: endpoints
             .into_iter()
             .map(|(address, endpoint)| (address, categories.endpoint_use(endpoint)))
             .collect(),
+        affinity: None,
+        source_ranges: Vec::new(),
         cluster_empty: empty,
         local_empty: empty,
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Datapath ── the programs and tables, loaded as the agent loads them
-//!  ├─ ServicePort   what the tables hold
+//!  ├─ ServicePort   what the tables hold, with its FrontEnds
 //!  ├─ Packet        what goes in, and what must come out
 //!  └─ Ran           verdict, packet and counters of one run
 //! ```
@@ -17,11 +17,13 @@ pub mod check;
 mod datapath;
 mod describe;
 mod fill;
+mod front_end;
 mod icmp;
 mod run;
 
 pub use cast::Cast;
-pub use datapath::{Datapath, FlowRecord, Lease};
+pub use datapath::{AffinityRecord, Datapath, FlowRecord, Lease};
 pub use describe::{Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet};
 pub use fill::ServicePort;
+pub use front_end::FrontEnd;
 pub use run::{Hook, Ran, Verdict};

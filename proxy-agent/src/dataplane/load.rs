@@ -242,8 +242,9 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         .strip_suffix("_V4")
         .or_else(|| name.strip_suffix("_V6"))?;
     Some(match table {
-        // A Service port has its address's entry besides its own.
-        "FRONTENDS" => sizes.services.saturating_mul(2),
+        // A Service port may have a cluster IP, a NodePort and another
+        // address, and the addresses have an entry of their own.
+        "FRONTENDS" => sizes.services.saturating_mul(4),
         "SERVICES" | "NAMES" => sizes.services,
         // A changed set stands beside the old one for a while.
         "SLOTS" => sizes.endpoints.saturating_mul(2),

@@ -142,7 +142,7 @@ impl<T: Pod> Mapped<T> {
 
 /// Integers that one instruction stores.
 pub trait Store: Copy {}
-impl Store for u8 {}
+impl Store for u16 {}
 impl Store for u64 {}
 
 impl<T> Drop for Mapped<T> {

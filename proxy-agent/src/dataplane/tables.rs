@@ -1,16 +1,22 @@
 //! One family's tables in the kernel.
 
-use std::{collections::BTreeMap, io, mem::offset_of};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    mem::offset_of,
+};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use proxy_common::{
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     family::Family,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
     net::Protocol,
-    prefilter::Filter,
+    prefilter::{self, Filter},
     service::{NAME_LEN, Run, Service, ServiceName, Slot, Stickiness},
+    source_range::SourceRange,
 };
 
 use crate::{
@@ -20,7 +26,7 @@ use crate::{
         pins::Pins,
     },
     model::{ObjectKey, ServicePortName},
-    plan::write::{Capacity, Set, Tables, Write},
+    plan::write::{Capacity, RangeKey, Set, Tables, Write},
 };
 
 /// A family whose map types aya can read and write.
@@ -29,6 +35,8 @@ pub trait KernelFamily: Family<Addr: aya::Pod> {
     type FlowKey: aya::Pod + From<FlowKey<Self::Addr>> + Into<FlowKey<Self::Addr>>;
     type Flow: aya::Pod + Into<Flow<Self::Addr>>;
     type Backend: aya::Pod + From<Backend<Self::Addr>> + Into<Backend<Self::Addr>>;
+    type SourceRange: aya::Pod + From<SourceRange<Self::Addr>> + Into<SourceRange<Self::Addr>>;
+    type AffinityKey: aya::Pod + From<AffinityKey<Self::Addr>> + Into<AffinityKey<Self::Addr>>;
 }
 
 macro_rules! kernel_family {
@@ -38,6 +46,8 @@ macro_rules! kernel_family {
             type FlowKey = FlowKey<Self::Addr>;
             type Flow = Flow<Self::Addr>;
             type Backend = Backend<Self::Addr>;
+            type SourceRange = SourceRange<Self::Addr>;
+            type AffinityKey = AffinityKey<Self::Addr>;
         }
     )+ };
 }
@@ -82,6 +92,7 @@ pub struct KernelTables<F: KernelFamily> {
     services: Mapped<Service>,
     slots: Mapped<Slot>,
     backends: Mapped<F::Backend>,
+    source_ranges: LpmTrie<MapData, F::SourceRange, u32>,
     filters: Mapped<Filter>,
     capacity: Capacity,
 }
@@ -99,18 +110,27 @@ impl<F: KernelFamily> KernelTables<F> {
                 })
         };
         let frontend_capacity = capacity("FRONTENDS", &open_data::<F>(pins, "FRONTENDS")?)?;
+        let ranges = open_data::<F>(pins, "SOURCE_RANGES")?;
+        let range_capacity = capacity("SOURCE_RANGES", &ranges)?;
         let services = open_array::<F, _>(pins, "SERVICES", access)?;
         let slots = open_array::<F, _>(pins, "SLOTS", access)?;
         let backends = open_array::<F, _>(pins, "BACKENDS", access)?;
         Ok(Self {
             frontends,
             names: open_hash::<F, _, _>(pins, "NAMES")?,
+            source_ranges: Map::from_map_data(ranges)
+                .and_then(LpmTrie::try_from)
+                .map_err(|source| TableError::Open {
+                    table: table_name::<F>("SOURCE_RANGES"),
+                    source,
+                })?,
             filters: open_array::<F, _>(pins, "PREFILTER", access)?,
             capacity: Capacity {
                 frontends: frontend_capacity,
                 services: services.rows(),
                 slots: slots.rows(),
                 backends: backends.rows(),
+                source_ranges: range_capacity,
             },
             services,
             slots,
@@ -124,6 +144,13 @@ pub fn open_flows<F: KernelFamily>(
     pins: &Pins,
 ) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
     open_hash::<F, _, _>(pins, "FLOWS")
+}
+
+/// A family's remembered clients, opened from their pin.
+pub fn open_affinity<F: KernelFamily>(
+    pins: &Pins,
+) -> Result<HashMap<MapData, F::AffinityKey, Affinity>, TableError> {
+    open_hash::<F, _, _>(pins, "AFFINITY")
 }
 
 fn table_name<F: Family>(table: &str) -> String {
@@ -192,6 +219,12 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             .map(|entry| entry.map(|(row, name)| (row, read_name(&name))))
             .collect::<Result<BTreeMap<_, _>, _>>()
             .map_err(read_error("NAMES"))?;
+        let source_ranges = self
+            .source_ranges
+            .keys()
+            .map(|key| key.map(|key| read_range::<F>(&key)))
+            .collect::<Result<BTreeSet<_>, _>>()
+            .map_err(read_error("SOURCE_RANGES"))?;
         let words = |filter| {
             self.filters
                 .get(filter)
@@ -222,7 +255,13 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             .into_iter()
             .map(Into::into)
             .collect(),
-            filters: [words(0), words(1)],
+            source_ranges,
+            filters: [
+                words(prefilter::FRONTENDS),
+                words(prefilter::BACKENDS),
+                Vec::new(),
+                words(prefilter::NODE_PORTS),
+            ],
         })
     }
 
@@ -243,9 +282,14 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                 row: index,
                 backend,
             } => row(self.backends.set(*index, (*backend).into())),
-            Write::BackendFlags { row: index, flags } => {
+            Write::BackendState {
+                row: index,
+                flags,
+                epoch,
+            } => {
                 let offset = offset_of!(Backend<F::Addr>, flags);
-                row(self.backends.store(*index, offset, *flags))
+                let state = u16::from_ne_bytes([*flags, *epoch]);
+                row(self.backends.store(*index, offset, state))
             }
             Write::Slots { first, backends } => {
                 for (slot, backend) in (*first..).zip(backends) {
@@ -256,13 +300,21 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             Write::Service {
                 row: index,
                 service,
-            } => row(self
-                .services
-                .store(*index, offset_of!(Service, cluster), bits(service.cluster))
-                .and_then(|()| {
-                    self.services
-                        .store(*index, offset_of!(Service, local), bits(service.local))
-                })),
+            } => {
+                let Service {
+                    cluster,
+                    local,
+                    stickiness,
+                } = *service;
+                let words = [
+                    (offset_of!(Service, cluster), run_bits(cluster)),
+                    (offset_of!(Service, local), run_bits(local)),
+                    (offset_of!(Service, stickiness), stickiness_bits(stickiness)),
+                ];
+                words
+                    .into_iter()
+                    .try_for_each(|(offset, word)| row(self.services.store(*index, offset, word)))
+            }
             Write::Run {
                 row: index,
                 set,
@@ -272,7 +324,22 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                     Set::Cluster => offset_of!(Service, cluster),
                     Set::Local => offset_of!(Service, local),
                 };
-                row(self.services.store(*index, offset, bits(*run)))
+                row(self.services.store(*index, offset, run_bits(*run)))
+            }
+            Write::Stickiness {
+                row: index,
+                stickiness,
+            } => row(self.services.store(
+                *index,
+                offset_of!(Service, stickiness),
+                stickiness_bits(*stickiness),
+            )),
+            Write::SourceRange { key } => self
+                .source_ranges
+                .insert(&write_range::<F>(key), 1, 0)
+                .map_err(failed),
+            Write::DeleteSourceRange { key } => {
+                gone(self.source_ranges.remove(&write_range::<F>(key))).map_err(failed)
             }
             Write::Name { row, name } => {
                 self.names.insert(row, write_name(name), 0).map_err(failed)
@@ -306,12 +373,32 @@ fn used<T: aya::Pod>(table: &Mapped<T>, is_used: impl Fn(&T) -> bool) -> Vec<T> 
 }
 
 /// A run as the word that is stored.
-fn bits(run: Run) -> u64 {
-    // The two halves as they lie in memory.
+fn run_bits(run: Run) -> u64 {
+    word(run.first, run.count)
+}
+
+/// Session affinity as the word that is stored.
+fn stickiness_bits(stickiness: Stickiness) -> u64 {
+    word(stickiness.seconds, stickiness.round)
+}
+
+/// Two halves as they lie in memory.
+fn word(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&run.first.to_ne_bytes());
-    bytes[4..].copy_from_slice(&run.count.to_ne_bytes());
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
+}
+
+fn read_range<F: KernelFamily>(key: &Key<F::SourceRange>) -> RangeKey<F::Addr> {
+    RangeKey {
+        range: key.data().into(),
+        bits: key.prefix_len(),
+    }
+}
+
+fn write_range<F: KernelFamily>(key: &RangeKey<F::Addr>) -> Key<F::SourceRange> {
+    Key::new(key.bits, key.range.into())
 }
 
 /// Deleting what is not there is done.
@@ -373,10 +460,17 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_stored_as_the_programs_read_it() {
+    fn words_are_stored_as_the_programs_read_them() {
         let run = Run { first: 7, count: 3 };
         // SAFETY: eight plain bytes of the same layout.
-        let read: Run = unsafe { std::mem::transmute(bits(run)) };
+        let read: Run = unsafe { std::mem::transmute(run_bits(run)) };
         assert_eq!(read, run);
+        let stickiness = Stickiness {
+            seconds: 10_800,
+            round: 2,
+        };
+        // SAFETY: eight plain bytes of the same layout.
+        let read: Stickiness = unsafe { std::mem::transmute(stickiness_bits(stickiness)) };
+        assert_eq!(read, stickiness);
     }
 }

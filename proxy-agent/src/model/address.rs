@@ -115,6 +115,40 @@ pub fn classify(ip: IpAddr) -> Option<AddressClass> {
     }
 }
 
+/// The addresses of one family that begin alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cidr<F: Family> {
+    /// With no bit set behind the prefix.
+    network: F::Ip,
+    length: u8,
+}
+
+impl<F: Family> Cidr<F> {
+    /// The network, if it is of this family.
+    pub fn of(net: IpNet) -> Option<Self> {
+        let network = F::from_ip(net.network())?;
+        Some(Self {
+            network,
+            length: net.prefix_len(),
+        })
+    }
+
+    /// Its first address.
+    pub fn network(self) -> F::Ip {
+        self.network
+    }
+
+    /// How many bits its addresses have in common.
+    pub fn length(self) -> u8 {
+        self.length
+    }
+
+    /// Whether the address is one of them.
+    pub fn contains(self, ip: F::Ip) -> bool {
+        IpNet::new(ip.into(), self.length).is_ok_and(|net| net.network() == self.network.into())
+    }
+}
+
 /// Reads an address of the given family; `None` takes either.
 pub fn parse_address(raw: &str, expected: Option<IpFamily>) -> Result<IpAddr, AddressProblem> {
     let ip = parse_ip(raw).ok_or_else(|| AddressProblem::Syntax(raw.to_owned()))?;

@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 
 use proxy_common::{
-    backend::Backend, family::Family, frontend::Frontend, net::BePort, prefilter, service::Run,
+    backend::Backend,
+    family::Family,
+    frontend::Frontend,
+    service::{Run, Stickiness},
 };
 
 use crate::{
     model::ServicePortName,
     plan::{
         Planner,
-        claims::Claim,
-        place::{Placed, Port, Row},
+        backends::Row,
+        claims::{Claim, Wanted},
+        is_address,
+        place::{Placed, Port},
         write::{Capacity, Tables},
     },
 };
@@ -26,7 +31,7 @@ impl<F: Family> Planner<F> {
                 *own = *found;
             }
         }
-        debug_assert_eq!(planner.filters[0].len(), prefilter::WORDS);
+        planner.source_ranges.clone_from(&tables.source_ranges);
         planner.generations = tables
             .backends
             .iter()
@@ -63,8 +68,12 @@ impl<F: Family> Planner<F> {
                 && !port.backends.contains_key(&endpoint)
                 && self.backends.take_at(row, 1)
             {
-                let flags = backend.flags;
-                port.backends.insert(endpoint, Row { row, flags });
+                let row = Row {
+                    index: row,
+                    flags: backend.flags,
+                    epoch: backend.epoch,
+                };
+                port.backends.insert(endpoint, row);
             }
         }
     }
@@ -94,13 +103,14 @@ impl<F: Family> Planner<F> {
             };
             port.cluster = adopt(service.cluster);
             port.local = adopt(service.local);
+            port.stickiness = service.stickiness;
         }
     }
 
     fn adopt_frontends(&mut self, tables: &Tables<F>, owners: &BTreeMap<u32, ServicePortName>) {
         for (key, frontend) in &tables.frontends {
             self.frontends.insert(*key, *frontend);
-            if key.port == BePort::ZERO || frontend.service == Frontend::NO_SERVICE {
+            if is_address(key) || frontend.service == Frontend::NO_SERVICE {
                 continue;
             }
             if let Some(name) = owners.get(&frontend.service)
@@ -112,7 +122,13 @@ impl<F: Family> Planner<F> {
                     *key,
                     Claim {
                         owner: name.clone(),
-                        wanted: BTreeMap::from([(name.clone(), frontend.flags)]),
+                        wanted: BTreeMap::from([(
+                            name.clone(),
+                            Wanted {
+                                flags: frontend.flags,
+                                kind: frontend.kind,
+                            },
+                        )]),
                     },
                 );
             }
@@ -126,6 +142,7 @@ impl<F: Family> Port<F> {
             row,
             cluster: Placed::unknown(),
             local: Placed::unknown(),
+            stickiness: Stickiness::NONE,
             backends: BTreeMap::new(),
             frontends: std::collections::BTreeSet::new(),
         }

@@ -3,18 +3,21 @@
 //! Every Service port claims the front ends it wants. The first claim owns the
 //! front end; the others wait until it is withdrawn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
-    net::BePort,
+    net::Address,
     prefilter,
 };
 
 use crate::{
     model::ServicePortName,
-    plan::{Plan, Planner, problem::Problem, write::Write},
+    plan::{Plan, Planner, is_address, problem::Problem, write::Write},
     select::DesiredPort,
 };
 
@@ -22,8 +25,15 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Claim {
     pub(super) owner: ServicePortName,
-    /// All that want it, with the flags they want, the owner included.
-    pub(super) wanted: BTreeMap<ServicePortName, u8>,
+    /// All that want it, the owner included.
+    pub(super) wanted: BTreeMap<ServicePortName, Wanted>,
+}
+
+/// How a front end is wanted: see [`Frontend::flags`] and [`Frontend::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) flags: u8,
+    pub(super) kind: u8,
 }
 
 impl<F: Family> Planner<F> {
@@ -58,29 +68,22 @@ impl<F: Family> Planner<F> {
         let Some(port) = self.ports.get_mut(&desired.name) else {
             return BTreeSet::new();
         };
-        let wanted: BTreeMap<FrontendKey<F::Addr>, u8> = desired
-            .frontends
-            .iter()
-            .map(|frontend| {
-                let key = FrontendKey::new(
-                    F::addr(frontend.ip),
-                    BePort::new(frontend.port),
-                    desired.name.protocol,
-                );
-                let flags = if frontend.local_set {
-                    Frontend::LOCAL_SET
-                } else {
-                    0
-                };
-                (key, flags)
-            })
-            .collect();
+        let mut wanted = BTreeMap::new();
+        for frontend in &desired.frontends {
+            // Of two with one key the first counts.
+            wanted
+                .entry(frontend.key(desired.name.protocol))
+                .or_insert(Wanted {
+                    flags: frontend.flags(),
+                    kind: frontend.kind.code(),
+                });
+        }
         let before = std::mem::replace(&mut port.frontends, wanted.keys().copied().collect());
         let mut touched = before.clone();
         for key in before.iter().filter(|key| !wanted.contains_key(key)) {
             self.withdraw(&desired.name, key);
         }
-        for (key, flags) in wanted {
+        for (key, how) in wanted {
             touched.insert(key);
             self.claims
                 .entry(key)
@@ -89,7 +92,7 @@ impl<F: Family> Planner<F> {
                     wanted: BTreeMap::new(),
                 })
                 .wanted
-                .insert(desired.name.clone(), flags);
+                .insert(desired.name.clone(), how);
         }
         touched
     }
@@ -106,10 +109,11 @@ impl<F: Family> Planner<F> {
             addresses.insert(key.addr);
             let wanted = self.claims.get(&key).and_then(|claim| {
                 let port = self.ports.get(&claim.owner)?;
+                let Wanted { flags, kind } = *claim.wanted.get(&claim.owner)?;
                 Some(Frontend {
                     service: port.row,
-                    flags: *claim.wanted.get(&claim.owner)?,
-                    kind: Frontend::CLUSTER_IP,
+                    flags,
+                    kind,
                     tag: key.tag(),
                 })
             });
@@ -121,18 +125,20 @@ impl<F: Family> Planner<F> {
     }
 
     /// Makes the entry of an address, which answers for its unknown ports,
-    /// agree with the ports.
+    /// agree with the ports. NodePorts have no address to answer for.
     pub(super) fn settle_address(&mut self, addr: F::Addr, plan: &mut Plan<F>) {
         let key = FrontendKey::address(addr);
-        let used = self
+        let kind = self
             .frontends
             .range(key..)
-            .take_while(|(other, _)| other.addr == addr)
-            .any(|(other, _)| other.port != BePort::ZERO);
-        let wanted = used.then(|| Frontend {
+            .take_while(|(other, _)| other.addr == addr && !addr.is_zero())
+            .filter(|(other, _)| !is_address(other))
+            .map(|(_, frontend)| frontend.kind)
+            .min_by_key(|kind| precedence(*kind));
+        let wanted = kind.map(|kind| Frontend {
             service: Frontend::NO_SERVICE,
             flags: 0,
-            kind: Frontend::CLUSTER_IP,
+            kind,
             tag: key.tag(),
         });
         self.settle_frontend(key, wanted, plan);
@@ -146,7 +152,7 @@ impl<F: Family> Planner<F> {
     ) {
         let current = self.frontends.get(&key).copied();
         match wanted {
-            Some(frontend) if current != Some(frontend) => {
+            Some(frontend) => {
                 if current.is_none() && self.frontends.len() >= self.capacity.frontends as usize {
                     if let Some(claim) = self.claims.get(&key) {
                         plan.problems.push(Problem::TableFull {
@@ -157,16 +163,47 @@ impl<F: Family> Planner<F> {
                     }
                     return;
                 }
-                let bit = prefilter::frontend_bit(&key.addr);
-                self.set_filter(prefilter::FRONTENDS, bit, plan);
-                self.frontends.insert(key, frontend);
-                plan.writes.push(Write::Frontend { key, frontend });
+                let (filter, bit) = filter_bit(&key);
+                self.set_filter(filter, bit, plan);
+                if current != Some(frontend) {
+                    self.frontends.insert(key, frontend);
+                    plan.writes.push(Write::Frontend { key, frontend });
+                }
             }
             None if current.is_some() => {
                 self.frontends.remove(&key);
                 plan.writes.push(Write::DeleteFrontend { key });
+                // An address may share its bit with others.
+                if let (prefilter::NODE_PORTS, bit) = filter_bit(&key) {
+                    self.clear_filter(prefilter::NODE_PORTS, bit, plan);
+                }
             }
-            _ => {}
+            None => {}
+        }
+    }
+
+    /// Clears the filter bits of NodePorts that are none.
+    pub(super) fn clear_stray_node_ports(&mut self, plan: &mut Plan<F>) {
+        let zero = FrontendKey::address(F::Addr::ZERO);
+        let node_ports: BTreeSet<_> = self
+            .frontends
+            .range(zero..)
+            .take_while(|(key, _)| key.addr.is_zero())
+            .map(|(key, _)| filter_bit(key).1)
+            .collect();
+        let words = &self.filters[prefilter::NODE_PORTS as usize];
+        let set: Vec<_> = (0_u32..)
+            .zip(words)
+            .filter(|(_, word)| **word != 0)
+            .flat_map(|(index, word)| {
+                let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
+                bits.map(move |bit| index * 64 + bit)
+            })
+            .collect();
+        for bit in set {
+            if !node_ports.contains(&bit) {
+                self.clear_filter(prefilter::NODE_PORTS, bit, plan);
+            }
         }
     }
 
@@ -178,13 +215,36 @@ impl<F: Family> Planner<F> {
             if let Some(claim) = self.claims.get(key)
                 && claim.owner != *name
             {
-                let ip = F::ip(key.addr).into();
+                let frontend = if key.addr.is_zero() {
+                    format!("NodePort {}", key.port.get())
+                } else {
+                    SocketAddr::new(F::ip(key.addr).into(), key.port.get()).to_string()
+                };
                 plan.problems.push(Problem::FrontendTaken {
                     port: name.clone(),
-                    frontend: std::net::SocketAddr::new(ip, key.port.get()).to_string(),
+                    frontend,
                     owner: claim.owner.clone(),
                 });
             }
         }
+    }
+}
+
+/// Filter and bit that say that a key may be in `FRONTENDS`.
+fn filter_bit<A: Address>(key: &FrontendKey<A>) -> (u32, u32) {
+    if key.addr.is_zero() {
+        let bit = prefilter::node_port_bit(key.port, key.protocol);
+        (prefilter::NODE_PORTS, bit)
+    } else {
+        (prefilter::FRONTENDS, prefilter::frontend_bit(&key.addr))
+    }
+}
+
+/// Which kind an address has whose ports are of several: the smallest.
+fn precedence(kind: u8) -> u8 {
+    match kind {
+        Frontend::CLUSTER_IP => 0,
+        Frontend::LOAD_BALANCER => 1,
+        _ => 2,
     }
 }

@@ -39,17 +39,84 @@ impl<F: Family> Memory<F> {
 
     /// Does one write.
     pub fn write(&mut self, write: &Write<F>) -> Result<(), Failed> {
-        let failed = Err(Failed {
+        let failed = Failed {
             table: write.table(),
-        });
+        };
         if let Some(left) = &mut self.fail_after {
             if *left == 0 {
                 self.fail_after = None;
-                return failed;
+                return Err(failed);
             }
             *left -= 1;
         }
-        let tables = &mut self.tables;
+        self.change(write).ok_or(failed)
+    }
+
+    /// Does one write, if the tables have room for it.
+    fn change(&mut self, write: &Write<F>) -> Option<()> {
+        match write {
+            Write::Filter {
+                filter,
+                word,
+                value,
+            } => {
+                let filter = self.tables.filters.get_mut(*filter as usize)?;
+                *at(filter, *word, u32::MAX, 0)? = *value;
+            }
+            Write::Backend { row, backend } => *self.backend(*row)? = *backend,
+            Write::BackendState { row, flags, epoch } => {
+                let backend = self.backend(*row)?;
+                (backend.flags, backend.epoch) = (*flags, *epoch);
+            }
+            Write::Slots { first, backends } => {
+                for (slot, backend) in (*first..).zip(backends) {
+                    *at(&mut self.tables.slots, slot, self.capacity.slots, 0)? = *backend;
+                }
+            }
+            Write::Service { row, service } => *self.service(*row)? = *service,
+            Write::Run { row, set, run } => match set {
+                Set::Cluster => self.service(*row)?.cluster = *run,
+                Set::Local => self.service(*row)?.local = *run,
+            },
+            Write::Stickiness { row, stickiness } => self.service(*row)?.stickiness = *stickiness,
+            Write::SourceRange { key } => {
+                let ranges = &mut self.tables.source_ranges;
+                let full = ranges.len() >= self.capacity.source_ranges as usize;
+                if full && !ranges.contains(key) {
+                    return None;
+                }
+                ranges.insert(*key);
+            }
+            Write::DeleteSourceRange { key } => {
+                self.tables.source_ranges.remove(key);
+            }
+            Write::Name { row, name } => {
+                self.tables.names.insert(*row, name.clone());
+            }
+            Write::DeleteName { row } => {
+                self.tables.names.remove(row);
+            }
+            Write::Frontend { key, frontend } => {
+                let frontends = &mut self.tables.frontends;
+                let full = frontends.len() >= self.capacity.frontends as usize;
+                if full && !frontends.contains_key(key) {
+                    return None;
+                }
+                frontends.insert(*key, *frontend);
+            }
+            Write::DeleteFrontend { key } => {
+                self.tables.frontends.remove(key);
+            }
+        }
+        Some(())
+    }
+
+    fn service(&mut self, row: u32) -> Option<&mut Service> {
+        let capacity = self.capacity.services;
+        at(&mut self.tables.services, row, capacity, Service::FREE)
+    }
+
+    fn backend(&mut self, row: u32) -> Option<&mut Backend<F::Addr>> {
         let free = Backend {
             addr: F::Addr::ZERO,
             service: 0,
@@ -58,79 +125,8 @@ impl<F: Family> Memory<F> {
             flags: 0,
             epoch: 0,
         };
-        match write {
-            Write::Filter {
-                filter,
-                word,
-                value,
-            } => match at(&mut tables.filters[*filter as usize], *word, u32::MAX, 0) {
-                Some(entry) => *entry = *value,
-                None => return failed,
-            },
-            Write::Backend { row, backend } => {
-                match at(&mut tables.backends, *row, self.capacity.backends, free) {
-                    Some(entry) => *entry = *backend,
-                    None => return failed,
-                }
-            }
-            Write::BackendFlags { row, flags } => {
-                match at(&mut tables.backends, *row, self.capacity.backends, free) {
-                    Some(entry) => entry.flags = *flags,
-                    None => return failed,
-                }
-            }
-            Write::Slots { first, backends } => {
-                for (slot, backend) in (*first..).zip(backends) {
-                    match at(&mut tables.slots, slot, self.capacity.slots, 0) {
-                        Some(entry) => *entry = *backend,
-                        None => return failed,
-                    }
-                }
-            }
-            Write::Service { row, service } => {
-                match at(
-                    &mut tables.services,
-                    *row,
-                    self.capacity.services,
-                    Service::FREE,
-                ) {
-                    Some(entry) => *entry = *service,
-                    None => return failed,
-                }
-            }
-            Write::Run { row, set, run } => {
-                match at(
-                    &mut tables.services,
-                    *row,
-                    self.capacity.services,
-                    Service::FREE,
-                ) {
-                    Some(entry) => match set {
-                        Set::Cluster => entry.cluster = *run,
-                        Set::Local => entry.local = *run,
-                    },
-                    None => return failed,
-                }
-            }
-            Write::Name { row, name } => {
-                tables.names.insert(*row, name.clone());
-            }
-            Write::DeleteName { row } => {
-                tables.names.remove(row);
-            }
-            Write::Frontend { key, frontend } => {
-                if tables.frontends.len() >= self.capacity.frontends as usize
-                    && !tables.frontends.contains_key(key)
-                {
-                    return failed;
-                }
-                tables.frontends.insert(*key, *frontend);
-            }
-            Write::DeleteFrontend { key } => {
-                tables.frontends.remove(key);
-            }
-        }
-        Ok(())
+        let capacity = self.capacity.backends;
+        at(&mut self.tables.backends, row, capacity, free)
     }
 
     /// What the programs would do with a new flow to this front end.

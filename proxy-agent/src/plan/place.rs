@@ -1,5 +1,5 @@
-//! A Service port's place in the tables: its row, its backends, and the sets
-//! they form.
+//! A Service port's place in the tables: its row, and the sets its backends
+//! form.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,11 +7,8 @@ use std::{
 };
 
 use proxy_common::{
-    backend::Backend,
     family::Family,
     frontend::FrontendKey,
-    net::BePort,
-    prefilter,
     service::{Run, Service, Stickiness},
 };
 
@@ -19,14 +16,12 @@ use crate::{
     model::ServicePortName,
     plan::{
         Plan, Planner,
+        backends::{Fresh, Row},
         problem::Full,
         write::{Set, Write},
     },
     select::{DesiredPort, EndpointUse, WhenEmpty},
 };
-
-/// Rows that were taken for endpoints, with what to write into them.
-type Fresh<F> = BTreeMap<(<F as Family>::Ip, u16), (Row, Backend<<F as Family>::Addr>)>;
 
 /// A Service port in the tables.
 #[derive(Clone, Debug)]
@@ -34,6 +29,7 @@ pub(super) struct Port<F: Family> {
     pub(super) row: u32,
     pub(super) cluster: Placed,
     pub(super) local: Placed,
+    pub(super) stickiness: Stickiness,
     pub(super) backends: BTreeMap<(F::Ip, u16), Row>,
     pub(super) frontends: BTreeSet<FrontendKey<F::Addr>>,
 }
@@ -46,21 +42,15 @@ pub(super) struct Placed {
     pub(super) backends: Vec<u32>,
 }
 
-/// What a change of a port leaves for the end of the plan.
+/// What a change of a port leaves for when its front ends stand.
 pub(super) struct Left<F: Family> {
     /// Backends that the port no longer has, still marked alive.
     pub(super) backends: Vec<Row>,
-    /// Stores to sets that no front end uses any more. A front end that
+    /// Stores to sets that no front end uses any more: a front end that
     /// switches from one set to the other finds the new one ready and the old
-    /// one untouched.
-    pub(super) unused_sets: Vec<Write<F>>,
-}
-
-/// A row of `BACKENDS`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Row {
-    pub(super) row: u32,
-    pub(super) flags: u8,
+    /// one untouched. For the same reason marks of backends that left a set,
+    /// and source ranges that go.
+    pub(super) after: Vec<Write<F>>,
 }
 
 impl<F: Family> Planner<F> {
@@ -86,9 +76,9 @@ impl<F: Family> Planner<F> {
             }
         };
         let row_of = |endpoint: &(F::Ip, u16)| {
-            fresh.get(endpoint).map(|(row, _)| row.row).or_else(|| {
+            fresh.get(endpoint).map(|(row, _)| row.index).or_else(|| {
                 let port = self.ports.get(&desired.name)?;
-                Some(port.backends.get(endpoint)?.row)
+                Some(port.backends.get(endpoint)?.index)
             })
         };
         let members = |member: fn(&EndpointUse) -> bool| -> Vec<u32> {
@@ -108,24 +98,20 @@ impl<F: Family> Planner<F> {
             (Set::Local, members(|used| used.local), desired.local_empty),
         ];
         let mut placed = Vec::new();
-        for (set, backends, empty) in wanted {
-            match self.place_set(&desired.name, set, backends, empty) {
-                Ok(new) => placed.push((set, new)),
-                Err(problem) => {
-                    for (_, new) in placed {
-                        if let Some(Placed { run, .. }) = new {
-                            self.slots.put_back(run.first, run.count);
-                        }
-                    }
-                    for (row, _) in fresh.values() {
-                        self.backends.put_back(row.row, 1);
-                    }
-                    if !known {
-                        self.rows.put_back(row, 1);
-                    }
-                    return Err(problem);
-                }
+        let sets = wanted.into_iter().try_for_each(|(set, backends, empty)| {
+            let new = self.place_set(&desired.name, set, backends, empty)?;
+            placed.push((set, new));
+            Ok(())
+        });
+        if let Err(problem) = sets.and_then(|()| self.check_ranges(desired, row)) {
+            for Placed { run, .. } in placed.into_iter().filter_map(|(_, new)| new) {
+                self.slots.put_back(run.first, run.count);
             }
+            self.put_back_backends(&fresh);
+            if !known {
+                self.rows.put_back(row, 1);
+            }
+            return Err(problem);
         }
         Ok(self.commit(desired, row, fresh, placed, plan, now))
     }
@@ -140,20 +126,8 @@ impl<F: Family> Planner<F> {
         plan: &mut Plan<F>,
         now: Instant,
     ) -> Left<F> {
-        let mut left = Left {
-            backends: Vec::new(),
-            unused_sets: Vec::new(),
-        };
-        let protocol = desired.name.protocol;
-        for (row, backend) in fresh.values() {
-            let bit = prefilter::backend_bit(&backend.addr, backend.port, protocol);
-            self.set_filter(prefilter::BACKENDS, bit, plan);
-            self.generations[row.row as usize] = backend.generation;
-            plan.writes.push(Write::Backend {
-                row: row.row,
-                backend: *backend,
-            });
-        }
+        let known = self.ports.contains_key(&desired.name);
+        self.write_fresh(desired, &fresh, plan);
         for (_, new) in &placed {
             if let Some(Placed { run, backends }) = new
                 && run.count > 0
@@ -164,7 +138,10 @@ impl<F: Family> Planner<F> {
                 });
             }
         }
-        let known = self.ports.contains_key(&desired.name);
+        let mut left = Left {
+            backends: Vec::new(),
+            after: self.place_ranges(desired, row, plan),
+        };
         let port = self
             .ports
             .entry(desired.name.clone())
@@ -172,9 +149,11 @@ impl<F: Family> Planner<F> {
                 row,
                 cluster: Placed::nowhere(),
                 local: Placed::nowhere(),
+                stickiness: Stickiness::NONE,
                 backends: BTreeMap::new(),
                 frontends: BTreeSet::new(),
             });
+        left.after.append(&mut port.mark_backends(desired, plan));
         for (set, new) in placed {
             let Some(new) = new else { continue };
             let current = port.set_mut(set);
@@ -185,18 +164,23 @@ impl<F: Family> Planner<F> {
                 if is_used(desired, set) {
                     plan.writes.push(store);
                 } else {
-                    left.unused_sets.push(store);
+                    left.after.push(store);
                 }
             }
             *current = new;
         }
+        let stickiness = stickiness(port.stickiness, desired.affinity);
+        if known && port.stickiness != stickiness {
+            plan.writes.push(Write::Stickiness { row, stickiness });
+        }
+        port.stickiness = stickiness;
         if !known {
             plan.writes.push(Write::Service {
                 row,
                 service: Service {
                     cluster: port.cluster.run,
                     local: port.local.run,
-                    stickiness: Stickiness::NONE,
+                    stickiness,
                 },
             });
             plan.writes.push(Write::Name {
@@ -207,17 +191,6 @@ impl<F: Family> Planner<F> {
                 .entry(desired.name.service.clone())
                 .or_default()
                 .insert(desired.name.clone());
-        }
-        for (endpoint, used) in &desired.endpoints {
-            if let Some(row) = port.backends.get_mut(endpoint)
-                && row.flags != flags(*used)
-            {
-                row.flags = flags(*used);
-                plan.writes.push(Write::BackendFlags {
-                    row: row.row,
-                    flags: row.flags,
-                });
-            }
         }
         port.backends.extend(
             fresh
@@ -237,42 +210,6 @@ impl<F: Family> Planner<F> {
             table: "SERVICES",
             capacity: self.capacity.services,
         })
-    }
-
-    /// Rows for the endpoints that have none yet; all of them or nothing.
-    fn take_backends(&mut self, desired: &DesiredPort<F>, service: u32) -> Result<Fresh<F>, Full> {
-        let mut fresh = BTreeMap::new();
-        let held = self.ports.get(&desired.name);
-        for (&endpoint, used) in &desired.endpoints {
-            if held.is_some_and(|port| port.backends.contains_key(&endpoint)) {
-                continue;
-            }
-            let Some(row) = self.backends.take(1) else {
-                for (row, _) in fresh.values() {
-                    let row: &Row = row;
-                    self.backends.put_back(row.row, 1);
-                }
-                return Err(Full {
-                    table: "BACKENDS",
-                    capacity: self.capacity.backends,
-                });
-            };
-            if self.generations.len() <= row as usize {
-                self.generations.resize(row as usize + 1, 0);
-            }
-            let (ip, port) = endpoint;
-            let backend = Backend {
-                addr: F::addr(ip),
-                service,
-                generation: self.generations[row as usize].wrapping_add(1),
-                port: BePort::new(port),
-                flags: flags(*used),
-                epoch: 0,
-            };
-            let flags = backend.flags;
-            fresh.insert(endpoint, (Row { row, flags }, backend));
-        }
-        Ok(fresh)
     }
 
     /// Finds room for a set, unless it stands as it should.
@@ -307,15 +244,6 @@ impl<F: Family> Planner<F> {
         let new = Placed { run, backends };
         Ok((current != Some(&new)).then_some(new))
     }
-
-    /// Marks a backend dead and lets its row rest.
-    pub(super) fn bury(&mut self, row: Row, plan: &mut Plan<F>, now: Instant) {
-        plan.writes.push(Write::BackendFlags {
-            row: row.row,
-            flags: 0,
-        });
-        self.backends.retire(row.row, 1, now);
-    }
 }
 
 impl<F: Family> Port<F> {
@@ -346,19 +274,20 @@ impl Placed {
 
 /// Whether any front end of the port uses the set.
 fn is_used<F: Family>(desired: &DesiredPort<F>, set: Set) -> bool {
-    desired
-        .frontends
-        .iter()
-        .any(|frontend| frontend.local_set == (set == Set::Local))
+    desired.frontends.iter().any(|frontend| match set {
+        Set::Cluster => frontend.uses_cluster_set(),
+        Set::Local => frontend.local_set,
+    })
 }
 
-/// Flags byte of a backend that is used like this.
-fn flags(used: EndpointUse) -> u8 {
-    // The constants do not depend on the address type.
-    type AnyBackend = Backend<proxy_common::net::AddrV4>;
-    if used.serving {
-        AnyBackend::USED | AnyBackend::SERVING
-    } else {
-        AnyBackend::USED
+/// Session affinity that was `current` and shall be `affinity`. Clients that
+/// were remembered before it was switched off are not after it is switched on
+/// again (S75).
+fn stickiness(current: Stickiness, affinity: Option<u32>) -> Stickiness {
+    let seconds = affinity.unwrap_or(0);
+    let switched_on = current.seconds == 0 && seconds != 0;
+    Stickiness {
+        seconds,
+        round: current.round.wrapping_add(u32::from(switched_on)),
     }
 }

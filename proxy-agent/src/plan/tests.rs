@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proxy_common::{
     backend::Backend,
     family::{V4, V6},
-    net::Protocol,
+    net::{BePort, Protocol},
     service::{Run, Service},
 };
 
@@ -22,13 +22,14 @@ use super::{
     write::Tables,
     *,
 };
-use crate::select::{DesiredFrontend, EndpointUse, WhenEmpty};
+use crate::select::{DesiredFrontend, EndpointUse, FrontendKind, WhenEmpty};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 256,
     services: 64,
     slots: 512,
     backends: 512,
+    source_ranges: 64,
 };
 
 /// A family whose addresses a test can make from small numbers.
@@ -115,9 +116,8 @@ fn desired<F: TestFamily>(number: u8, shape: &Shape) -> Vec<DesiredPort<F>> {
                 },
             },
             frontends: vec![DesiredFrontend {
-                ip: F::nth(96, shape.vip),
-                port: port.number,
                 local_set: port.local_set,
+                ..DesiredFrontend::new(FrontendKind::ClusterIp, F::nth(96, shape.vip), port.number)
             }],
             endpoints: port
                 .endpoints
@@ -125,12 +125,15 @@ fn desired<F: TestFamily>(number: u8, shape: &Shape) -> Vec<DesiredPort<F>> {
                 .map(|(&number, &(serving, cluster, local))| {
                     let used = EndpointUse {
                         serving,
+                        here: local,
                         cluster,
                         local,
                     };
                     ((F::nth(244, number), 8080), used)
                 })
                 .collect(),
+            affinity: None,
+            source_ranges: Vec::new(),
             cluster_empty: when(port.drops),
             local_empty: when(!port.drops),
         })
@@ -183,11 +186,7 @@ fn expected<F: TestFamily>(cluster: &Cluster) -> BTreeMap<FrontendKey<F::Addr>, 
     for (&number, shape) in cluster {
         for port in desired::<F>(number, shape) {
             for frontend in &port.frontends {
-                let key = FrontendKey::new(
-                    F::addr(frontend.ip),
-                    BePort::new(frontend.port),
-                    port.name.protocol,
-                );
+                let key = frontend.key(port.name.protocol);
                 let (member, empty): (fn(&EndpointUse) -> bool, _) = if frontend.local_set {
                     (|used| used.local, port.local_empty)
                 } else {
@@ -325,11 +324,8 @@ fn owner<F: TestFamily>(cluster: &Cluster, key: &FrontendKey<F::Addr>) -> Option
         .iter()
         .find(|(number, shape)| {
             desired::<F>(**number, shape).iter().any(|port| {
-                port.name.protocol == key.protocol
-                    && port
-                        .frontends
-                        .iter()
-                        .any(|f| F::addr(f.ip) == key.addr && f.port == key.port.get())
+                let mut frontends = port.frontends.iter();
+                frontends.any(|frontend| frontend.key(port.name.protocol) == *key)
             })
         })
         .map(|(number, _)| *number)
@@ -424,7 +420,7 @@ fn any_tables_can_be_adopted<F: TestFamily>(junk: Junk, cluster: Cluster) {
                 (key, frontend)
             })
             .collect(),
-        filters: [Vec::new(), Vec::new()],
+        ..Tables::default()
     };
     let mut planner = Planner::<F>::adopt(CAPACITY, &memory.tables);
     sync(&mut planner, &mut memory, &cluster, Instant::now()).expect("writes succeed");

@@ -1,12 +1,15 @@
 //! Single changes of the tables, and the tables themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::{
     backend::Backend,
     family::Family,
     frontend::{Frontend, FrontendKey},
-    service::{Run, Service},
+    net::Address,
+    prefilter,
+    service::{Run, Service, Stickiness},
+    source_range::SourceRange,
 };
 
 use crate::model::ServicePortName;
@@ -26,10 +29,12 @@ pub enum Write<F: Family> {
         row: u32,
         backend: Backend<F::Addr>,
     },
-    /// Changes the flags byte of a row of `BACKENDS` in place.
-    BackendFlags {
+    /// Changes flags and epoch of a row of `BACKENDS` in place, by one two-byte
+    /// store.
+    BackendState {
         row: u32,
         flags: u8,
+        epoch: u8,
     },
     /// Fills slots that no run covers.
     Slots {
@@ -46,6 +51,18 @@ pub enum Write<F: Family> {
         row: u32,
         set: Set,
         run: Run,
+    },
+    /// Changes the session affinity of a Service port, by one eight-byte store.
+    Stickiness {
+        row: u32,
+        stickiness: Stickiness,
+    },
+    /// Lets clients use the restricted front ends of a Service port.
+    SourceRange {
+        key: RangeKey<F::Addr>,
+    },
+    DeleteSourceRange {
+        key: RangeKey<F::Addr>,
     },
     /// Names the owner of a row of `SERVICES`.
     Name {
@@ -71,14 +88,41 @@ pub enum Set {
     Local,
 }
 
+/// Key of `SOURCE_RANGES`, as the kernel takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RangeKey<A> {
+    pub range: SourceRange<A>,
+    /// How many bits of `range` count, those of the Service row included.
+    pub bits: u32,
+}
+
+impl<A: Address> RangeKey<A> {
+    /// The clients that share `length` bits with `client`, of a row of
+    /// `SERVICES`.
+    pub fn new(service: u32, client: A, length: u8) -> Self {
+        Self {
+            range: SourceRange::new(service, client),
+            bits: SourceRange::<A>::SERVICE_BITS + u32::from(length),
+        }
+    }
+
+    /// Row of `SERVICES` it is about; none if it is about several, which no
+    /// agent of ours writes.
+    pub fn service(&self) -> Option<u32> {
+        (self.bits >= SourceRange::<A>::SERVICE_BITS)
+            .then_some(u32::from_be_bytes(self.range.service))
+    }
+}
+
 impl<F: Family> Write<F> {
     /// The table that it changes, without the family's suffix.
     pub fn table(&self) -> &'static str {
         match self {
             Self::Filter { .. } => "PREFILTER",
-            Self::Backend { .. } | Self::BackendFlags { .. } => "BACKENDS",
+            Self::Backend { .. } | Self::BackendState { .. } => "BACKENDS",
             Self::Slots { .. } => "SLOTS",
-            Self::Service { .. } | Self::Run { .. } => "SERVICES",
+            Self::Service { .. } | Self::Run { .. } | Self::Stickiness { .. } => "SERVICES",
+            Self::SourceRange { .. } | Self::DeleteSourceRange { .. } => "SOURCE_RANGES",
             Self::Name { .. } | Self::DeleteName { .. } => "NAMES",
             Self::Frontend { .. } | Self::DeleteFrontend { .. } => "FRONTENDS",
         }
@@ -92,6 +136,7 @@ pub struct Capacity {
     pub services: u32,
     pub slots: u32,
     pub backends: u32,
+    pub source_ranges: u32,
 }
 
 /// One family's tables as they are. Rows at the end that were never used may
@@ -103,8 +148,10 @@ pub struct Tables<F: Family> {
     pub slots: Vec<u32>,
     pub backends: Vec<Backend<F::Addr>>,
     pub names: BTreeMap<u32, ServicePortName>,
-    /// Words of the filters of front ends and of backends.
-    pub filters: [Vec<u64>; 2],
+    pub source_ranges: BTreeSet<RangeKey<F::Addr>>,
+    /// Words of the filters. That of masquerade addresses is the programs' own
+    /// and left out.
+    pub filters: [Vec<u64>; prefilter::FILTERS],
 }
 
 impl<F: Family> Default for Tables<F> {
@@ -115,7 +162,8 @@ impl<F: Family> Default for Tables<F> {
             slots: Vec::new(),
             backends: Vec::new(),
             names: BTreeMap::new(),
-            filters: [Vec::new(), Vec::new()],
+            source_ranges: BTreeSet::new(),
+            filters: Default::default(),
         }
     }
 }

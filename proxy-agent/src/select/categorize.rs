@@ -87,6 +87,7 @@ impl<'a> Categories<'a> {
     pub fn endpoint_use(&self, endpoint: &Endpoint) -> EndpointUse {
         EndpointUse {
             serving: endpoint.serving,
+            here: is_local(endpoint, self.node),
             cluster: self.in_cluster_set(endpoint),
             local: self.in_local_set(endpoint),
         }

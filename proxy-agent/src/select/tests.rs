@@ -131,6 +131,7 @@ fn endpoints_match_by_name_and_protocol<F: TestFamily>(#[case] _family: F) {
     assert_eq!(addresses(&ports[2]), []);
     let used = EndpointUse {
         serving: true,
+        here: false,
         cluster: true,
         local: false,
     };
@@ -149,11 +150,7 @@ fn the_unnamed_port_matches_the_unnamed_port<F: TestFamily>(#[case] _family: F) 
     let ports = select_service::<F>(&service(&[("", TCP, 80)]), &slices, &node());
     assert_eq!(addresses(&ports[0]), [(F::pod(1), 8080)]);
     assert_eq!(ports[0].name.to_string(), "default/web");
-    let frontend = DesiredFrontend {
-        ip: F::cluster_ip(),
-        port: 80,
-        local_set: false,
-    };
+    let frontend = DesiredFrontend::new(FrontendKind::ClusterIp, F::cluster_ip(), 80);
     assert_eq!(ports[0].frontends, [frontend]);
 }
 

@@ -4,7 +4,7 @@ mod lease;
 mod side;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -23,7 +23,10 @@ use proxy_common::{
 };
 
 use self::side::Side;
-pub use self::{lease::Lease, side::FlowRecord};
+pub use self::{
+    lease::Lease,
+    side::{AffinityRecord, FlowRecord},
+};
 use super::{
     Cast, Packet, ServicePort,
     run::{Hook, Ran, Verdict},
@@ -132,10 +135,10 @@ impl Datapath {
     pub fn device(&mut self, change: impl FnOnce(&mut Device)) {
         let (v4, v6) = (Cast::of(Family::V4).node(), Cast::of(Family::V6).node());
         let mut device = Device::default();
-        if let std::net::IpAddr::V4(addr) = v4 {
+        if let IpAddr::V4(addr) = v4 {
             device.masquerade_v4 = addr.into();
         }
-        if let std::net::IpAddr::V6(addr) = v6 {
+        if let IpAddr::V6(addr) = v6 {
             device.masquerade_v6 = addr.into();
         }
         change(&mut device);
@@ -152,6 +155,15 @@ impl Datapath {
         let (v4, v6): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.front_end.is_ipv4());
         self.v4.serve(&v4);
         self.v6.serve(&v6);
+    }
+
+    /// Makes `addr` one of this node's own, with flags as in
+    /// [`proxy_common::local_addr::LocalAddr::flags`].
+    pub fn local_addr(&mut self, addr: IpAddr, flags: u32) {
+        match addr {
+            IpAddr::V4(addr) => self.v4.local_addr(addr, flags),
+            IpAddr::V6(addr) => self.v6.local_addr(addr, flags),
+        }
     }
 
     /// Runs a packet through a program.
@@ -236,6 +248,22 @@ impl Datapath {
         flows
     }
 
+    /// All clients of a family that are remembered for session affinity.
+    pub fn affinities(&self, family: Family) -> Vec<AffinityRecord> {
+        match family {
+            Family::V4 => self.v4.affinities(),
+            Family::V6 => self.v6.affinities(),
+        }
+    }
+
+    /// Makes what is remembered for session affinity `ticks` older.
+    pub fn age_affinities(&mut self, family: Family, ticks: u32) {
+        match family {
+            Family::V4 => self.v4.age_affinities(ticks),
+            Family::V6 => self.v6.age_affinities(ticks),
+        }
+    }
+
     /// Number of reply tuples that masqueraded flows hold.
     pub fn reply_tuples(&self, family: Family) -> usize {
         match family {
@@ -244,7 +272,7 @@ impl Datapath {
         }
     }
 
-    /// Removes all that is known of flows, as if the pins were lost.
+    /// Removes all that is known of flows and clients, as if the pins were lost.
     pub fn forget_flows(&mut self) {
         self.v4.forget_flows();
         self.v6.forget_flows();

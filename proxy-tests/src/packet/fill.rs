@@ -3,22 +3,36 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use proxy_agent::{
-    model::{ObjectKey, ServicePortName},
-    select::{DesiredFrontend, DesiredPort, EndpointUse, WhenEmpty},
+    model::{Cidr, ObjectKey, ServicePortName, address::parse_cidr},
+    select::{DesiredFrontend, DesiredPort, EndpointUse, FrontendAddress, FrontendKind, WhenEmpty},
 };
 use proxy_common::{family::Family, net::Protocol};
+
+use super::FrontEnd;
 
 /// One Service port of one family.
 #[derive(Clone, Debug)]
 pub struct ServicePort {
+    /// Its cluster IP.
     pub front_end: SocketAddr,
     pub protocol: Protocol,
+    /// What else clients dial.
+    pub others: Vec<FrontEnd>,
     /// Endpoints that new flows may reach.
     pub endpoints: Vec<SocketAddr>,
+    /// Those of `endpoints` that are on this node.
+    pub here: Vec<SocketAddr>,
     /// Endpoints that serve, but are for no new flow here.
     pub elsewhere: Vec<SocketAddr>,
+    /// Endpoints of which all is said.
+    pub uses: BTreeMap<SocketAddr, EndpointUse>,
     /// internalTrafficPolicy: Local.
     pub local: bool,
+    /// sessionAffinity: ClientIP, with its timeout in seconds.
+    pub affinity: Option<u32>,
+    /// CIDRs of loadBalancerSourceRanges. Which front ends they restrict is
+    /// said there.
+    pub source_ranges: Vec<String>,
 }
 
 impl ServicePort {
@@ -34,13 +48,46 @@ impl ServicePort {
         Self {
             front_end,
             protocol,
+            others: Vec::new(),
             endpoints: endpoints.to_vec(),
+            here: Vec::new(),
             elsewhere: Vec::new(),
+            uses: BTreeMap::new(),
             local: false,
+            affinity: None,
+            source_ranges: Vec::new(),
         }
     }
 
-    /// Name of the Service: one for each front end.
+    /// With one more front end.
+    #[must_use]
+    pub fn with(mut self, other: FrontEnd) -> Self {
+        self.others.push(other);
+        self
+    }
+
+    /// With these endpoints on this node.
+    #[must_use]
+    pub fn here(mut self, endpoints: &[SocketAddr]) -> Self {
+        self.here.extend(endpoints);
+        self
+    }
+
+    /// With session affinity that ends after so many idle seconds.
+    #[must_use]
+    pub fn sticky(mut self, seconds: u32) -> Self {
+        self.affinity = Some(seconds);
+        self
+    }
+
+    /// With clients that may use its restricted front ends.
+    #[must_use]
+    pub fn for_clients(mut self, cidr: &str) -> Self {
+        self.source_ranges.push(cidr.to_owned());
+        self
+    }
+
+    /// Name of the Service: one for each cluster IP and port.
     pub fn service(&self) -> ObjectKey {
         ObjectKey {
             namespace: "test".to_owned(),
@@ -50,43 +97,79 @@ impl ServicePort {
 
     /// What the planner is to make of it.
     pub fn desired<F: Family>(&self) -> DesiredPort<F> {
-        let address = |address: &SocketAddr| {
-            let ip = F::from_ip(address.ip()).expect("an address of the family");
-            (ip, address.port())
-        };
-        let here = self.endpoints.iter().map(|endpoint| (endpoint, true));
-        let elsewhere = self.elsewhere.iter().map(|endpoint| (endpoint, false));
-        let endpoints: BTreeMap<_, _> = here
-            .chain(elsewhere)
-            .map(|(endpoint, here)| {
-                let endpoint_use = EndpointUse {
-                    serving: true,
-                    cluster: here && !self.local,
-                    local: here && self.local,
-                };
-                (address(endpoint), endpoint_use)
-            })
-            .collect();
+        let endpoints = self.endpoint_uses();
         let empty = if endpoints.is_empty() {
             WhenEmpty::Reject
         } else {
             WhenEmpty::Drop
         };
-        let (ip, port) = address(&self.front_end);
+        let (ip, port) = address::<F>(self.front_end);
+        let cluster_ip = DesiredFrontend {
+            local_set: self.local,
+            ..DesiredFrontend::new(FrontendKind::ClusterIp, ip, port)
+        };
+        let others = self.others.iter().map(FrontEnd::desired);
         DesiredPort {
             name: ServicePortName {
                 service: self.service(),
                 port: String::new(),
                 protocol: self.protocol,
             },
-            frontends: vec![DesiredFrontend {
-                ip,
-                port,
-                local_set: self.local,
-            }],
-            endpoints,
+            frontends: std::iter::once(cluster_ip).chain(others).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|(endpoint, used)| (address::<F>(endpoint), used))
+                .collect(),
+            affinity: self.affinity,
+            source_ranges: self.source_ranges.iter().map(|raw| cidr(raw)).collect(),
             cluster_empty: empty,
             local_empty: empty,
         }
     }
+
+    fn endpoint_uses(&self) -> BTreeMap<SocketAddr, EndpointUse> {
+        let cluster = !self.local || !self.others.is_empty();
+        let local = self.local || self.others.iter().any(|other| other.local);
+        let reachable = self.endpoints.iter().map(|endpoint| (endpoint, true));
+        let elsewhere = self.elsewhere.iter().map(|endpoint| (endpoint, false));
+        let mut uses: BTreeMap<_, _> = reachable
+            .chain(elsewhere)
+            .map(|(endpoint, reachable)| {
+                let here = self.here.contains(endpoint);
+                let used = EndpointUse {
+                    serving: true,
+                    here,
+                    cluster: reachable && cluster,
+                    local: reachable && local && here,
+                };
+                (*endpoint, used)
+            })
+            .collect();
+        uses.extend(&self.uses);
+        uses
+    }
+}
+
+impl FrontEnd {
+    fn desired<F: Family>(&self) -> DesiredFrontend<F> {
+        let ip = self.ip.map(|ip| F::from_ip(ip).expect("of the family"));
+        DesiredFrontend {
+            address: ip.map_or(FrontendAddress::AnyNode, FrontendAddress::Ip),
+            port: self.port,
+            kind: self.kind,
+            local_set: self.local,
+            restricted: self.restricted,
+            allow_itself: self.allow_itself,
+        }
+    }
+}
+
+fn address<F: Family>(address: SocketAddr) -> (F::Ip, u16) {
+    let ip = F::from_ip(address.ip()).expect("an address of the family");
+    (ip, address.port())
+}
+
+fn cidr<F: Family>(raw: &str) -> Cidr<F> {
+    let net = parse_cidr(raw).expect("a CIDR");
+    Cidr::of(net).expect("a CIDR of the family")
 }

@@ -1,21 +1,26 @@
 //! One family's tables, as tests fill and read them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use proxy_agent::{
     dataplane::{
         mapped::Access,
         pins::Pins,
-        tables::{KernelFamily, KernelTables},
+        tables::{KernelFamily, KernelTables, open_affinity},
     },
     model::ObjectKey,
     program::Programmer,
     reconcile::Program as _,
 };
 use proxy_common::{
+    affinity::{Affinity, AffinityKey},
     family::{V4, V6},
     flow::{Flow, FlowKey},
+    local_addr::LocalAddr,
     net::{BePort, Protocol},
 };
 
@@ -36,12 +41,26 @@ pub struct FlowRecord {
     pub highest: u8,
 }
 
+/// A client that session affinity remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityRecord {
+    pub client: IpAddr,
+    /// Of the local set, not of the cluster set.
+    pub local: bool,
+    /// Rows of `SERVICES` and `BACKENDS`.
+    pub service: u32,
+    pub backend: u32,
+    pub last_used: u32,
+}
+
 /// One family's tables.
 pub(super) struct Side<F: TestFamily> {
     programmer: Programmer<F, KernelTables<F>>,
     flows: HashMap<MapData, F::FlowKey, F::Record>,
     replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
     fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
+    affinities: HashMap<MapData, F::AffinityKey, Affinity>,
+    local_addrs: LpmTrie<MapData, F::Addr, LocalAddr>,
 }
 
 /// A family whose tables the tests read.
@@ -80,6 +99,8 @@ impl<F: TestFamily> Side<F> {
             flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
             replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
             fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
+            affinities: open_affinity::<F>(pins).expect("a hash table"),
+            local_addrs: LpmTrie::try_from(map("LOCAL_ADDRS")).expect("a trie"),
         }
     }
 
@@ -123,6 +144,51 @@ impl<F: TestFamily> Side<F> {
         let outcome = self.programmer.sync(BTreeMap::new(), true);
         assert!(outcome.error.is_none(), "{:?}", outcome.error);
         self.forget_flows();
+        let keys: Vec<_> = self.local_addrs.keys().collect();
+        for key in keys {
+            let key = key.expect("readable");
+            self.local_addrs
+                .remove(&key)
+                .expect("an entry that is there");
+        }
+    }
+
+    pub(super) fn local_addr(&mut self, ip: F::Ip, flags: u32) {
+        let addr = F::addr(ip);
+        let bits = u32::try_from(size_of_val(&addr) * 8).expect("an address");
+        self.local_addrs
+            .insert(&Key::new(bits, addr), LocalAddr { flags }, 0)
+            .expect("a free entry");
+    }
+
+    fn affinity_entries(&self) -> Vec<(AffinityKey<F::Addr>, Affinity)> {
+        self.affinities
+            .iter()
+            .map(|entry| entry.expect("readable"))
+            .map(|(key, affinity)| (key.into(), affinity))
+            .collect()
+    }
+
+    pub(super) fn affinities(&self) -> Vec<AffinityRecord> {
+        self.affinity_entries()
+            .into_iter()
+            .map(|(key, affinity)| AffinityRecord {
+                client: F::ip(key.client).into(),
+                local: key.set == 1,
+                service: key.service,
+                backend: affinity.backend,
+                last_used: affinity.last_used,
+            })
+            .collect()
+    }
+
+    pub(super) fn age_affinities(&mut self, ticks: u32) {
+        for (key, mut affinity) in self.affinity_entries() {
+            affinity.last_used = affinity.last_used.wrapping_sub(ticks);
+            self.affinities
+                .insert(F::AffinityKey::from(key), affinity, 0)
+                .expect("an entry that is there");
+        }
     }
 
     pub(super) fn reply_tuples(&self) -> usize {
@@ -133,6 +199,7 @@ impl<F: TestFamily> Side<F> {
         empty(&mut self.flows);
         empty(&mut self.replies);
         empty(&mut self.fragments);
+        empty(&mut self.affinities);
     }
 
     pub(super) fn age(&mut self, ticks: u32, whose: impl Fn(SocketAddr) -> bool) {
@@ -143,7 +210,7 @@ impl<F: TestFamily> Side<F> {
             .collect();
         for (key, flow) in entries {
             let (key, mut flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());
-            let ip: std::net::IpAddr = F::ip(key.addr).into();
+            let ip: IpAddr = F::ip(key.addr).into();
             if whose(SocketAddr::new(ip, key.port.get())) {
                 flow.last_seen = flow.last_seen.wrapping_sub(ticks);
                 self.flows
