@@ -1,0 +1,261 @@
+//! Session affinity by client address (S71–S76).
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use proxy_common::local_addr::LocalAddr;
+use proxy_tests::{
+    Family,
+    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+};
+use rstest::rstest;
+
+const TIMEOUT: u32 = 100;
+
+/// The backend of a new connection of this client.
+#[track_caller]
+fn dial(datapath: &Datapath, client: SocketAddr, front_end: SocketAddr, tcp: bool) -> SocketAddr {
+    let request = if tcp {
+        Packet::syn(client, front_end)
+    } else {
+        Packet::udp(client, front_end)
+    };
+    let ran = datapath.run(Hook::Ingress, &request);
+    let flows = datapath.flows_of(client);
+    let Some(flow) = flows.iter().find(|flow| flow.front_end == front_end) else {
+        panic!("{ran:?}");
+    };
+    flow.backend
+}
+
+/// The backends of new connections from many ports of one client.
+fn spread(
+    datapath: &Datapath,
+    cast: Cast,
+    index: u8,
+    front_end: SocketAddr,
+) -> BTreeSet<SocketAddr> {
+    (0..32)
+        .map(|port| {
+            dial(
+                datapath,
+                cast.pod_with(index, 21_000 + port),
+                front_end,
+                true,
+            )
+        })
+        .collect()
+}
+
+#[rstest]
+fn a_client_keeps_its_backend(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let endpoints = cast.endpoints(8);
+    let port = if tcp {
+        ServicePort::tcp(cast.vip(), &endpoints)
+    } else {
+        ServicePort::udp(cast.vip(), &endpoints)
+    };
+    datapath.serve(&port.sticky(TIMEOUT));
+    let mut backends = BTreeSet::new();
+    for client in 1..=16 {
+        let first = dial(&datapath, cast.pod_with(client, 20_000), cast.vip(), tcp);
+        for number in 20_001..20_010 {
+            let next = dial(&datapath, cast.pod_with(client, number), cast.vip(), tcp);
+            assert_eq!(next, first);
+        }
+        backends.insert(first);
+    }
+    assert!(backends.len() > 1, "clients are spread all the same");
+}
+
+/// One client, one backend, over all front ends of a port (S71).
+#[rstest]
+fn all_front_ends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    let public = SocketAddr::new(cast.stranger().ip(), 443);
+    datapath.serve(
+        &ServicePort::tcp(cast.vip(), &cast.endpoints(8))
+            .with(FrontEnd::node_port(30_080))
+            .with(FrontEnd::load_balancer(public))
+            .sticky(TIMEOUT),
+    );
+    let first = dial(&datapath, cast.outsider_with(1, 20_000), cast.vip(), true);
+    for (number, front_end) in [
+        (20_001, SocketAddr::new(cast.node(), 30_080)),
+        (20_002, public),
+        (20_003, cast.vip()),
+    ] {
+        let next = dial(&datapath, cast.outsider_with(1, number), front_end, true);
+        assert_eq!(next, first, "{front_end}");
+    }
+}
+
+/// Idle clients are forgotten; each new connection starts the time anew, and
+/// packets of open flows do not (S72).
+#[rstest]
+fn it_ends_after_idle_time(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(8)).sticky(TIMEOUT));
+    let first = spread(&datapath, cast, 1, cast.vip());
+    assert_eq!(first.len(), 1);
+    datapath.age_affinities(family, 80);
+    dial(&datapath, cast.pod_with(1, 22_000), cast.vip(), true);
+    datapath.age_affinities(family, 80);
+    assert_eq!(
+        BTreeSet::from([dial(&datapath, cast.pod_with(1, 22_001), cast.vip(), true)]),
+        first
+    );
+    let used = datapath.affinities(family)[0].last_used;
+    datapath.age_affinities(family, 50);
+    datapath.run(
+        Hook::Ingress,
+        &Packet::data(cast.pod_with(1, 22_001), cast.vip()),
+    );
+    assert_eq!(datapath.affinities(family)[0].last_used, used - 50);
+
+    // Of nine clients that stayed away too long, some are led elsewhere.
+    let before: Vec<_> = (2..=10)
+        .map(|client| spread(&datapath, cast, client, cast.vip()))
+        .collect();
+    datapath.age_affinities(family, TIMEOUT + 10);
+    let after: Vec<_> = (2..=10)
+        .map(|client| {
+            BTreeSet::from([dial(
+                &datapath,
+                cast.pod_with(client, 23_000),
+                cast.vip(),
+                true,
+            )])
+        })
+        .collect();
+    assert_ne!(before, after);
+}
+
+/// An endpoint that leaves and comes back finds no client waiting (S74).
+#[rstest]
+fn a_backend_that_left_is_forgotten(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let endpoints = cast.endpoints(2);
+    let port = |endpoints: &[SocketAddr], elsewhere: &[SocketAddr]| {
+        let mut port = ServicePort::tcp(cast.vip(), endpoints).sticky(TIMEOUT);
+        port.elsewhere = elsewhere.to_vec();
+        port
+    };
+    datapath.serve(&port(&endpoints, &[]));
+    let clients: Vec<u8> = (1..=32).collect();
+    let pinned: Vec<u8> = clients
+        .into_iter()
+        .filter(|client| {
+            dial(&datapath, cast.pod_with(*client, 20_000), cast.vip(), true) == endpoints[0]
+        })
+        .collect();
+    assert!(!pinned.is_empty());
+    // Still there and serving, but for no new flow: not ready, say.
+    datapath.serve(&port(&endpoints[1..], &endpoints[..1]));
+    datapath.serve(&port(&endpoints, &[]));
+    let back = pinned
+        .iter()
+        .filter(|client| {
+            dial(&datapath, cast.pod_with(**client, 20_001), cast.vip(), true) == endpoints[0]
+        })
+        .count();
+    assert!(
+        back < pinned.len(),
+        "some of {} clients choose anew",
+        pinned.len()
+    );
+}
+
+/// On a path that may not use the remembered endpoint, another one is chosen
+/// and remembered for that path; the first one stays (S73).
+#[rstest]
+fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let [here, there] = [cast.endpoint(1), cast.endpoint(2)];
+    let mut datapath = Datapath::load();
+    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    let front_end = SocketAddr::new(cast.node(), 30_080);
+    datapath.serve(
+        &ServicePort::tcp(cast.vip(), &[here, there])
+            .here(&[here])
+            .with(FrontEnd::node_port(30_080).local())
+            .sticky(TIMEOUT),
+    );
+    let remote = (1..=32)
+        .find(|client| {
+            dial(
+                &datapath,
+                cast.outsider_with(*client, 20_000),
+                cast.vip(),
+                true,
+            ) == there
+        })
+        .expect("a client of the endpoint elsewhere");
+    let by_node_port = dial(
+        &datapath,
+        cast.outsider_with(remote, 20_001),
+        front_end,
+        true,
+    );
+    assert_eq!(by_node_port, here);
+    let by_vip = dial(
+        &datapath,
+        cast.outsider_with(remote, 20_002),
+        cast.vip(),
+        true,
+    );
+    assert_eq!(by_vip, there);
+}
+
+/// Switched on and off, it counts for the next connection; what was remembered
+/// before it was off does not come back (S75).
+#[rstest]
+fn it_can_be_switched(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8));
+    datapath.serve(&port);
+    assert!(spread(&datapath, cast, 1, cast.vip()).len() > 1);
+    datapath.serve(&port.clone().sticky(TIMEOUT));
+    datapath.forget_flows();
+    let clients = 1..=12;
+    let pinned: Vec<_> = clients
+        .clone()
+        .map(|client| spread(&datapath, cast, client, cast.vip()))
+        .collect();
+    assert!(pinned.iter().all(|backends| backends.len() == 1));
+    datapath.serve(&port);
+    assert!(
+        (0..32)
+            .map(|number| dial(
+                &datapath,
+                cast.pod_with(1, 24_000 + number),
+                cast.vip(),
+                true
+            ))
+            .collect::<BTreeSet<_>>()
+            .len()
+            > 1
+    );
+    datapath.serve(&port.sticky(TIMEOUT));
+    let again: Vec<_> = clients
+        .map(|client| {
+            BTreeSet::from([dial(
+                &datapath,
+                cast.pod_with(client, 25_000),
+                cast.vip(),
+                true,
+            )])
+        })
+        .collect();
+    assert_ne!(pinned, again);
+}
