@@ -1,4 +1,10 @@
 //! `COUNTERS`: what the programs did and why, one per-CPU number for each.
+//!
+//! New counters go at the end and need no new [`LAYOUT_VERSION`]: the table has
+//! [`Counter::ROOM`]. One that is not in the table that an earlier agent
+//! pinned is not counted.
+//!
+//! [`LAYOUT_VERSION`]: crate::LAYOUT_VERSION
 
 /// Defines the counters once: index, metric label and meaning.
 macro_rules! counters {
@@ -26,6 +32,13 @@ macro_rules! counters {
         }
     };
 }
+
+impl Counter {
+    /// Entries of `COUNTERS`.
+    pub const ROOM: usize = 64;
+}
+
+const _: () = assert!(Counter::ALL.len() <= Counter::ROOM);
 
 counters! {
     /// New flows recorded.

@@ -47,7 +47,7 @@ type Names = HashMap<u32, ServiceName, SMALL, ON_DEMAND>;
 #[btf_map]
 static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
 #[btf_map]
-static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<u64, { Counter::ROOM }> = PerCpuArray::new();
 #[btf_map]
 static DEVICES: HashMap<u32, Device, SMALL, ON_DEMAND> = HashMap::new();
 #[btf_map]

@@ -2,6 +2,7 @@
 //! into an error that shows what the tool said.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -40,4 +41,12 @@ fn numbered(input: &str) -> String {
         .zip(input.lines())
         .map(|(number, line)| format!("{number:4} {line}"));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// bpftool: the one `cargo xtask` has set up, else the system's.
+pub fn bpftool() -> PathBuf {
+    std::env::var_os("TANDEM_TOOLS")
+        .map(|folder| PathBuf::from(folder).join("bpftool"))
+        .filter(|tool| tool.exists())
+        .unwrap_or_else(|| "bpftool".into())
 }

@@ -1,9 +1,7 @@
 //! The pods the story needs, and the names under which to reach things.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use proxy_tests::{Family, Lab, Node, Pod};
+use proxy_tests::{Family, Lab, Node, Pod, exec};
 
 use crate::web::WebServer;
 
@@ -81,16 +79,8 @@ pub(crate) fn map_dump(node: &Node, map: &str) -> Result<Option<String>> {
     Ok(pinned.map(|pin| {
         format!(
             "{} map dump pinned {}",
-            bpftool().display(),
+            exec::bpftool().display(),
             pins.path().join(pin).display()
         )
     }))
-}
-
-/// The one `cargo xtask` has set up, else the system's.
-fn bpftool() -> PathBuf {
-    std::env::var_os("TANDEM_TOOLS")
-        .map(|folder| PathBuf::from(folder).join("bpftool"))
-        .filter(|tool| tool.exists())
-        .unwrap_or_else(|| "bpftool".into())
 }
