@@ -27,6 +27,7 @@ pub mod tables;
 use proxy_common::family::Family;
 
 use crate::plan::{
+    filter::FlowEnds,
     memory::{self, Memory},
     write::{Capacity, Tables, Write},
 };
@@ -41,6 +42,10 @@ pub trait Dataplane<F: Family> {
     /// The tables as they are now.
     fn read(&self) -> Result<Tables<F>, Self::Error>;
 
+    /// Shows every flow in the flow table. One that comes or goes meanwhile
+    /// may be left out or shown twice.
+    fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEnds<F::Addr>)) -> Result<(), Self::Error>;
+
     /// Does one write.
     fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error>;
 }
@@ -54,6 +59,11 @@ impl<F: Family> Dataplane<F> for Memory<F> {
 
     fn read(&self) -> Result<Tables<F>, Self::Error> {
         Ok(self.tables.clone())
+    }
+
+    fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEnds<F::Addr>)) -> Result<(), Self::Error> {
+        self.flows.iter().for_each(visit);
+        Ok(())
     }
 
     fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error> {

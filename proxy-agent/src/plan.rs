@@ -17,6 +17,7 @@ pub mod adopt;
 pub mod alloc;
 mod backends;
 mod claims;
+pub mod filter;
 pub mod memory;
 mod place;
 mod problem;
@@ -35,11 +36,10 @@ use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
     net::Address,
-    prefilter,
 };
 
 pub use self::problem::Problem;
-use self::{claims::Claim, place::Port, problem::Full};
+use self::{claims::Claim, filter::Filters, place::Port, problem::Full};
 use crate::{
     model::{ObjectKey, ServicePortName},
     plan::{
@@ -79,8 +79,7 @@ pub struct Planner<F: Family> {
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
     frontends: BTreeMap<FrontendKey<F::Addr>, Frontend>,
     source_ranges: BTreeSet<RangeKey<F::Addr>>,
-    /// The one that the programs fill is not kept.
-    filters: [Vec<u64>; prefilter::FILTERS],
+    filters: Filters,
 }
 
 impl<F: Family> Planner<F> {
@@ -97,7 +96,7 @@ impl<F: Family> Planner<F> {
             claims: BTreeMap::new(),
             frontends: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
-            filters: empty_filters(),
+            filters: Filters::empty(),
         }
     }
 
@@ -177,7 +176,6 @@ impl<F: Family> Planner<F> {
         for addr in addresses {
             self.settle_address(addr, &mut plan);
         }
-        self.clear_stray_node_ports(&mut plan);
         self.remove_stray_ranges(&mut plan);
         plan
     }
@@ -215,47 +213,6 @@ impl<F: Family> Planner<F> {
         plan.writes.push(Write::DeleteName { row: port.row });
         self.rows.retire(port.row, 1, now);
     }
-
-    fn set_filter(&mut self, filter: u32, bit: u32, plan: &mut Plan<F>) {
-        self.change_filter(filter, bit, |word, mask| word | mask, plan);
-    }
-
-    fn clear_filter(&mut self, filter: u32, bit: u32, plan: &mut Plan<F>) {
-        self.change_filter(filter, bit, |word, mask| word & !mask, plan);
-    }
-
-    fn change_filter(
-        &mut self,
-        filter: u32,
-        bit: u32,
-        change: fn(u64, u64) -> u64,
-        plan: &mut Plan<F>,
-    ) {
-        let word = &mut self.filters[filter as usize][bit as usize / 64];
-        let value = change(*word, 1 << (bit % 64));
-        if *word != value {
-            *word = value;
-            plan.writes.push(Write::Filter {
-                filter,
-                word: bit / 64,
-                value,
-            });
-        }
-    }
-}
-
-/// All filters that the agent fills, without any bit.
-fn empty_filters() -> [Vec<u64>; prefilter::FILTERS] {
-    [
-        prefilter::FRONTENDS,
-        prefilter::BACKENDS,
-        prefilter::MASQUERADES,
-        prefilter::NODE_PORTS,
-    ]
-    .map(|filter| match filter {
-        prefilter::MASQUERADES => Vec::new(),
-        _ => vec![0; prefilter::WORDS],
-    })
 }
 
 /// Whether it is the entry of an address itself.

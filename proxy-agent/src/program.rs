@@ -92,6 +92,19 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         outcome
     }
 
+    /// Clears bits of the filters that neither tables nor flows need. Flows are
+    /// read only if there are any such bits.
+    fn clear_filters(&mut self) -> anyhow::Result<()> {
+        let read_at = Instant::now();
+        let mut excess = self.planner.excess(read_at);
+        if excess.is_empty() {
+            return Ok(());
+        }
+        self.dataplane.visit_flows(&mut |flow| excess.keep(flow))?;
+        let plan = self.planner.clear_idle(&excess, read_at);
+        self.write(&plan).map(drop)
+    }
+
     /// Every Service that has, or should have, anything in the tables.
     fn all(&self) -> Vec<ObjectKey> {
         // Those that must go first make room for those that come.
@@ -156,8 +169,12 @@ impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
             // Nothing was different, and the old planner also knows what is
             // not to be used yet.
             self.planner = kept;
+            self.planner.adopt_filters(&tables.filters);
         }
-        Ok(outcome.writes)
+        let mended = self.planner.mend_filters();
+        let mended = self.write(&mended).context("repair the filters")?;
+        self.clear_filters().context("clear the filters")?;
+        Ok(outcome.writes + mended)
     }
 }
 

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use proxy_agent::dataplane::Dataplane;
 use proxy_agent::dataplane::mapped::Access;
 use proxy_agent::dataplane::pins::Pins;
-use proxy_agent::dataplane::tables::{KernelFamily, KernelTables};
+use proxy_agent::dataplane::tables::{KernelFamily, KernelTables, open_flows};
 use proxy_agent::plan::write::Write;
 use proxy_common::family::{V4, V6};
 use proxy_common::net::Protocol;
-use proxy_tests::traffic::{Server, ask_tcp};
+use proxy_tests::traffic::{Dial, Server, ask_tcp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
 
 /// Several comparisons.
@@ -46,6 +46,62 @@ fn what_somebody_deletes_comes_back() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Bits of the filters go with what they stand for, but not those of a
+/// connection that outlives its Service and is not to notice.
+#[test]
+fn the_filters_forget_what_nobody_needs() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms"]))?;
+    let pins = Pins::new(node.pins().path());
+    expect_bits::<V4>(&pins, [1, 2])?;
+    expect_bits::<V6>(&pins, [1, 2])?;
+
+    let mut connections = Vec::new();
+    for &family in lab.families().list() {
+        let dial = Dial::to(service.at(family, ECHO_PORT));
+        connections.push(client.run(|| dial.connect())?);
+    }
+    lab.manifests.delete(&service)?;
+    // The UDP port's backend has no flow.
+    expect_bits::<V4>(&pins, [1, 1])?;
+    expect_bits::<V6>(&pins, [1, 1])?;
+    for connection in connections {
+        connection.upload(1_000_000)?;
+    }
+    forget_flows::<V4>(&pins)?;
+    forget_flows::<V6>(&pins)?;
+    expect_bits::<V4>(&pins, [0, 0])?;
+    expect_bits::<V6>(&pins, [0, 0])
+}
+
+/// Waits for so many bits in the filters of front ends and of backends.
+fn expect_bits<F: KernelFamily>(pins: &Pins, expected: [u32; 2]) -> Result<()> {
+    eventually("the bits that are needed", REPAIRED_WITHIN, || {
+        let tables = KernelTables::<F>::open(pins, Access::Read)?.read()?;
+        let ones = |words: Vec<u64>| words.iter().map(|word| word.count_ones()).sum::<u32>();
+        let found = tables.filters.map(ones);
+        ensure!(
+            found == expected,
+            "{}: {found:?}, not {expected:?}",
+            F::NAME
+        );
+        Ok(())
+    })
+}
+
+fn forget_flows<F: KernelFamily>(pins: &Pins) -> Result<()> {
+    let mut flows = open_flows::<F>(pins)?;
+    for key in flows.keys().collect::<Result<Vec<_>, _>>()? {
+        flows.remove(&key)?;
+    }
+    Ok(())
 }
 
 /// One only: a comparison may happen between two.

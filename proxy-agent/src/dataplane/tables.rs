@@ -26,7 +26,10 @@ use crate::{
         pins::Pins,
     },
     model::{ObjectKey, ServicePortName},
-    plan::write::{Capacity, RangeKey, Set, Tables, Write},
+    plan::{
+        filter::FlowEnds,
+        write::{Capacity, RangeKey, Set, Tables, Write},
+    },
 };
 
 /// A family whose map types aya can read and write.
@@ -94,6 +97,7 @@ pub struct KernelTables<F: KernelFamily> {
     backends: Mapped<F::Backend>,
     source_ranges: LpmTrie<MapData, F::SourceRange, u32>,
     filters: Mapped<Filter>,
+    flows: HashMap<MapData, F::FlowKey, F::Flow>,
     capacity: Capacity,
 }
 
@@ -125,6 +129,7 @@ impl<F: KernelFamily> KernelTables<F> {
                     source,
                 })?,
             filters: open_array::<F, _>(pins, "PREFILTER", access)?,
+            flows: open_flows::<F>(pins)?,
             capacity: Capacity {
                 frontends: frontend_capacity,
                 services: services.rows(),
@@ -263,6 +268,25 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                 words(prefilter::NODE_PORTS),
             ],
         })
+    }
+
+    fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEnds<F::Addr>)) -> Result<(), TableError> {
+        let entries = self.flows.iter();
+        for entry in entries {
+            let (key, flow) = entry.map_err(|source| TableError::Read {
+                table: table_name::<F>("FLOWS"),
+                source,
+            })?;
+            let (key, flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());
+            visit(&FlowEnds {
+                frontend: flow.frontend_addr,
+                frontend_port: flow.frontend_port,
+                backend: flow.backend_addr,
+                backend_port: flow.backend_port,
+                protocol: key.protocol,
+            });
+        }
+        Ok(())
     }
 
     fn write(&mut self, write: &Write<F>) -> Result<(), TableError> {

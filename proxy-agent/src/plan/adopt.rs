@@ -26,11 +26,7 @@ impl<F: Family> Planner<F> {
     /// leave: what cannot be made sense of counts as free and is written anew.
     pub fn adopt(capacity: Capacity, tables: &Tables<F>) -> Self {
         let mut planner = Self::new(capacity);
-        for (own, found) in planner.filters.iter_mut().zip(&tables.filters) {
-            for (own, found) in own.iter_mut().zip(found) {
-                *own = *found;
-            }
-        }
+        planner.filters.adopt(&tables.filters);
         planner.source_ranges.clone_from(&tables.source_ranges);
         planner.generations = tables
             .backends

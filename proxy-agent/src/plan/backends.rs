@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use proxy_common::{backend::Backend, family::Family, net::BePort, prefilter};
+use proxy_common::{backend::Backend, family::Family, net::BePort};
 
 use crate::{
     plan::{Plan, Planner, place::Port, problem::Full, write::Write},
@@ -81,8 +81,7 @@ impl<F: Family> Planner<F> {
     ) {
         for &(ip, port) in desired.endpoints.keys() {
             let (addr, port) = (F::addr(ip), BePort::new(port));
-            let bit = prefilter::backend_bit(&addr, port, desired.name.protocol);
-            self.set_filter(prefilter::BACKENDS, bit, plan);
+            self.set_backend_bit(&addr, port, desired.name.protocol, plan);
         }
         for (row, backend) in fresh.values() {
             self.generations[row.index as usize] = backend.generation;

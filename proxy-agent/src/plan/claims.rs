@@ -12,7 +12,6 @@ use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
     net::Address,
-    prefilter,
 };
 
 use crate::{
@@ -163,8 +162,7 @@ impl<F: Family> Planner<F> {
                     }
                     return;
                 }
-                let (filter, bit) = filter_bit(&key);
-                self.set_filter(filter, bit, plan);
+                self.set_frontend_bit(&key, plan);
                 if current != Some(frontend) {
                     self.frontends.insert(key, frontend);
                     plan.writes.push(Write::Frontend { key, frontend });
@@ -173,37 +171,8 @@ impl<F: Family> Planner<F> {
             None if current.is_some() => {
                 self.frontends.remove(&key);
                 plan.writes.push(Write::DeleteFrontend { key });
-                // An address may share its bit with others.
-                if let (prefilter::NODE_PORTS, bit) = filter_bit(&key) {
-                    self.clear_filter(prefilter::NODE_PORTS, bit, plan);
-                }
             }
             None => {}
-        }
-    }
-
-    /// Clears the filter bits of NodePorts that are none.
-    pub(super) fn clear_stray_node_ports(&mut self, plan: &mut Plan<F>) {
-        let zero = FrontendKey::address(F::Addr::ZERO);
-        let node_ports: BTreeSet<_> = self
-            .frontends
-            .range(zero..)
-            .take_while(|(key, _)| key.addr.is_zero())
-            .map(|(key, _)| filter_bit(key).1)
-            .collect();
-        let words = &self.filters[prefilter::NODE_PORTS as usize];
-        let set: Vec<_> = (0_u32..)
-            .zip(words)
-            .filter(|(_, word)| **word != 0)
-            .flat_map(|(index, word)| {
-                let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
-                bits.map(move |bit| index * 64 + bit)
-            })
-            .collect();
-        for bit in set {
-            if !node_ports.contains(&bit) {
-                self.clear_filter(prefilter::NODE_PORTS, bit, plan);
-            }
         }
     }
 
@@ -227,16 +196,6 @@ impl<F: Family> Planner<F> {
                 });
             }
         }
-    }
-}
-
-/// Filter and bit that say that a key may be in `FRONTENDS`.
-fn filter_bit<A: Address>(key: &FrontendKey<A>) -> (u32, u32) {
-    if key.addr.is_zero() {
-        let bit = prefilter::node_port_bit(key.port, key.protocol);
-        (prefilter::NODE_PORTS, bit)
-    } else {
-        (prefilter::FRONTENDS, prefilter::frontend_bit(&key.addr))
     }
 }
 

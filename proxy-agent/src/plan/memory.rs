@@ -9,12 +9,16 @@ use proxy_common::{
     service::{Run, Service},
 };
 
-use crate::plan::write::{Capacity, Set, Tables, Write};
+use crate::plan::{
+    filter::FlowEnds,
+    write::{Capacity, Set, Tables, Write},
+};
 
 /// The tables of one family, in memory.
 #[derive(Clone, Debug)]
 pub struct Memory<F: Family> {
     pub tables: Tables<F>,
+    pub flows: Vec<FlowEnds<F::Addr>>,
     pub capacity: Capacity,
     /// Fails the write after this many more, once.
     pub fail_after: Option<usize>,
@@ -32,6 +36,7 @@ impl<F: Family> Memory<F> {
     pub fn new(capacity: Capacity) -> Self {
         Self {
             tables: Tables::default(),
+            flows: Vec::new(),
             capacity,
             fail_after: None,
         }
