@@ -1,5 +1,6 @@
 //! A whole lab: underlay, nodes, an external client, and the manifests.
 
+use std::net::IpAddr;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,13 +8,14 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::agent::{Agent, AgentOptions};
-use crate::family::Families;
-use crate::host::Host;
+use crate::family::{Families, Family};
+use crate::host::{Addresses, Host};
 use crate::manifest::ManifestDir;
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::pod_network;
 use crate::topology::Topology;
+use crate::tunnel::TunnelHost;
 use crate::underlay::{Underlay, route_services};
 
 /// The first external client's number on the LAN; node n has number 10 + n.
@@ -104,6 +106,18 @@ impl Lab {
         let number = EXTERNAL + self.externals;
         self.externals += 1;
         attach_external(&mut self.underlay, &self.id, name, number, netns)
+    }
+
+    /// A host behind a tun device of `node`, with an address of each family.
+    pub fn add_tunnel_host(
+        &self,
+        node: &Node,
+        name: &str,
+        addresses: impl Fn(Family) -> IpAddr,
+    ) -> Result<TunnelHost> {
+        let netns = format!("{}-{name}", self.id);
+        let addresses = Addresses::choose(self.families(), addresses);
+        TunnelHost::start(node, name, &netns, addresses)
     }
 
     /// Starts an agent on every node and waits until all are ready.

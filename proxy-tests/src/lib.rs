@@ -7,7 +7,8 @@
 //! ```text
 //! Lab ── Underlay (switch, routers) ── External clients
 //!  ├─ Node ── Agent (proxy-agent run --manifests DIR)
-//!  │   └─ Pod (routed veth, or a port of the bridge cni0)
+//!  │   ├─ Pod (routed veth, or a port of the bridge cni0)
+//!  │   └─ TunnelHost (behind a device without Ethernet header)
 //!  └─ ManifestDir (Services and EndpointSlices as kubectl prints them)
 //! ```
 //!
@@ -38,6 +39,7 @@ pub mod pod_network;
 pub mod poll;
 pub mod topology;
 pub mod traffic;
+pub mod tunnel;
 pub mod underlay;
 
 pub use agent::{Agent, AgentOptions};
@@ -49,3 +51,4 @@ pub use node::Node;
 pub use pod::Pod;
 pub use poll::eventually;
 pub use topology::{PodNetwork, Topology, UnderlayKind, Wiring};
+pub use tunnel::TunnelHost;

@@ -9,6 +9,7 @@ use crate::family::{Families, Family};
 use crate::host::Addresses;
 use crate::node::Node;
 use crate::pod::Pod;
+use crate::tunnel::TunnelHost;
 
 /// A Service of type ClusterIP, dual-stack unless told otherwise, with the
 /// endpoints behind it.
@@ -57,6 +58,12 @@ impl Endpoint {
 impl From<&Pod> for Endpoint {
     fn from(pod: &Pod) -> Self {
         Self::healthy(pod.name(), pod.addresses(), pod.node_name())
+    }
+}
+
+impl From<&TunnelHost> for Endpoint {
+    fn from(host: &TunnelHost) -> Self {
+        Self::healthy(host.name(), host.addresses(), host.node_name())
     }
 }
 
