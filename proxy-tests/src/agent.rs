@@ -175,6 +175,15 @@ impl<'lab> Agent<'lab> {
         self.node.run(|| http_get(self.metrics, "/metrics"))
     }
 
+    /// What it says of one of the datapath's counters.
+    pub fn counted(&self, event: &str) -> Result<u64> {
+        let name = format!("tandem_datapath_events_total{{event=\"{event}\"}} ");
+        let metrics = self.metrics()?;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        let count = line.with_context(|| format!("no counter {event} in:\n{metrics}"))?;
+        Ok(count.parse()?)
+    }
+
     /// Ends it as a crash would, at once.
     pub fn crash(mut self) -> Result<()> {
         self.process.kill()?;
