@@ -2,10 +2,10 @@
 //! pass by.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, Wiring,
 };
@@ -88,6 +88,92 @@ fn packets_seen(node: &Node, device: &str, direction: &str) -> Result<u64> {
         .flatten()
         .find_map(|filter| filter["options"]["actions"][0]["stats"]["packets"].as_u64())
         .with_context(|| format!("no counter in {filters}"))
+}
+
+/// Between the hooks, where routing, netfilter and network policies work, packets
+/// bear the addresses of client and backend, both ways: never a Service's, and
+/// never one that a client is masqueraded by.
+#[rstest]
+#[case::routed_veth(Topology::ROUTED)]
+#[case::bridge_netfilter(Topology { wiring: Wiring::Bridge, bridge_netfilter: true, ..Topology::ROUTED })]
+#[case::flannel(Topology::FLANNEL)]
+fn the_middle_sees_pods(#[case] topology: Topology) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let node = &lab.nodes[0];
+    let [client, local] = node.add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [local, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let services = [1, 2].map(|number| {
+        let backend = &backends[usize::from(number) - 1];
+        Service::new(backend.name(), number, lab.families())
+            .tcp(ECHO_PORT, ECHO_TARGET)
+            .udp(ECHO_PORT, ECHO_TARGET)
+            .endpoint(backend)
+    });
+    for service in &services {
+        lab.manifests.write(service)?;
+    }
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        for host in [&*client, &lab.external] {
+            for (service, backend) in services.iter().zip(&backends) {
+                let front_end = service.at(family, ECHO_PORT);
+                node.nft(&middle(host.address(family), backend.address(family)))?;
+                host.run(|| -> Result<()> {
+                    Dial::to(front_end).connect()?.upload(100_000)?;
+                    Dial::to(front_end).connect()?.download(100_000)?;
+                    ask_udp(front_end, 64)?;
+                    ask_udp_patiently(front_end, 2000)?;
+                    Ok(())
+                })?;
+                let [there, back, other] = ["there", "back", "other"].map(|name| {
+                    let seen = counted(node, name);
+                    seen.with_context(|| name.to_owned())
+                });
+                let context = format!("{family}, {} to {}", host.name(), service.name());
+                assert!(there? > 10, "{context}: requests");
+                assert!(back? > 10, "{context}: replies");
+                assert_eq!(other?, 0, "{context}: others");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Counters for forwarded packets from `client` to `backend`, back, and for all
+/// others.
+fn middle(client: IpAddr, backend: IpAddr) -> String {
+    let ip = if client.is_ipv4() { "ip" } else { "ip6" };
+    format!(
+        "
+add table inet middle
+delete table inet middle
+table inet middle {{
+  counter there {{ }}
+  counter back {{ }}
+  counter other {{ }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    {ip} saddr {client} {ip} daddr {backend} counter name there accept
+    {ip} saddr {backend} {ip} daddr {client} counter name back accept
+    meta l4proto {{ tcp, udp }} counter name other
+  }}
+}}
+"
+    )
+}
+
+fn counted(node: &Node, counter: &str) -> Result<u64> {
+    let shown = node.exec("nft", &["-j", "list", "counter", "inet", "middle", counter])?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    shown["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find_map(|item| item["counter"]["packets"].as_u64())
+        .with_context(|| format!("no counter in {shown}"))
 }
 
 /// A pod that routes Services through a third host on its bridge: the frames
