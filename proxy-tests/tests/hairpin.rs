@@ -1,10 +1,14 @@
 //! A pod reaches itself through its Service.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, ask_udp, spread_udp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring};
 use rstest::rstest;
 
+/// Bytes of a transfer.
+const LARGE: usize = 50 << 20;
 const VETH: Topology = Topology::ONE_NODE;
 const BRIDGE: Topology = Topology {
     wiring: Wiring::Bridge,
@@ -40,10 +44,65 @@ fn a_pod_reaches_itself(#[case] topology: Topology) -> Result<()> {
             .run(|| ask_udp(front_end, 64))
             .with_context(|| format!("{family} UDP"))?;
         assert!(nodes_own.contains(&udp.client.ip()), "{udp:?}");
-        pod.run(|| Dial::to(front_end).connect()?.upload(5_000_000))
+        pod.run(|| Dial::to(front_end).connect()?.upload(LARGE))
             .with_context(|| format!("{family} upload"))?;
-        pod.run(|| Dial::to(front_end).connect()?.download(5_000_000))
+        pod.run(|| Dial::to(front_end).connect()?.download(LARGE))
             .with_context(|| format!("{family} download"))?;
+        let socket = pod.run(|| UdpClient::connect(front_end))?;
+        for length in [1, 1400, 2000, 8000, 30_000] {
+            let answer = socket.ask(&vec![7; length]);
+            answer.with_context(|| format!("{family} UDP, {length} bytes"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A pod that is one of several endpoints reaches itself and the others from
+/// ports all alike, many connections at the same time.
+#[rstest]
+#[case::routed_veth(Topology::ROUTED)]
+#[case::bridge(Topology { wiring: Wiring::Bridge, ..Topology::ROUTED })]
+#[case::flannel(Topology { drop_invalid: true, ..Topology::FLANNEL })]
+fn a_pod_is_one_of_several_endpoints(#[case] topology: Topology) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let [pod, neighbour] = lab.nodes[0].add_pods(["pod", "neighbour"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [pod, neighbour, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    let pod = &backends[0];
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        pod.run(|| -> Result<()> {
+            let mut connections = Vec::new();
+            for _ in 0..50 {
+                let mut connection = Dial::to(front_end).connect()?;
+                connection.start_echo()?;
+                connections.push(connection);
+            }
+            for _ in 0..3 {
+                for connection in &mut connections {
+                    let server = connection.answer.server.clone();
+                    connection.echo(b"still").with_context(|| server)?;
+                }
+            }
+            let servers: BTreeSet<_> = connections
+                .iter()
+                .map(|connection| connection.answer.server.as_str())
+                .collect();
+            assert_eq!(servers.len(), backends.len(), "{servers:?}");
+            for connection in &connections {
+                // Nobody else is in need of a masquerade.
+                let own = connection.answer.client.ip() == pod.address(family);
+                assert_eq!(own, connection.answer.server != pod.name());
+            }
+            assert_eq!(spread_udp(front_end, 50)?.len(), backends.len());
+            Ok(())
+        })
+        .with_context(|| family.to_string())?;
     }
     Ok(())
 }
