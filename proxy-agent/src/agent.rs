@@ -16,7 +16,7 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    keeper::Keeper,
+    keeper::{self, Keeper},
     metrics::{Metrics, serve},
     program::Programmer,
     reconcile::Reconciler,
@@ -51,10 +51,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let keeper = Keeper::start(
         loaded,
         pins,
-        config.attach,
-        config.node.clone(),
-        config.sizes.flows,
+        keeper::Options {
+            mode: config.attach,
+            node: config.node.clone(),
+            flows: config.sizes.flows,
+            audit: config.intervals.audit,
+        },
         reconciler.node(),
+        metrics.clone(),
     )
     .await?;
 

@@ -10,7 +10,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{ClusterCidr, ConfigError, DetectLocalMode},
+    config::{ClusterCidr, ConfigError, DetectLocalMode, node_ports::NodePortAddresses},
     dataplane::load::Sizes,
     model::IpFamily,
     telemetry::LogError,
@@ -185,6 +185,19 @@ pub struct NodeArgs {
         action = clap::ArgAction::Set
     )]
     pub masquerade_all: bool,
+    /// Addresses of this node that take NodePorts: CIDRs, and the keywords
+    /// `primary` (the Node object's address of each family), `localhost` and
+    /// `all`, with commas between them. A family that is not named takes them
+    /// on all of its addresses
+    #[arg(
+        long,
+        value_name = "CIDR|KEYWORD,...",
+        env = "TANDEM_NODEPORT_ADDRESSES",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = value::node_port_addresses
+    )]
+    pub nodeport_addresses: NodePortAddresses,
 }
 
 /// Where the proxy's objects are in the file system.
@@ -290,6 +303,8 @@ pub enum Resource {
     Flows,
     /// Network devices the programs are on
     Devices,
+    /// The node's own addresses, and which of them take NodePorts
+    Addresses,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,11 +1,14 @@
 //! What `run` was asked to do, checked and typed.
 
+pub mod node_ports;
+
 use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::ValueEnum;
 use ipnet::IpNet;
 use proxy_common::family::Family;
 
+use self::node_ports::NodePortAddresses;
 use crate::{
     cli::{Attach, NodeArgs, PathArgs, RunArgs, TableArgs},
     dataplane::{attach::Mode, load::Sizes},
@@ -40,6 +43,7 @@ pub struct NodeConfig {
     pub local_detector: LocalDetector,
     /// Masquerade all traffic to cluster IPs (S63).
     pub masquerade_all: bool,
+    pub node_port_addresses: NodePortAddresses,
 }
 
 /// Why there is no configuration.
@@ -113,6 +117,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             pod_bridge_interface,
             pod_interface_name_prefix,
             masquerade_all,
+            nodeport_addresses,
         } = args;
         Ok(Self {
             name: node_name(hostname_override.as_deref(), host_name)?,
@@ -127,6 +132,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 ),
             },
             masquerade_all,
+            node_port_addresses: nodeport_addresses,
         })
     }
 }

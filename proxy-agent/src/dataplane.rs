@@ -18,6 +18,7 @@ pub mod counters;
 pub mod devices;
 pub mod hooks;
 pub mod load;
+pub mod local_addrs;
 pub mod log;
 pub mod mapped;
 pub mod pins;

@@ -3,6 +3,7 @@
 //! Each module makes the rows of one kind of table out of what is in the maps,
 //! without any IO; this one reads the maps and shows the rows.
 
+pub mod addresses;
 pub mod backends;
 pub mod devices;
 pub mod flows;
@@ -41,6 +42,10 @@ pub fn get(args: &GetArgs) -> anyhow::Result<()> {
         Resource::Flows => show::<FlowRow>(args, &pins),
         Resource::Devices => {
             let rows = devices::read(&pins, args.family)?;
+            render::print(&rows, args.output)
+        }
+        Resource::Addresses => {
+            let rows = addresses::read(&pins, args.family)?;
             render::print(&rows, args.output)
         }
     }

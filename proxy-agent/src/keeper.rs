@@ -1,15 +1,18 @@
 //! Keeps the datapath itself in shape: programs on every device that should
-//! have them, the programs' settings, and a flow table without dead flows.
+//! have them, the node's own addresses, the programs' settings, and a flow
+//! table without dead flows.
+
+mod local_addrs;
+mod settings;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use proxy_common::{
-    config::{Config as Settings, Prefix, Timeouts},
-    family::{Family, V4, V6},
-    flow::ticks_from_seconds,
+use proxy_common::family::{V4, V6};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
 };
-use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -18,10 +21,12 @@ use crate::{
         attach::{self, Mode, Target, clsact::Filters},
         devices::DeviceTable,
         load::{self, Loaded},
+        local_addrs::LocalAddrTable,
         pins::Pins,
         sweep::{self, Swept},
     },
     devices::{self, Hooked, Surroundings, netlink::Netlink},
+    metrics::Metrics,
     model::Node,
 };
 
@@ -32,20 +37,22 @@ const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 /// How long changes of devices are collected before they are looked at. A
 /// device that comes up changes several times at once.
 const SETTLE: Duration = Duration::from_millis(5);
-/// How long to wait after a failure to list devices.
+/// How long to wait after a failure to follow devices or addresses.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a new agent waits for the Node object where it must be known to
+/// tell which addresses take NodePorts. What an earlier agent wrote holds
+/// until then.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Idle times of flows. TCP's are those that kube-proxy sets for conntrack
-/// (S82) or conntrack's own; UDP's are conntrack's.
-fn timeouts() -> Timeouts {
-    Timeouts {
-        tcp_established: ticks_from_seconds(24 * 3600),
-        tcp_opening: ticks_from_seconds(60),
-        tcp_closing: ticks_from_seconds(60),
-        other_replied: ticks_from_seconds(120),
-        other_unreplied: ticks_from_seconds(30),
-        pressed: ticks_from_seconds(2),
-    }
+/// How a datapath is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub mode: Mode,
+    pub node: NodeConfig,
+    /// Size of each flow table.
+    pub flows: u32,
+    /// Time between two comparisons of `LOCAL_ADDRS` with what it should be.
+    pub audit: Duration,
 }
 
 /// The keeper of one node's datapath.
@@ -56,10 +63,19 @@ pub struct Keeper {
     filters: Filters,
     config: NodeConfig,
     flows: u32,
+    audit: Duration,
     table: DeviceTable,
     hooked: BTreeMap<u32, Hooked>,
+    local_v4: LocalAddrTable<V4>,
+    local_v6: LocalAddrTable<V6>,
     netlink: Netlink,
     node: watch::Receiver<Option<Node>>,
+    metrics: Metrics,
+    started: Instant,
+    /// When to follow devices and addresses again although nothing changed.
+    retry_at: Option<Instant>,
+    /// The last thing that went wrong with that.
+    logged: Option<String>,
 }
 
 impl Keeper {
@@ -67,28 +83,34 @@ impl Keeper {
     pub async fn start(
         loaded: Loaded,
         pins: Pins,
-        mode: Mode,
-        config: NodeConfig,
-        flows: u32,
+        options: Options,
         node: watch::Receiver<Option<Node>>,
+        metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
-        let netlink = Netlink::open()?;
         let mut keeper = Self {
             loaded,
+            local_v4: LocalAddrTable::open(&pins)?,
+            local_v6: LocalAddrTable::open(&pins)?,
             pins,
-            mode,
+            mode: options.mode,
             filters: Filters::open().context("open a netlink socket")?,
-            config,
-            flows,
+            config: options.node,
+            flows: options.flows,
+            audit: options.audit,
             table,
             hooked: BTreeMap::new(),
-            netlink,
+            netlink: Netlink::open()?,
             node,
+            metrics,
+            started: Instant::now(),
+            retry_at: None,
+            logged: None,
         };
         keeper.forget_other_namespace().await;
         keeper.write_settings([Swept::default(); 2]);
         keeper.forget_gone_devices().await?;
+        keeper.follow_local_addrs().await?;
         keeper.follow_devices().await?;
         // Now that no device uses the old ones any more.
         load::pin_programs(&mut keeper.loaded.ebpf, &keeper.pins)?;
@@ -99,38 +121,84 @@ impl Keeper {
     /// Keeps going until polled no more.
     pub async fn run(mut self) {
         let mut sweep_at = Instant::now() + SWEEP;
+        let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
+            let wake_at = self
+                .retry_at
+                .map_or(sweep_at, |at| at.min(sweep_at))
+                .min(audit_at);
             tokio::select! {
                 more = self.netlink.changed() => {
                     if !more {
-                        warn!("netlink connection lost; changes of devices go unnoticed until a restart");
-                        std::future::pending::<()>().await;
+                        self.reconnect().await;
                     }
-                    tokio::time::sleep(SETTLE).await;
-                    self.follow_or_log().await;
+                    sleep(SETTLE).await;
+                    self.follow().await;
                 }
                 changed = self.node.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await;
                     }
                     self.node.mark_unchanged();
-                    self.follow_or_log().await;
+                    self.follow().await;
                 }
-                () = tokio::time::sleep_until(sweep_at) => {
-                    sweep_at = Instant::now() + self.sweep();
+                () = sleep_until(wake_at) => {}
+            }
+            let now = Instant::now();
+            if now >= sweep_at {
+                sweep_at = now + self.sweep();
+            }
+            if now >= audit_at {
+                audit_at = now + self.audit;
+                let audited = self.audit_local_addrs().await;
+                self.note(audited);
+            } else if self.retry_at.is_some_and(|at| now >= at) {
+                self.follow().await;
+            }
+        }
+    }
+
+    /// Brings programs, settings and addresses to where they should be now.
+    async fn follow(&mut self) {
+        // One failing must not keep the other from being followed.
+        let devices = self.follow_devices().await;
+        let addresses = self.follow_local_addrs().await;
+        self.note(devices.and(addresses));
+    }
+
+    /// Sees to it that what failed is tried again in a while; says so once.
+    fn note(&mut self, done: anyhow::Result<()>) {
+        let Err(error) = done else {
+            self.retry_at = None;
+            self.logged = None;
+            return;
+        };
+        self.retry_at = Some(Instant::now() + RETRY);
+        let message = format!("{error:#}");
+        if self.logged.as_ref() != Some(&message) {
+            warn!("cannot follow the node's devices and addresses, trying again: {message}");
+            self.logged = Some(message);
+        }
+    }
+
+    /// Opens netlink anew when the kernel or a fault closed the connection.
+    async fn reconnect(&mut self) {
+        warn!("netlink connection lost, opening another");
+        loop {
+            match Netlink::open() {
+                Ok(netlink) => {
+                    self.netlink = netlink;
+                    return;
+                }
+                Err(error) => {
+                    debug!("cannot open netlink: {:#}", anyhow::Error::new(error));
+                    sleep(RETRY).await;
                 }
             }
         }
     }
 
-    async fn follow_or_log(&mut self) {
-        if let Err(error) = self.follow_devices().await {
-            warn!("cannot follow the network devices: {error:#}");
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    /// Brings programs and settings to where the devices are now.
+    /// Brings programs and their settings to where the devices are now.
     async fn follow_devices(&mut self) -> anyhow::Result<()> {
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
@@ -283,72 +351,6 @@ impl Keeper {
     /// Whether a flow table is more than 80 % full.
     fn is_pressed(&self, swept: Swept) -> bool {
         swept.flows > self.flows / 5 * 4
-    }
-
-    fn settings(&self) -> Option<Settings> {
-        self.loaded.config.get(0)
-    }
-
-    fn set_settings(&mut self, settings: Settings) {
-        if self.settings() != Some(settings) {
-            // One row, which is there.
-            let _ = self.loaded.config.set(0, settings);
-        }
-    }
-
-    fn write_settings(&mut self, swept: [Swept; 2]) {
-        let Some(mut settings) = self.settings() else {
-            return;
-        };
-        settings.timeouts = timeouts();
-        let pressed = [Settings::PRESSED_V4, Settings::PRESSED_V6];
-        for (flag, swept) in pressed.into_iter().zip(swept) {
-            set_flag(&mut settings.flags, flag, self.is_pressed(swept));
-        }
-        self.set_settings(settings);
-    }
-
-    /// Tells the programs which clients are pods (S68).
-    fn write_detector(&mut self, node: Option<&Node>) {
-        let Some(mut settings) = self.settings() else {
-            return;
-        };
-        let detector = &self.config.local_detector;
-        let v4 = detector.prefix::<V4>(node);
-        let v6 = detector.prefix::<V6>(node);
-        let flags = &mut settings.flags;
-        set_flag(flags, Settings::MASQUERADE_ALL, self.config.masquerade_all);
-        set_flag(flags, Settings::DETECT_PREFIX_V4, v4.is_some());
-        set_flag(flags, Settings::DETECT_PREFIX_V6, v6.is_some());
-        let by_device = detector.is_pod_device("").is_some();
-        set_flag(flags, Settings::DETECT_DEVICE, by_device);
-        settings.pods_v4 = v4.map_or_else(Prefix::default, |(ip, length)| Prefix {
-            addr: V4::addr(ip),
-            mask: V4::addr(
-                u32::MAX
-                    .checked_shl(32 - u32::from(length))
-                    .unwrap_or(0)
-                    .into(),
-            ),
-        });
-        settings.pods_v6 = v6.map_or_else(Prefix::default, |(ip, length)| Prefix {
-            addr: V6::addr(ip),
-            mask: V6::addr(
-                u128::MAX
-                    .checked_shl(128 - u32::from(length))
-                    .unwrap_or(0)
-                    .into(),
-            ),
-        });
-        self.set_settings(settings);
-    }
-}
-
-fn set_flag(flags: &mut u32, flag: u32, on: bool) {
-    if on {
-        *flags |= flag;
-    } else {
-        *flags &= !flag;
     }
 }
 

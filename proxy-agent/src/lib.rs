@@ -18,6 +18,7 @@ pub mod devices;
 pub mod index;
 pub mod inspect;
 pub mod keeper;
+pub mod local_addrs;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -53,6 +53,7 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
     assert_eq!(args.node.detect_local_mode, DetectLocalMode::ClusterCidr);
     assert_eq!(args.node.cluster_cidr, ClusterCidr::default());
     assert!(!args.node.masquerade_all);
+    assert_eq!(args.node.nodeport_addresses, NodePortAddresses::default());
     let metrics = "127.0.0.1:10249".parse().expect("an address");
     assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
     assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
@@ -88,6 +89,7 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::no_cidr("proxy-agent run --cluster-cidr 10.0.0.0")]
 #[case::cidrs_of_one_family("proxy-agent run --cluster-cidr 10.0.0.0/8,11.0.0.0/8")]
 #[case::three_cidrs("proxy-agent run --cluster-cidr 10.0.0.0/8,fd00::/8,fd01::/16")]
+#[case::no_address("proxy-agent run --nodeport-addresses 10.0.0.1")]
 #[case::unknown_mode("proxy-agent run --detect-local-mode Pods")]
 #[case::no_bridge("proxy-agent run --detect-local-mode BridgeInterface")]
 #[case::empty_bridge("proxy-agent run --detect-local-mode BridgeInterface --pod-bridge-interface=")]

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::BindAddress;
-use crate::{config::ClusterCidr, model::IpFamily};
+use crate::{
+    config::{ClusterCidr, node_ports::NodePortAddresses},
+    model::IpFamily,
+};
 
 /// `IP:PORT`, or nothing.
 pub(super) fn bind_address(raw: &str) -> Result<BindAddress, String> {
@@ -21,6 +24,12 @@ pub(super) fn bind_address(raw: &str) -> Result<BindAddress, String> {
 pub(super) fn cluster_cidr(raw: &str) -> Result<ClusterCidr, String> {
     raw.parse()
         .map_err(|error: crate::config::CidrError| error.to_string())
+}
+
+/// CIDRs and keywords.
+pub(super) fn node_port_addresses(raw: &str) -> Result<NodePortAddresses, String> {
+    raw.parse()
+        .map_err(|error: crate::config::node_ports::NodePortAddressError| error.to_string())
 }
 
 pub(super) fn family(raw: &str) -> Result<IpFamily, String> {

@@ -426,7 +426,7 @@ fn write_range<F: KernelFamily>(key: &RangeKey<F::Addr>) -> Key<F::SourceRange> 
 }
 
 /// Deleting what is not there is done.
-fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {

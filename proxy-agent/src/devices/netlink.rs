@@ -1,15 +1,19 @@
-//! Reads links and addresses, and tells when they change.
+//! Reads links, addresses and local routes, and tells when they change.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use ipnet::IpNet;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection, packet_core::NetlinkMessage, sys::SocketAddr,
+    Handle, MulticastGroup, new_connection_with_strict_check, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    sys::SocketAddr,
 };
 
 use crate::devices::{Address, Layer, Link};
@@ -23,11 +27,19 @@ pub enum NetlinkError {
     Links(#[source] rtnetlink::Error),
     #[error("list the addresses")]
     Addresses(#[source] rtnetlink::Error),
+    #[error("list the routes")]
+    Routes(#[source] rtnetlink::Error),
 }
 
-/// A connection that lists devices and hears of changes.
+/// The routing table that says which addresses are the host's own
+/// (`RT_TABLE_LOCAL`).
+const LOCAL_TABLE: u8 = 255;
+
+/// Connections that list devices and routes and hear of changes.
 pub struct Netlink {
     handle: Handle,
+    /// Lists only what is asked for: a router's tables may be long.
+    filtering: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
@@ -39,20 +51,36 @@ impl Netlink {
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
         ])
         .map_err(NetlinkError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle, messages })
+        let (connection, filtering, _) =
+            new_connection_with_strict_check().map_err(NetlinkError::Open)?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            filtering,
+            messages,
+        })
     }
 
     /// Waits for a change; false if there will be none any more. What changed
     /// is found by listing: messages may be lost under load, the lists are not.
     pub async fn changed(&mut self) -> bool {
-        if self.messages.next().await.is_none() {
-            return false;
+        loop {
+            let Some((message, _)) = self.messages.next().await else {
+                return false;
+            };
+            let mut concerns = concerns_us(&message);
+            while let Ok((message, _)) = self.messages.try_recv() {
+                concerns |= concerns_us(&message);
+            }
+            if concerns {
+                return true;
+            }
         }
-        while self.messages.try_recv().is_ok() {}
-        true
     }
 
     /// All devices of this network namespace.
@@ -80,6 +108,80 @@ impl Netlink {
             .map_err(NetlinkError::Addresses)?;
         Ok(addresses.into_iter().flatten().collect())
     }
+
+    /// The prefixes that the host takes for its own, of both families: the
+    /// routes of type local of the local table (E25).
+    pub async fn local_prefixes(&self) -> Result<Vec<IpNet>, NetlinkError> {
+        let mut prefixes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.table = LOCAL_TABLE;
+            request.header.kind = RouteType::Local;
+            prefixes.extend(self.routes(request, local_prefix).await?);
+        }
+        Ok(prefixes)
+    }
+
+    /// What `take` makes of the routes that fit the request.
+    async fn routes<T>(
+        &self,
+        request: RouteMessage,
+        take: impl Fn(&RouteMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let family = request.header.address_family;
+        let routes = self.filtering.route().get(request).execute();
+        let taken: Result<Vec<_>, _> = routes
+            .map_ok(|route| (route.header.address_family == family).then(|| take(&route))?)
+            .try_collect()
+            .await;
+        match taken {
+            Ok(taken) => Ok(taken.into_iter().flatten().collect()),
+            // A table without routes is not there; nor is that of a family
+            // which this kernel does not have.
+            Err(rtnetlink::Error::NetlinkError(error))
+                if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
+                    .contains(&error.raw_code().abs()) =>
+            {
+                Ok(Vec::new())
+            }
+            Err(error) => Err(NetlinkError::Routes(error)),
+        }
+    }
+}
+
+/// Whether a message may mean that devices or local addresses changed. A
+/// router's other routes may change all the time.
+fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        ) => route.header.table == LOCAL_TABLE,
+        // Also that messages were lost.
+        _ => true,
+    }
+}
+
+fn local_prefix(route: &RouteMessage) -> Option<IpNet> {
+    if route.header.table != LOCAL_TABLE || route.header.kind != RouteType::Local {
+        return None;
+    }
+    // Without an address, the route is for all of them.
+    let any = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let ip = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        });
+    let length = route.header.destination_prefix_length;
+    Some(IpNet::new(ip.unwrap_or(any), length).ok()?.trunc())
 }
 
 fn link(message: &LinkMessage) -> Link {

@@ -1,0 +1,105 @@
+//! `LOCAL_ADDRS` in the kernel.
+
+use aya::maps::{
+    Map, MapData,
+    lpm_trie::{Key, LpmTrie},
+};
+use ipnet::IpNet;
+use proxy_common::{family::Family, local_addr::LocalAddr};
+
+use crate::{
+    dataplane::{
+        pins::Pins,
+        tables::{KernelFamily, TableError, gone},
+    },
+    local_addrs::{self, Change, Entries},
+    model::address::prefix_of,
+};
+
+/// One family's table, and what is in it.
+pub struct LocalAddrTable<F: KernelFamily> {
+    map: LpmTrie<MapData, F::Addr, LocalAddr>,
+    known: Entries,
+}
+
+impl<F: KernelFamily> LocalAddrTable<F> {
+    /// Opens the table and takes over what is in it.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let name = name::<F>();
+        let map = MapData::from_pin(pins.map(&name))
+            .and_then(Map::from_map_data)
+            .and_then(LpmTrie::try_from)
+            .map_err(|source| TableError::Open {
+                table: name,
+                source,
+            })?;
+        let mut table = Self {
+            map,
+            known: Entries::new(),
+        };
+        table.read_back()?;
+        Ok(table)
+    }
+
+    /// What is in the table.
+    pub fn entries(&self) -> &Entries {
+        &self.known
+    }
+
+    /// Reads what is in the table, whoever wrote it.
+    pub fn read_back(&mut self) -> Result<(), TableError> {
+        let mut known = Entries::new();
+        for entry in &self.map {
+            let (key, value) = entry.map_err(|source| TableError::Read {
+                table: name::<F>(),
+                source,
+            })?;
+            let length = u8::try_from(key.prefix_len()).unwrap_or(u8::MAX);
+            // The kernel admits no prefix longer than the address.
+            if let Ok(prefix) = IpNet::new(F::ip(key.data()).into(), length) {
+                known.insert(prefix, value);
+            }
+        }
+        self.known = known;
+        Ok(())
+    }
+
+    /// Makes the table hold what `wanted` has of this family; returns the
+    /// number of changes. All of them are tried, and the first error counts.
+    pub fn write(&mut self, wanted: &Entries) -> Result<usize, TableError> {
+        let wanted = wanted
+            .iter()
+            .filter(|(prefix, _)| prefix_of::<F>(**prefix).is_some())
+            .map(|(prefix, value)| (*prefix, *value))
+            .collect();
+        let changes = local_addrs::changes(&self.known, &wanted);
+        let done: Vec<_> = changes.iter().map(|change| self.make(*change)).collect();
+        done.into_iter().collect::<Result<Vec<()>, _>>()?;
+        Ok(changes.len())
+    }
+
+    fn make(&mut self, change: Change) -> Result<(), TableError> {
+        let (Change::Put(prefix, _) | Change::Remove(prefix)) = change;
+        let Some((ip, length)) = prefix_of::<F>(prefix) else {
+            return Ok(());
+        };
+        let key = Key::new(length.into(), F::addr(ip));
+        match change {
+            Change::Put(_, value) => self.map.insert(&key, value, 0),
+            Change::Remove(_) => gone(self.map.remove(&key)),
+        }
+        .map_err(|source| TableError::Write {
+            table: name::<F>(),
+            source,
+        })?;
+        match change {
+            Change::Put(_, value) => self.known.insert(prefix, value),
+            Change::Remove(_) => self.known.remove(&prefix),
+        };
+        Ok(())
+    }
+}
+
+fn name<F: Family>() -> String {
+    format!("LOCAL_ADDRS_{}", F::SUFFIX)
+}

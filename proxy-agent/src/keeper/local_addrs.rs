@@ -1,0 +1,77 @@
+//! Keeps `LOCAL_ADDRS` as the local routing table is.
+
+use tracing::{debug, warn};
+
+use super::{Keeper, NODE_PATIENCE};
+use crate::{
+    dataplane::{local_addrs::LocalAddrTable, tables::KernelFamily},
+    local_addrs::{self, Entries},
+    metrics::Metrics,
+    model::IpFamily,
+};
+
+impl Keeper {
+    /// Writes what changed. Nothing does while the kernel's list cannot be
+    /// read: NodePorts stay reachable where they were (S55).
+    pub(super) async fn follow_local_addrs(&mut self) -> anyhow::Result<()> {
+        let Some(wanted) = self.wanted_local_addrs().await? else {
+            return Ok(());
+        };
+        // A family that fails must not keep the other from being written.
+        let v4 = self.local_v4.write(&wanted);
+        let v6 = self.local_v6.write(&wanted);
+        let changes = v4? + v6?;
+        if changes > 0 {
+            debug!(changes, "the node's addresses changed");
+        }
+        Ok(())
+    }
+
+    /// What the tables should hold, if that is known yet.
+    async fn wanted_local_addrs(&self) -> anyhow::Result<Option<Entries>> {
+        let flag = &self.config.node_port_addresses;
+        let node = self.node.borrow().clone();
+        if flag.needs_node() && node.is_none() && self.started.elapsed() < NODE_PATIENCE {
+            return Ok(None);
+        }
+        let local = self.netlink.local_prefixes().await?;
+        let accepted = IpFamily::ALL.map(|family| flag.accepted(family, node.as_ref()));
+        let [v4, v6] = &accepted;
+        let wanted = local_addrs::entries(&local, |family| match family {
+            IpFamily::V4 => v4,
+            IpFamily::V6 => v6,
+        });
+        Ok(Some(wanted))
+    }
+
+    /// Compares the tables with what they should be, and repairs them.
+    pub(super) async fn audit_local_addrs(&mut self) -> anyhow::Result<()> {
+        let Some(wanted) = self.wanted_local_addrs().await? else {
+            return Ok(());
+        };
+        // What changed without anybody touching the tables is no repair.
+        let v4 = self.local_v4.write(&wanted);
+        let v6 = self.local_v6.write(&wanted);
+        v4.and(v6)?;
+        let v4 = audit(&mut self.local_v4, &wanted, &self.metrics);
+        let v6 = audit(&mut self.local_v6, &wanted, &self.metrics);
+        v4.and(v6)
+    }
+}
+
+fn audit<F: KernelFamily>(
+    table: &mut LocalAddrTable<F>,
+    wanted: &Entries,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    table.read_back()?;
+    let repairs = table.write(wanted)?;
+    if repairs > 0 {
+        warn!(
+            family = F::NAME,
+            repairs, "addresses of the node were changed by someone else, repaired"
+        );
+        metrics.repaired::<F>(repairs);
+    }
+    Ok(())
+}

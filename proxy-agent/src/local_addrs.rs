@@ -1,0 +1,174 @@
+//! What `LOCAL_ADDRS` should hold: the node's own addresses, and on which of
+//! them NodePorts are dialled.
+//!
+//! Pure: from the local routing table and `--nodeport-addresses` to entries.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use proxy_common::local_addr::LocalAddr;
+
+use crate::{
+    config::node_ports::{Accepted, LOOPBACK_V4, LOOPBACK_V6},
+    model::IpFamily,
+};
+
+/// The entries of one family or of both, by prefix.
+pub type Entries = BTreeMap<IpNet, LocalAddr>;
+
+/// The entries for what the local routing table calls local. Prefixes stay
+/// prefixes: all of their addresses are the node's (E25). Where NodePorts are
+/// dialled on a part of one only, the part gets an entry of its own.
+pub fn entries<'a>(local: &[IpNet], accepted: impl Fn(IpFamily) -> &'a Accepted) -> Entries {
+    let mut entries = Entries::new();
+    for &prefix in local.iter().filter(|prefix| !is_link_local(prefix)) {
+        let flags = if is_loopback(&prefix) {
+            LocalAddr::LOOPBACK
+        } else {
+            0
+        };
+        let taken = LocalAddr {
+            flags: flags | LocalAddr::NODE_PORTS,
+        };
+        let cidrs = match accepted(IpFamily::of(prefix.addr())) {
+            Accepted::All => {
+                entries.insert(prefix, taken);
+                continue;
+            }
+            Accepted::Within(cidrs) => cidrs,
+        };
+        let whole = cidrs.iter().any(|cidr| cidr.contains(&prefix));
+        entries.insert(prefix, if whole { taken } else { LocalAddr { flags } });
+        if !whole {
+            let parts = cidrs.iter().filter(|cidr| prefix.contains(*cidr));
+            entries.extend(parts.map(|part| (*part, taken)));
+        }
+    }
+    entries
+}
+
+/// IPv6 link-local addresses are the same on many devices, and no address of
+/// the node (E25).
+fn is_link_local(prefix: &IpNet) -> bool {
+    match prefix {
+        IpNet::V4(_) => false,
+        IpNet::V6(prefix) => prefix.addr().is_unicast_link_local(),
+    }
+}
+
+fn is_loopback(prefix: &IpNet) -> bool {
+    match prefix {
+        IpNet::V4(prefix) => LOOPBACK_V4.contains(prefix),
+        IpNet::V6(prefix) => LOOPBACK_V6.contains(prefix),
+    }
+}
+
+/// A single change of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Put(IpNet, LocalAddr),
+    Remove(IpNet),
+}
+
+/// The changes from one state to another. What is new comes first: an address
+/// whose entry is replaced by one of another length always has one.
+pub fn changes(from: &Entries, to: &Entries) -> Vec<Change> {
+    let put = to
+        .iter()
+        .filter(|(prefix, value)| from.get(prefix) != Some(value))
+        .map(|(prefix, value)| Change::Put(*prefix, *value));
+    let remove = from
+        .keys()
+        .filter(|prefix| !to.contains_key(prefix))
+        .map(|prefix| Change::Remove(*prefix));
+    put.chain(remove).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::config::node_ports::NodePortAddresses;
+
+    fn nets(text: &str) -> Vec<IpNet> {
+        let words = text.split_whitespace();
+        words.map(|net| net.parse().expect("a prefix")).collect()
+    }
+
+    /// The entries as text: `n` takes NodePorts, `l` is of the loopback.
+    fn table(local: &str, flag: &str) -> String {
+        let flag: NodePortAddresses = flag.parse().expect("valid");
+        let [v4, v6] = IpFamily::ALL.map(|family| flag.accepted(family, None));
+        let entries = entries(&nets(local), |family| match family {
+            IpFamily::V4 => &v4,
+            IpFamily::V6 => &v6,
+        });
+        let text = entries.iter().map(|(prefix, value)| {
+            let flag = |bit, letter| if value.flags & bit != 0 { letter } else { "" };
+            let loopback = flag(LocalAddr::LOOPBACK, "l");
+            format!("{prefix}={}{loopback}", flag(LocalAddr::NODE_PORTS, "n"))
+        });
+        text.collect::<Vec<_>>().join(" ")
+    }
+
+    const NODE: &str = "127.0.0.0/8 127.0.0.1/32 192.0.2.1/32 10.9.0.0/24 \
+                        ::1/128 2001:db8::1/128 fe80::1/128 fd09::/64";
+
+    #[rstest]
+    #[case::all(
+        "",
+        "10.9.0.0/24=n 127.0.0.0/8=nl 127.0.0.1/32=nl 192.0.2.1/32=n \
+         ::1/128=nl 2001:db8::1/128=n fd09::/64=n"
+    )]
+    #[case::prefixes_in_part(
+        "10.9.0.16/28,192.0.0.0/8,fd09:0:0:0:1::/80",
+        "10.9.0.0/24= 10.9.0.16/28=n 127.0.0.0/8=l 127.0.0.1/32=l 192.0.2.1/32=n \
+         ::1/128=l 2001:db8::1/128= fd09::/64= fd09::1:0:0:0/80=n"
+    )]
+    #[case::loopback(
+        "localhost",
+        "10.9.0.0/24= 127.0.0.0/8=nl 127.0.0.1/32=nl 192.0.2.1/32= \
+         ::1/128=nl 2001:db8::1/128= fd09::/64="
+    )]
+    #[case::one_loopback_address(
+        "127.0.0.1/32,2001:db8::1/128",
+        "10.9.0.0/24= 127.0.0.0/8=l 127.0.0.1/32=nl 192.0.2.1/32= \
+         ::1/128=l 2001:db8::1/128=n fd09::/64="
+    )]
+    fn flags_addresses_and_parts_of_prefixes(#[case] flag: &str, #[case] expected: &str) {
+        assert_eq!(table(NODE, flag), expected);
+    }
+
+    /// A prefix within an accepted part of another is accepted, one beside it
+    /// is not.
+    #[test]
+    fn prefixes_within_prefixes_count_for_themselves() {
+        assert_eq!(
+            table("10.9.0.0/16 10.9.1.1/32 10.9.2.1/32", "10.9.1.0/24"),
+            "10.9.0.0/16= 10.9.1.0/24=n 10.9.1.1/32=n 10.9.2.1/32="
+        );
+    }
+
+    #[test]
+    fn what_is_new_comes_before_what_goes() {
+        let state = |text: &str| -> Entries {
+            let entries = nets(text).into_iter();
+            entries.map(|net| (net, LocalAddr::default())).collect()
+        };
+        let from = state("10.0.0.0/24 192.0.2.1/32");
+        let mut to = state("10.0.0.1/32 192.0.2.1/32");
+        let [new, old] = ["10.0.0.1/32", "10.0.0.0/24"].map(|net| nets(net)[0]);
+        assert_eq!(
+            changes(&from, &to),
+            [Change::Put(new, LocalAddr::default()), Change::Remove(old)]
+        );
+        assert_eq!(changes(&to, &to), []);
+        let flagged = LocalAddr {
+            flags: LocalAddr::NODE_PORTS,
+        };
+        let before = to.clone();
+        to.insert(new, flagged);
+        assert_eq!(changes(&before, &to), [Change::Put(new, flagged)]);
+    }
+}
