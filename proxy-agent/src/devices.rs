@@ -21,8 +21,20 @@ pub struct Link {
     pub layer: Layer,
     /// The device it is enslaved to.
     pub master: Option<u32>,
-    pub is_bridge: bool,
+    pub kind: LinkKind,
     pub mac: [u8; 6],
+}
+
+/// What a device is made for, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge,
+    /// Made by a driver, not by an administrator or a network plugin.
+    Hardware,
+    /// Its packets go on to another host.
+    Tunnel,
+    /// veth, VLAN, bond and the like: where they lead, only routes tell.
+    Other,
 }
 
 /// What the device's frames begin with.
@@ -46,14 +58,19 @@ pub struct Address {
     pub usable: bool,
 }
 
-/// A device that carries programs.
+/// A device that the programs have to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hooked {
+pub struct Described {
     pub name: String,
+    /// Whether programs are to run on it; else it is a bridge, whose ports
+    /// have them.
+    pub carries_programs: bool,
+    /// Without [`Device::HOOKED`], which depends on what became of the
+    /// programs.
     pub device: Device,
 }
 
-impl Hooked {
+impl Described {
     /// Whether its packets have no Ethernet header.
     pub fn layer3(&self) -> bool {
         self.device.flags & Device::LAYER3 != 0
@@ -64,35 +81,54 @@ impl Hooked {
 #[derive(Clone, Debug)]
 pub struct Surroundings<'a> {
     pub detector: &'a LocalDetector,
+    /// Devices of routes with a gateway, and of default routes.
+    pub gateways: &'a BTreeSet<u32>,
     /// The Node object's addresses, for devices that have none.
     pub node_v4: Option<Ipv4Addr>,
     pub node_v6: Option<Ipv6Addr>,
 }
 
-/// The devices to hook: all but loopback and those that have others enslaved,
-/// whose packets pass the enslaved ones.
-pub fn hooked(
+/// The devices to describe, by ifindex. Programs go on all but loopback and
+/// those that have others enslaved, whose packets pass the enslaved ones. Of
+/// the latter, bridges are described too: routes lead to them (E19).
+pub fn described(
     links: &[Link],
     addresses: &[Address],
     around: &Surroundings<'_>,
-) -> BTreeMap<u32, Hooked> {
+) -> BTreeMap<u32, Described> {
     let masters: BTreeSet<u32> = links.iter().filter_map(|link| link.master).collect();
     let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.ifindex, link)).collect();
     links
         .iter()
         .filter(|link| matches!(link.layer, Layer::Ethernet | Layer::Ip))
-        .filter(|link| !masters.contains(&link.ifindex))
-        .map(|link| {
+        .filter_map(|link| {
+            let carries_programs = !masters.contains(&link.ifindex);
+            if !carries_programs && link.kind != LinkKind::Bridge {
+                return None;
+            }
             let master = link
                 .master
                 .and_then(|master| by_index.get(&master).copied());
-            let hooked = Hooked {
+            let described = Described {
                 name: link.name.clone(),
+                carries_programs,
                 device: describe(link, master, links, addresses, around),
             };
-            (link.ifindex, hooked)
+            Some((link.ifindex, described))
         })
         .collect()
+}
+
+/// Whether all that comes in by a device passes programs: it has them itself,
+/// or all of the devices enslaved to it do, directly or further down.
+pub fn is_covered(ifindex: u32, links: &[Link], has_programs: &impl Fn(u32) -> bool) -> bool {
+    let mut ports = links
+        .iter()
+        .filter(|link| link.master == Some(ifindex))
+        .map(|link| link.ifindex)
+        .peekable();
+    has_programs(ifindex)
+        || ports.peek().is_some() && ports.all(|port| is_covered(port, links, has_programs))
 }
 
 fn describe(
@@ -102,8 +138,12 @@ fn describe(
     addresses: &[Address],
     around: &Surroundings<'_>,
 ) -> Device {
-    let bridge = master.filter(|master| master.is_bridge);
+    let bridge = master.filter(|master| master.kind == LinkKind::Bridge);
     let mut flags = 0;
+    let leads_away = matches!(link.kind, LinkKind::Hardware | LinkKind::Tunnel);
+    if leads_away || around.gateways.contains(&link.ifindex) {
+        flags |= Device::UPLINK;
+    }
     if link.layer == Layer::Ip {
         flags |= Device::LAYER3;
     }
@@ -164,7 +204,7 @@ mod tests {
             name: name.to_owned(),
             layer: Layer::Ethernet,
             master: None,
-            is_bridge: false,
+            kind: LinkKind::Other,
             mac: [2, 0, 0, 0, 0, u8::try_from(ifindex).expect("small")],
         }
     }
@@ -185,7 +225,7 @@ mod tests {
             },
             link(2, "eth0"),
             Link {
-                is_bridge: true,
+                kind: LinkKind::Bridge,
                 ..link(3, "cni0")
             },
             Link {
@@ -213,21 +253,31 @@ mod tests {
         ]
     }
 
-    fn plan(detector: &LocalDetector) -> BTreeMap<u32, Hooked> {
+    fn plan(detector: &LocalDetector) -> BTreeMap<u32, Described> {
         let around = Surroundings {
             detector,
+            gateways: &BTreeSet::new(),
             node_v4: None,
             node_v6: None,
         };
-        hooked(&node(), &addresses(), &around)
+        described(&node(), &addresses(), &around)
     }
 
     #[test]
     fn hooks_all_but_loopback_masters_and_strange_ones() {
-        let hooked = plan(&LocalDetector::NodeCidr);
-        let names: Vec<_> = hooked.values().map(|hooked| hooked.name.as_str()).collect();
-        assert_eq!(names, ["eth0", "veth1", "wg0"]);
-        assert!(hooked[&5].layer3() && !hooked[&2].layer3());
+        let described = plan(&LocalDetector::NodeCidr);
+        let devices = described.values();
+        let names: Vec<_> = devices
+            .map(|device| (device.name.as_str(), device.carries_programs))
+            .collect();
+        let expected = [
+            ("eth0", true),
+            ("cni0", false),
+            ("veth1", true),
+            ("wg0", true),
+        ];
+        assert_eq!(names, expected, "bridges are known, but without programs");
+        assert!(described[&5].layer3() && !described[&2].layer3());
     }
 
     /// E4: as netfilter would choose, in both families.
@@ -267,13 +317,54 @@ mod tests {
     fn the_node_address_comes_before_that_of_any_device() {
         let around = Surroundings {
             detector: &LocalDetector::NodeCidr,
+            gateways: &BTreeSet::new(),
             node_v4: Some([192, 168, 9, 9].into()),
             node_v6: None,
         };
-        let hooked = hooked(&node(), &addresses(), &around);
+        let described = described(&node(), &addresses(), &around);
         assert_eq!(
-            Ipv4Addr::from(hooked[&5].device.masquerade_v4),
+            Ipv4Addr::from(described[&5].device.masquerade_v4),
             Ipv4Addr::new(192, 168, 9, 9)
         );
+    }
+
+    /// E19
+    #[test]
+    fn hardware_tunnels_and_ways_to_gateways_lead_away() {
+        let mut links = node();
+        links[1].kind = LinkKind::Hardware;
+        links[4].kind = LinkKind::Tunnel;
+        let uplinks = |gateways: &[u32]| {
+            let around = Surroundings {
+                detector: &LocalDetector::NodeCidr,
+                gateways: &gateways.iter().copied().collect(),
+                node_v4: None,
+                node_v6: None,
+            };
+            let described = described(&links, &addresses(), &around).into_iter();
+            let uplinks = described.filter(|(_, each)| each.device.flags & Device::UPLINK != 0);
+            uplinks.map(|(ifindex, _)| ifindex).collect::<Vec<_>>()
+        };
+        assert_eq!(uplinks(&[]), [2, 5]);
+        assert_eq!(uplinks(&[3]), [2, 3, 5], "a bridge that leads to a gateway");
+        assert_eq!(uplinks(&[4]), [2, 4, 5]);
+    }
+
+    /// Of a bridge all ports must have programs, and of a bond that is a port
+    /// all of its devices.
+    #[test]
+    fn a_bridge_is_covered_by_its_ports() {
+        let mut links = node();
+        let enslaved = |ifindex, master| Link {
+            master: Some(master),
+            ..link(ifindex, "port")
+        };
+        links.extend([enslaved(7, 3), enslaved(8, 7), enslaved(9, 7)]);
+        let covered = |ifindex, hooked: &[u32]| {
+            is_covered(ifindex, &links, &|ifindex| hooked.contains(&ifindex))
+        };
+        assert!(covered(2, &[2]) && !covered(2, &[4]));
+        assert!(covered(3, &[4, 8, 9]));
+        assert!(!covered(3, &[4, 8]) && !covered(3, &[8, 9]));
     }
 }

@@ -2,30 +2,38 @@
 //! have them, the node's own addresses, the programs' settings, and a flow
 //! table without dead flows.
 
+mod devices;
 mod local_addrs;
 mod settings;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use proxy_common::family::{V4, V6};
+use proxy_common::{
+    device::Device,
+    family::{V4, V6},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
 
+use self::devices::Gateways;
 use crate::{
     config::NodeConfig,
     dataplane::{
-        attach::{self, Mode, Target, clsact::Filters},
+        attach::{Mode, clsact::Filters},
         devices::DeviceTable,
         load::{self, Loaded},
         local_addrs::LocalAddrTable,
         pins::Pins,
         sweep::{self, Swept},
     },
-    devices::{self, Hooked, Surroundings, netlink::Netlink},
+    devices::{
+        Described,
+        netlink::{Netlink, News},
+    },
     metrics::Metrics,
     model::Node,
 };
@@ -65,7 +73,11 @@ pub struct Keeper {
     flows: u32,
     audit: Duration,
     table: DeviceTable,
-    hooked: BTreeMap<u32, Hooked>,
+    /// Devices with programs.
+    hooked: BTreeMap<u32, Described>,
+    /// Bridges, as described to the programs on their ports.
+    bridges: BTreeMap<u32, Device>,
+    gateways: Gateways,
     local_v4: LocalAddrTable<V4>,
     local_v6: LocalAddrTable<V6>,
     netlink: Netlink,
@@ -100,6 +112,8 @@ impl Keeper {
             audit: options.audit,
             table,
             hooked: BTreeMap::new(),
+            bridges: BTreeMap::new(),
+            gateways: Gateways::new(),
             netlink: Netlink::open()?,
             node,
             metrics,
@@ -123,17 +137,25 @@ impl Keeper {
         let mut sweep_at = Instant::now() + SWEEP;
         let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
-            let wake_at = self
-                .retry_at
-                .map_or(sweep_at, |at| at.min(sweep_at))
-                .min(audit_at);
+            let wake_at = [self.retry_at, self.gateways.due()]
+                .into_iter()
+                .flatten()
+                .fold(sweep_at.min(audit_at), Instant::min);
             tokio::select! {
-                more = self.netlink.changed() => {
-                    if !more {
-                        self.reconnect().await;
+                news = self.netlink.changed() => {
+                    self.gateways.touch();
+                    match news {
+                        // Read when it is time to.
+                        News::Routes => {}
+                        News::Devices => {
+                            sleep(SETTLE).await;
+                            self.follow().await;
+                        }
+                        News::Lost => {
+                            self.reconnect().await;
+                            self.follow().await;
+                        }
                     }
-                    sleep(SETTLE).await;
-                    self.follow().await;
                 }
                 changed = self.node.changed() => {
                     if changed.is_err() {
@@ -150,9 +172,12 @@ impl Keeper {
             }
             if now >= audit_at {
                 audit_at = now + self.audit;
-                let audited = self.audit_local_addrs().await;
-                self.note(audited);
-            } else if self.retry_at.is_some_and(|at| now >= at) {
+                if let Err(error) = self.audit_local_addrs().await {
+                    self.failed(&error);
+                }
+            }
+            let again = [self.retry_at, self.gateways.due()];
+            if again.into_iter().flatten().any(|at| now >= at) {
                 self.follow().await;
             }
         }
@@ -163,16 +188,17 @@ impl Keeper {
         // One failing must not keep the other from being followed.
         let devices = self.follow_devices().await;
         let addresses = self.follow_local_addrs().await;
-        self.note(devices.and(addresses));
+        match devices.and(addresses) {
+            Ok(()) => {
+                self.retry_at = None;
+                self.logged = None;
+            }
+            Err(error) => self.failed(&error),
+        }
     }
 
     /// Sees to it that what failed is tried again in a while; says so once.
-    fn note(&mut self, done: anyhow::Result<()>) {
-        let Err(error) = done else {
-            self.retry_at = None;
-            self.logged = None;
-            return;
-        };
+    fn failed(&mut self, error: &anyhow::Error) {
         self.retry_at = Some(Instant::now() + RETRY);
         let message = format!("{error:#}");
         if self.logged.as_ref() != Some(&message) {
@@ -195,137 +221,6 @@ impl Keeper {
                     sleep(RETRY).await;
                 }
             }
-        }
-    }
-
-    /// Brings programs and their settings to where the devices are now.
-    async fn follow_devices(&mut self) -> anyhow::Result<()> {
-        let links = self.netlink.links().await?;
-        let addresses = self.netlink.addresses().await?;
-        let node = self.node.borrow().clone();
-        let wanted = devices::hooked(
-            &links,
-            &addresses,
-            &Surroundings {
-                detector: &self.config.local_detector,
-                node_v4: node.as_ref().and_then(Node::ip::<V4>),
-                node_v6: node.as_ref().and_then(Node::ip::<V6>),
-            },
-        );
-        self.write_detector(node.as_ref());
-        let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
-        let unwanted: Vec<_> = self
-            .hooked
-            .keys()
-            .filter(|ifindex| !wanted.contains_key(ifindex))
-            .copied()
-            .collect();
-        for ifindex in unwanted {
-            let name = present(ifindex).map(|link| link.name.clone());
-            self.unhook(ifindex, name.as_deref()).await;
-        }
-        for (ifindex, hooked) in wanted {
-            self.hook(ifindex, hooked).await;
-        }
-        Ok(())
-    }
-
-    async fn hook(&mut self, ifindex: u32, wanted: Hooked) {
-        let current = self.hooked.get(&ifindex);
-        if current == Some(&wanted) {
-            return;
-        }
-        if current.map(|hooked| hooked.device) != Some(wanted.device)
-            && let Err(error) = self.table.set(ifindex, wanted.device)
-        {
-            let error = anyhow::Error::new(error);
-            warn!(
-                device = wanted.name,
-                "cannot describe the device to the programs: {error:#}"
-            );
-            return;
-        }
-        if current.is_none() {
-            let target = Target {
-                name: &wanted.name,
-                ifindex,
-                layer3: wanted.layer3(),
-            };
-            let attached = attach::attach(
-                &mut self.loaded.ebpf,
-                &self.pins,
-                &self.filters,
-                self.mode,
-                &target,
-            );
-            if let Err(error) = attached.await {
-                // A device that went away meanwhile is no news; the next
-                // change of devices tries again in any case.
-                let error = anyhow::Error::new(error);
-                warn!(
-                    device = wanted.name,
-                    "cannot attach the programs: {error:#}"
-                );
-                return;
-            }
-            debug!(device = wanted.name, ifindex, "programs attached");
-        }
-        self.hooked.insert(ifindex, wanted);
-    }
-
-    /// Takes the programs off a device, which has a name if it still exists.
-    async fn unhook(&mut self, ifindex: u32, name: Option<&str>) {
-        let done = match name {
-            Some(name) => {
-                let target = Target {
-                    name,
-                    ifindex,
-                    layer3: false,
-                };
-                attach::detach(&self.pins, &self.filters, &target).await
-            }
-            None => attach::forget(&self.pins, ifindex),
-        };
-        if let Err(error) = done {
-            let error = anyhow::Error::new(error);
-            warn!(ifindex, "cannot take the programs off a device: {error:#}");
-        }
-        self.table.remove(ifindex);
-        self.hooked.remove(&ifindex);
-        debug!(ifindex, name, "programs taken off");
-    }
-
-    /// Removes pins and table entries of devices that went while no agent ran.
-    async fn forget_gone_devices(&mut self) -> anyhow::Result<()> {
-        let links = self.netlink.links().await?;
-        let is_gone = |ifindex: &u32| links.iter().all(|link| link.ifindex != *ifindex);
-        let known: Vec<u32> = self
-            .table
-            .read()?
-            .into_iter()
-            .map(|(ifindex, _)| ifindex)
-            .chain(attach::pinned_devices(&self.pins))
-            .filter(is_gone)
-            .collect();
-        for ifindex in known {
-            self.unhook(ifindex, None).await;
-        }
-        Ok(())
-    }
-
-    /// Pins of another network namespace name other devices: the node is a
-    /// container that was made anew.
-    async fn forget_other_namespace(&mut self) {
-        let cookie = netns_cookie();
-        let Some(mut settings) = self.settings() else {
-            return;
-        };
-        if settings.netns_cookie != cookie {
-            for ifindex in attach::pinned_devices(&self.pins) {
-                self.unhook(ifindex, None).await;
-            }
-            settings.netns_cookie = cookie;
-            self.set_settings(settings);
         }
     }
 

@@ -152,7 +152,8 @@ fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
             let hooks = Hooks::open(pins.root())?;
             let mut found = Vec::new();
             for link in Netlink::open()?.links().await? {
-                if hooked.iter().all(|(ifindex, _)| *ifindex != link.ifindex) {
+                let known = hooked.iter().any(|(ifindex, _)| *ifindex == link.ifindex);
+                if !known || devices::is_bridge(link.ifindex, &hooked) {
                     continue;
                 }
                 for hook in Hook::BOTH {

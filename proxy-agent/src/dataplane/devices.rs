@@ -30,6 +30,11 @@ impl DeviceTable {
         })
     }
 
+    /// The description of a device, if there is one.
+    pub fn get(&self, ifindex: u32) -> Option<Device> {
+        self.0.get(&ifindex, 0).ok()
+    }
+
     /// Describes a device.
     pub fn set(&mut self, ifindex: u32, device: Device) -> Result<(), TableError> {
         self.0

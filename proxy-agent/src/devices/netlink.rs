@@ -1,6 +1,6 @@
 //! Reads links, addresses and local routes, and tells when they change.
 
-use std::{io, net::IpAddr};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
@@ -8,7 +8,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use rtnetlink::{
     Handle, MulticastGroup, new_connection_with_strict_check, new_multicast_connection,
@@ -16,7 +16,7 @@ use rtnetlink::{
     sys::SocketAddr,
 };
 
-use crate::devices::{Address, Layer, Link};
+use crate::devices::{Address, Layer, Link, LinkKind};
 
 /// Netlink cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,18 @@ pub enum NetlinkError {
 /// The routing table that says which addresses are the host's own
 /// (`RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u8 = 255;
+
+/// What happened. What exactly changed is found by listing: messages may be
+/// lost under load, the lists are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Routes of the main table changed, and nothing else.
+    Routes,
+    /// Devices, addresses or local routes may have changed.
+    Devices,
+    /// There will be no news any more.
+    Lost,
+}
 
 /// Connections that list devices and routes and hear of changes.
 pub struct Netlink {
@@ -66,19 +78,18 @@ impl Netlink {
         })
     }
 
-    /// Waits for a change; false if there will be none any more. What changed
-    /// is found by listing: messages may be lost under load, the lists are not.
-    pub async fn changed(&mut self) -> bool {
+    /// Waits for a change that concerns us.
+    pub async fn changed(&mut self) -> News {
         loop {
             let Some((message, _)) = self.messages.next().await else {
-                return false;
+                return News::Lost;
             };
-            let mut concerns = concerns_us(&message);
+            let mut news = news_of(&message);
             while let Ok((message, _)) = self.messages.try_recv() {
-                concerns |= concerns_us(&message);
+                news = news.max(news_of(&message));
             }
-            if concerns {
-                return true;
+            if let Some(news) = news {
+                return news;
             }
         }
     }
@@ -123,43 +134,94 @@ impl Netlink {
         Ok(prefixes)
     }
 
+    /// The devices by which routes of the main table lead to other routers, in
+    /// either family.
+    pub async fn gateway_devices(&self) -> Result<BTreeSet<u32>, NetlinkError> {
+        let mut devices = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.table = RouteHeader::RT_TABLE_MAIN;
+            request.header.kind = RouteType::Unicast;
+            devices.extend(self.routes(request, gateway_devices).await?);
+        }
+        Ok(devices)
+    }
+
     /// What `take` makes of the routes that fit the request.
-    async fn routes<T>(
+    async fn routes<I: IntoIterator>(
         &self,
         request: RouteMessage,
-        take: impl Fn(&RouteMessage) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
+        take: impl Fn(&RouteMessage) -> I,
+    ) -> Result<Vec<I::Item>, NetlinkError> {
         let family = request.header.address_family;
         let routes = self.filtering.route().get(request).execute();
-        let taken: Result<Vec<_>, _> = routes
-            .map_ok(|route| (route.header.address_family == family).then(|| take(&route))?)
-            .try_collect()
-            .await;
-        match taken {
-            Ok(taken) => Ok(taken.into_iter().flatten().collect()),
-            // A table without routes is not there; nor is that of a family
-            // which this kernel does not have.
-            Err(rtnetlink::Error::NetlinkError(error))
-                if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
-                    .contains(&error.raw_code().abs()) =>
-            {
-                Ok(Vec::new())
+        let mut routes = std::pin::pin!(routes);
+        let mut taken = Vec::new();
+        while let Some(route) = routes.next().await {
+            match route {
+                Ok(route) if route.header.address_family == family => taken.extend(take(&route)),
+                Ok(_) => {}
+                // A table without routes is not there; nor is that of a family
+                // which this kernel does not have.
+                Err(rtnetlink::Error::NetlinkError(error))
+                    if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
+                        .contains(&error.raw_code().abs()) =>
+                {
+                    break;
+                }
+                Err(error) => return Err(NetlinkError::Routes(error)),
             }
-            Err(error) => Err(NetlinkError::Routes(error)),
         }
+        Ok(taken)
     }
 }
 
-/// Whether a message may mean that devices or local addresses changed. A
-/// router's other routes may change all the time.
-fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+/// What a message says that concerns us.
+fn news_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<News> {
     match &message.payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-        ) => route.header.table == LOCAL_TABLE,
+        ) => match route.header.table {
+            LOCAL_TABLE => Some(News::Devices),
+            RouteHeader::RT_TABLE_MAIN => {
+                (!gateway_devices(route).is_empty()).then_some(News::Routes)
+            }
+            _ => None,
+        },
         // Also that messages were lost.
-        _ => true,
+        _ => Some(News::Devices),
     }
+}
+
+/// The devices by which a route leads to other routers: those of its next hops
+/// that have a gateway, of a default route all.
+fn gateway_devices(route: &RouteMessage) -> Vec<u32> {
+    if route.header.table != RouteHeader::RT_TABLE_MAIN || route.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let default = route.header.destination_prefix_length == 0;
+    let away = |attributes: &[RouteAttribute]| {
+        let gateway = |attribute: &RouteAttribute| {
+            matches!(
+                attribute,
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
+            )
+        };
+        default || attributes.iter().any(gateway)
+    };
+    let mut devices = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) if away(&route.attributes) => devices.push(*ifindex),
+            RouteAttribute::MultiPath(hops) => {
+                let hops = hops.iter().filter(|hop| away(&hop.attributes));
+                devices.extend(hops.map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    devices
 }
 
 fn local_prefix(route: &RouteMessage) -> Option<IpNet> {
@@ -190,7 +252,7 @@ fn link(message: &LinkMessage) -> Link {
         name: String::new(),
         layer: layer(message.header.link_layer_type),
         master: None,
-        is_bridge: false,
+        kind: LinkKind::Hardware,
         mac: [0; 6],
     };
     for attribute in &message.attributes {
@@ -199,12 +261,44 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::Address(mac) => link.mac = mac[..].try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
-                link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                let mut infos = infos.iter();
+                link.kind = infos
+                    .find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(link_kind(kind, link.layer)),
+                        _ => None,
+                    })
+                    .unwrap_or(LinkKind::Hardware);
             }
             _ => {}
         }
     }
     link
+}
+
+fn link_kind(kind: &InfoKind, layer: Layer) -> LinkKind {
+    match kind {
+        InfoKind::Bridge => LinkKind::Bridge,
+        // With Ethernet header it is a tap, for a virtual machine.
+        InfoKind::Tun if layer == Layer::Ethernet => LinkKind::Other,
+        InfoKind::Tun
+        | InfoKind::Vxlan
+        | InfoKind::Geneve
+        | InfoKind::BareUdp
+        | InfoKind::IpIp
+        | InfoKind::Ip6Tnl
+        | InfoKind::SitTun
+        | InfoKind::GreTun
+        | InfoKind::GreTap
+        | InfoKind::GreTun6
+        | InfoKind::GreTap6
+        | InfoKind::ErSpan
+        | InfoKind::Ip6ErSpan
+        | InfoKind::Vti
+        | InfoKind::Vti6
+        | InfoKind::Xfrm
+        | InfoKind::Wireguard => LinkKind::Tunnel,
+        _ => LinkKind::Other,
+    }
 }
 
 fn layer(kind: LinkLayerType) -> Layer {
@@ -244,4 +338,100 @@ fn address(message: &AddressMessage) -> Option<Address> {
         ip: ip?,
         usable: message.header.scope == AddressScope::Universe && !flags.intersects(transient),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::route::RouteNextHop;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn route(
+        table: u8,
+        kind: RouteType,
+        length: u8,
+        attributes: Vec<RouteAttribute>,
+    ) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.table = table;
+        route.header.kind = kind;
+        route.header.destination_prefix_length = length;
+        route.attributes = attributes;
+        route
+    }
+
+    fn hop(ifindex: u32, attributes: Vec<RouteAttribute>) -> RouteNextHop {
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = ifindex;
+        hop.attributes = attributes;
+        hop
+    }
+
+    fn gateway() -> RouteAttribute {
+        RouteAttribute::Gateway(IpAddr::from([192, 0, 2, 1]).into())
+    }
+
+    #[rstest]
+    #[case::by_a_gateway(254, 24, vec![RouteAttribute::Oif(2), gateway()], vec![2])]
+    #[case::default_without_gateway(254, 0, vec![RouteAttribute::Oif(2)], vec![2])]
+    #[case::to_a_neighbour(254, 24, vec![RouteAttribute::Oif(2)], vec![])]
+    #[case::of_another_table(100, 24, vec![RouteAttribute::Oif(2), gateway()], vec![])]
+    #[case::by_several(
+        254,
+        24,
+        vec![RouteAttribute::MultiPath(vec![hop(3, vec![gateway()]), hop(4, vec![])])],
+        vec![3],
+    )]
+    #[case::default_by_several(
+        254,
+        0,
+        vec![RouteAttribute::MultiPath(vec![hop(3, vec![]), hop(4, vec![])])],
+        vec![3, 4],
+    )]
+    fn routes_by_a_gateway_lead_away(
+        #[case] table: u8,
+        #[case] length: u8,
+        #[case] attributes: Vec<RouteAttribute>,
+        #[case] devices: Vec<u32>,
+    ) {
+        let unicast = route(table, RouteType::Unicast, length, attributes.clone());
+        assert_eq!(gateway_devices(&unicast), devices);
+        let blackhole = route(table, RouteType::BlackHole, length, attributes);
+        assert_eq!(gateway_devices(&blackhole), [0; 0]);
+    }
+
+    #[test]
+    fn local_routes_are_prefixes() {
+        let destination = |ip: IpAddr| vec![RouteAttribute::Destination(ip.into())];
+        let ip = IpAddr::from([10, 9, 0, 0]);
+        let local = |table, kind| local_prefix(&route(table, kind, 24, destination(ip)));
+        let prefix = "10.9.0.0/24".parse().expect("a prefix");
+        assert_eq!(local(255, RouteType::Local), Some(prefix));
+        assert_eq!(local(255, RouteType::Broadcast), None);
+        assert_eq!(local(254, RouteType::Local), None);
+        let all = route(255, RouteType::Local, 0, Vec::new());
+        assert_eq!(local_prefix(&all), "0.0.0.0/0".parse().ok());
+    }
+
+    /// A router's routes come and go all the time; most concern nobody here.
+    #[rstest]
+    #[case(255, vec![], Some(News::Devices))]
+    #[case(254, vec![RouteAttribute::Oif(2), gateway()], Some(News::Routes))]
+    #[case(254, vec![RouteAttribute::Oif(2)], None)]
+    #[case(100, vec![RouteAttribute::Oif(2), gateway()], None)]
+    fn news_are_told_by_their_table(
+        #[case] table: u8,
+        #[case] attributes: Vec<RouteAttribute>,
+        #[case] expected: Option<News>,
+    ) {
+        let route = route(table, RouteType::Unicast, 24, attributes);
+        for message in [
+            RouteNetlinkMessage::NewRoute(route.clone()),
+            RouteNetlinkMessage::DelRoute(route),
+        ] {
+            assert_eq!(news_of(&NetlinkMessage::from(message)), expected);
+        }
+    }
 }

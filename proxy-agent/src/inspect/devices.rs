@@ -30,12 +30,19 @@ pub struct DeviceRow {
     /// Nothing if the device went, or is in another network namespace.
     pub name: Option<String>,
     pub ifindex: u32,
-    /// `L2` for frames with an Ethernet header, `L3` for bare packets.
+    /// `L2` for frames with an Ethernet header, `L3` for bare packets; `bridge`
+    /// for one whose ports have the programs.
     pub kind: &'static str,
     pub bridge: Option<String>,
     /// Addresses that traffic leaving here is masqueraded to.
     pub masquerade_v4: Option<Ipv4Addr>,
     pub masquerade_v6: Option<Ipv6Addr>,
+    /// Leads away from this node.
+    pub uplink: bool,
+    /// What comes in by it passes our programs.
+    pub hooked: bool,
+    /// What comes in by it are pods, according to the local detector.
+    pub pods: bool,
     /// How our programs are attached.
     pub attached: Option<&'static str>,
     /// Programs in the order they run; nothing if this process may not ask.
@@ -81,6 +88,7 @@ impl Row for DeviceRow {
         "BRIDGE",
         "MASQUERADE-IPV4",
         "MASQUERADE-IPV6",
+        "FLAGS",
         "ATTACHED",
         "INGRESS",
         "EGRESS",
@@ -94,6 +102,7 @@ impl Row for DeviceRow {
             render::cell(self.bridge.as_ref()),
             render::cell(self.masquerade_v4),
             render::cell(self.masquerade_v6),
+            render::list(self.flags()),
             match self.ingress {
                 Some(_) => render::cell(self.attached),
                 None => render::UNKNOWN.to_owned(),
@@ -111,6 +120,17 @@ impl DeviceRow {
             |programs| render::list(programs.iter().map(ProgramRow::cell)),
         )
     }
+
+    /// The names of what the device is.
+    fn flags(&self) -> impl Iterator<Item = &'static str> {
+        [
+            (self.uplink, "uplink"),
+            (self.hooked, "hooked"),
+            (self.pods, "pods"),
+        ]
+        .into_iter()
+        .filter_map(|(is, name)| is.then_some(name))
+    }
 }
 
 /// Programs of a device's two hooks.
@@ -120,12 +140,13 @@ pub struct DevicePrograms {
     pub egress: Vec<Attached>,
 }
 
-/// The row of one device. `links` are the devices of the same network
-/// namespace, none if that is not known; `programs` is nothing if this process
-/// may not ask for them.
+/// The row of one device; a bridge is one whose ports have the programs.
+/// `links` are the devices of the same network namespace, none if that is not
+/// known; `programs` is nothing if this process may not ask for them.
 pub fn row(
     ifindex: u32,
     device: &Device,
+    is_bridge: bool,
     links: &[Link],
     programs: Option<&DevicePrograms>,
     family: Option<IpFamily>,
@@ -135,6 +156,7 @@ pub fn row(
         link.map(|link| link.name.clone())
     };
     let shows = |wanted: IpFamily| family.is_none_or(|family| family == wanted);
+    let has = |flag| device.flags & flag != 0;
     let v4 = device.masquerade_v4;
     let v6 = device.masquerade_v6;
     let mut ours = programs
@@ -146,15 +168,20 @@ pub fn row(
     DeviceRow {
         name: name_of(ifindex),
         ifindex,
-        kind: if device.flags & Device::LAYER3 == 0 {
-            "L2"
-        } else {
+        kind: if is_bridge {
+            "bridge"
+        } else if has(Device::LAYER3) {
             "L3"
+        } else {
+            "L2"
         },
         bridge: (device.bridge != 0)
             .then(|| name_of(device.bridge).unwrap_or_else(|| device.bridge.to_string())),
         masquerade_v4: (shows(IpFamily::V4) && v4 != AddrV4::ZERO).then(|| v4.into()),
         masquerade_v6: (shows(IpFamily::V6) && v6 != AddrV6::ZERO).then(|| v6.into()),
+        uplink: has(Device::UPLINK),
+        hooked: has(Device::HOOKED),
+        pods: has(Device::LOCAL_CLIENTS),
         attached: ours
             .find(|program| program.ours)
             .map(|program| program.mode.name()),
@@ -180,7 +207,7 @@ pub(super) fn read(pins: &Pins, family: Option<IpFamily>) -> anyhow::Result<Vec<
             };
             let mut rows = Vec::new();
             let mut forbidden = None;
-            for (ifindex, device) in devices {
+            for &(ifindex, device) in &devices {
                 let link = links.iter().find(|link| link.ifindex == ifindex);
                 let programs = match link {
                     Some(link) => match programs(&hooks, link).await {
@@ -193,7 +220,14 @@ pub(super) fn read(pins: &Pins, family: Option<IpFamily>) -> anyhow::Result<Vec<
                     },
                     None => Some(DevicePrograms::default()),
                 };
-                rows.push(row(ifindex, &device, &links, programs.as_ref(), family));
+                rows.push(row(
+                    ifindex,
+                    &device,
+                    is_bridge(ifindex, &devices),
+                    &links,
+                    programs.as_ref(),
+                    family,
+                ));
             }
             if let Some(error) = forbidden {
                 warn!("{error}");
@@ -211,6 +245,12 @@ async fn programs(hooks: &Hooks, link: &Link) -> Result<DevicePrograms, HooksErr
     })
 }
 
+/// Whether a row of `DEVICES` is a bridge that is described for its ports' sake
+/// and has no programs of its own.
+pub(crate) fn is_bridge(ifindex: u32, devices: &[(u32, Device)]) -> bool {
+    devices.iter().any(|(_, device)| device.bridge == ifindex)
+}
+
 /// Whether the agent's devices are those of this process' network namespace.
 pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
     let config = load::open_config(pins, Access::Read)?;
@@ -220,7 +260,10 @@ pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{dataplane::attach::Mode, devices::Layer};
+    use crate::{
+        dataplane::attach::Mode,
+        devices::{Layer, LinkKind},
+    };
 
     fn link(ifindex: u32, name: &str) -> Link {
         Link {
@@ -228,7 +271,7 @@ mod tests {
             name: name.to_owned(),
             layer: Layer::Ethernet,
             master: None,
-            is_bridge: false,
+            kind: LinkKind::Other,
             mac: [0; 6],
         }
     }
@@ -247,13 +290,14 @@ mod tests {
             bridge: 3,
             masquerade_v4: Ipv4Addr::new(10, 0, 0, 1).into(),
             masquerade_v6: Ipv6Addr::LOCALHOST.into(),
+            flags: Device::UPLINK | Device::HOOKED,
             ..Device::default()
         };
         let programs = DevicePrograms {
             ingress: vec![program(5, "ingress", true), program(6, "ingress", false)],
             egress: Vec::new(),
         };
-        row(4, &device, links, Some(&programs), family)
+        row(4, &device, false, links, Some(&programs), family)
             .cells()
             .join(" ")
     }
@@ -263,26 +307,43 @@ mod tests {
         let links = [link(3, "cni0"), link(4, "veth1")];
         assert_eq!(
             cells(&links, None),
-            "veth1 4 L2 cni0 10.0.0.1 ::1 tcx ingress(ours),ingress(id=6) -"
+            "veth1 4 L2 cni0 10.0.0.1 ::1 uplink,hooked tcx ingress(ours),ingress(id=6) -"
         );
     }
 
     #[test]
     fn shows_one_family_and_devices_without_names() {
-        assert!(cells(&[], Some(IpFamily::V6)).starts_with("- 4 L2 3 - ::1 tcx"));
-        assert!(cells(&[], Some(IpFamily::V4)).starts_with("- 4 L2 3 10.0.0.1 - tcx"));
+        assert!(cells(&[], Some(IpFamily::V6)).starts_with("- 4 L2 3 - ::1 uplink,hooked tcx"));
+        assert!(
+            cells(&[], Some(IpFamily::V4)).starts_with("- 4 L2 3 10.0.0.1 - uplink,hooked tcx")
+        );
     }
 
     #[test]
     fn no_address_is_no_address() {
-        let programs = DevicePrograms::default();
-        let row = row(9, &Device::default(), &[], Some(&programs), None);
-        assert_eq!(row.cells().join(" "), "- 9 L2 - - - - - -");
+        let cells = |is_bridge| {
+            let device = Device::default();
+            let programs = DevicePrograms::default();
+            let row = row(9, &device, is_bridge, &[], Some(&programs), None);
+            row.cells().join(" ")
+        };
+        assert_eq!(cells(false), "- 9 L2 - - - - - - -");
+        assert_eq!(cells(true), "- 9 bridge - - - - - - -");
+    }
+
+    #[test]
+    fn a_bridge_is_known_by_its_ports() {
+        let port = Device {
+            bridge: 3,
+            ..Device::default()
+        };
+        let devices = [(3, Device::default()), (4, port)];
+        assert!(is_bridge(3, &devices) && !is_bridge(4, &devices));
     }
 
     #[test]
     fn programs_that_may_not_be_seen_are_not_called_absent() {
-        let row = row(9, &Device::default(), &[], None, None);
-        assert_eq!(row.cells().join(" "), "- 9 L2 - - - ? ? ?");
+        let row = row(9, &Device::default(), false, &[], None, None);
+        assert_eq!(row.cells().join(" "), "- 9 L2 - - - - ? ? ?");
     }
 }

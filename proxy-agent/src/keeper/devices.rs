@@ -1,0 +1,252 @@
+//! Keeps programs on the devices that should have them, and `DEVICES` as they
+//! are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proxy_common::{
+    device::Device,
+    family::{V4, V6},
+};
+use tokio::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+use super::{Keeper, netns_cookie};
+use crate::{
+    dataplane::attach::{self, Target},
+    devices::{self, Described, Link, Surroundings, netlink::Netlink},
+    model::Node,
+};
+
+/// Least time between two readings of the main routing table, which is long
+/// and always changing on a router.
+const READ_ROUTES: Duration = Duration::from_secs(1);
+
+/// The devices that lead away according to the main routing table.
+pub(super) struct Gateways {
+    devices: BTreeSet<u32>,
+    /// Whether anything changed since they were read.
+    stale: bool,
+    next: Instant,
+}
+
+impl Gateways {
+    pub(super) fn new() -> Self {
+        Self {
+            devices: BTreeSet::new(),
+            stale: true,
+            next: Instant::now(),
+        }
+    }
+
+    /// Routes may have changed.
+    pub(super) fn touch(&mut self) {
+        self.stale = true;
+    }
+
+    /// When to read them again, if they have to be.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.stale.then_some(self.next)
+    }
+
+    async fn refresh(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
+        let now = Instant::now();
+        if self.due().is_some_and(|due| due <= now) {
+            self.devices = netlink.gateway_devices().await?;
+            self.stale = false;
+            self.next = now + READ_ROUTES;
+        }
+        Ok(())
+    }
+}
+
+impl Keeper {
+    /// Brings programs and their settings to where the devices are now.
+    pub(super) async fn follow_devices(&mut self) -> anyhow::Result<()> {
+        self.gateways.refresh(&self.netlink).await?;
+        let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        let node = self.node.borrow().clone();
+        self.write_detector(node.as_ref());
+        let described = devices::described(
+            &links,
+            &addresses,
+            &Surroundings {
+                detector: &self.config.local_detector,
+                gateways: &self.gateways.devices,
+                node_v4: node.as_ref().and_then(Node::ip::<V4>),
+                node_v6: node.as_ref().and_then(Node::ip::<V6>),
+            },
+        );
+        let (wanted, bridges): (BTreeMap<_, _>, BTreeMap<_, _>) = described
+            .into_iter()
+            .partition(|(_, device)| device.carries_programs);
+        let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
+        let unwanted: Vec<_> = self
+            .hooked
+            .keys()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+            .copied()
+            .collect();
+        for ifindex in unwanted {
+            let name = present(ifindex).map(|link| link.name.clone());
+            self.unhook(ifindex, name.as_deref()).await;
+        }
+        for (ifindex, device) in wanted {
+            self.hook(ifindex, device).await;
+        }
+        self.describe_bridges(&links, bridges);
+        Ok(())
+    }
+
+    async fn hook(&mut self, ifindex: u32, wanted: Described) {
+        let current = self.hooked.get(&ifindex);
+        if current == Some(&wanted) {
+            return;
+        }
+        if current.is_some() {
+            if self.describe(ifindex, &wanted.name, hooked(wanted.device)) {
+                self.hooked.insert(ifindex, wanted);
+            }
+            return;
+        }
+        // An earlier agent's programs are on the device if it says so.
+        let before = self.table.get(ifindex).unwrap_or_default().flags & Device::HOOKED;
+        let mut device = wanted.device;
+        device.flags |= before;
+        if !self.describe(ifindex, &wanted.name, device) {
+            return;
+        }
+        let target = Target {
+            name: &wanted.name,
+            ifindex,
+            layer3: wanted.layer3(),
+        };
+        let attached = attach::attach(
+            &mut self.loaded.ebpf,
+            &self.pins,
+            &self.filters,
+            self.mode,
+            &target,
+        );
+        if let Err(error) = attached.await {
+            // A device that went away meanwhile is no news; the next change of
+            // devices tries again in any case.
+            let error = anyhow::Error::new(error);
+            warn!(
+                device = wanted.name,
+                "cannot attach the programs: {error:#}"
+            );
+            return;
+        }
+        debug!(device = wanted.name, ifindex, "programs attached");
+        if self.describe(ifindex, &wanted.name, hooked(wanted.device)) {
+            self.hooked.insert(ifindex, wanted);
+        }
+    }
+
+    /// Describes the bridges to the programs, which run on their ports.
+    fn describe_bridges(&mut self, links: &[Link], wanted: BTreeMap<u32, Described>) {
+        let gone: Vec<_> = self
+            .bridges
+            .keys()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+            .copied()
+            .collect();
+        for ifindex in gone {
+            self.bridges.remove(&ifindex);
+            if !self.hooked.contains_key(&ifindex) {
+                self.table.remove(ifindex);
+            }
+        }
+        for (ifindex, bridge) in wanted {
+            let device =
+                if devices::is_covered(ifindex, links, &|port| self.hooked.contains_key(&port)) {
+                    hooked(bridge.device)
+                } else {
+                    bridge.device
+                };
+            if self.bridges.get(&ifindex) != Some(&device)
+                && self.describe(ifindex, &bridge.name, device)
+            {
+                self.bridges.insert(ifindex, device);
+            }
+        }
+    }
+
+    /// Writes a row of `DEVICES`; says whether that was possible.
+    fn describe(&mut self, ifindex: u32, name: &str, device: Device) -> bool {
+        let written = self.table.set(ifindex, device);
+        let done = written.is_ok();
+        if let Err(error) = written {
+            let error = anyhow::Error::new(error);
+            warn!(
+                device = name,
+                "cannot describe the device to the programs: {error:#}"
+            );
+        }
+        done
+    }
+
+    /// Takes the programs off a device, which has a name if it still exists.
+    async fn unhook(&mut self, ifindex: u32, name: Option<&str>) {
+        let done = match name {
+            Some(name) => {
+                let target = Target {
+                    name,
+                    ifindex,
+                    layer3: false,
+                };
+                attach::detach(&self.pins, &self.filters, &target).await
+            }
+            None => attach::forget(&self.pins, ifindex),
+        };
+        if let Err(error) = done {
+            let error = anyhow::Error::new(error);
+            warn!(ifindex, "cannot take the programs off a device: {error:#}");
+        }
+        self.table.remove(ifindex);
+        self.hooked.remove(&ifindex);
+        debug!(ifindex, name, "programs taken off");
+    }
+
+    /// Removes pins and table entries of devices that went while no agent ran.
+    pub(super) async fn forget_gone_devices(&mut self) -> anyhow::Result<()> {
+        let links = self.netlink.links().await?;
+        let is_gone = |ifindex: &u32| links.iter().all(|link| link.ifindex != *ifindex);
+        let known: Vec<u32> = self
+            .table
+            .read()?
+            .into_iter()
+            .map(|(ifindex, _)| ifindex)
+            .chain(attach::pinned_devices(&self.pins))
+            .filter(is_gone)
+            .collect();
+        for ifindex in known {
+            self.unhook(ifindex, None).await;
+        }
+        Ok(())
+    }
+
+    /// Pins of another network namespace name other devices: the node is a
+    /// container that was made anew.
+    pub(super) async fn forget_other_namespace(&mut self) {
+        let cookie = netns_cookie();
+        let Some(mut settings) = self.settings() else {
+            return;
+        };
+        if settings.netns_cookie != cookie {
+            for ifindex in attach::pinned_devices(&self.pins) {
+                self.unhook(ifindex, None).await;
+            }
+            settings.netns_cookie = cookie;
+            self.set_settings(settings);
+        }
+    }
+}
+
+fn hooked(device: Device) -> Device {
+    Device {
+        flags: device.flags | Device::HOOKED,
+        ..device
+    }
+}
