@@ -26,6 +26,7 @@ pub mod backend;
 pub mod checksum;
 pub mod config;
 pub mod counter;
+pub mod crc32c;
 pub mod device;
 pub mod explain;
 pub mod family;
