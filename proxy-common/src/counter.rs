@@ -85,6 +85,8 @@ counters! {
     EchoAnswered => "echo_answered",
     /// Connections that the socket programs led to a backend.
     SocketTranslated => "socket_translated",
+    /// Fragments of SCTP packets dropped because the checksum of a fragmented one cannot follow a changed port.
+    SctpFragment => "sctp_fragment",
 }
 
 #[cfg(test)]

@@ -76,6 +76,13 @@ impl Protocol {
     pub const UDP: Self = Self(17);
     pub const ICMPV6: Self = Self(58);
     pub const SCTP: Self = Self(132);
+
+    /// Whether packets of the protocol open and close connections. Such a flow
+    /// stays with its backend until it is over (S79).
+    #[inline(always)]
+    pub const fn has_connections(self) -> bool {
+        matches!(self, Self::TCP | Self::SCTP)
+    }
 }
 
 impl fmt::Display for Protocol {

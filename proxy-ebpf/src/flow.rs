@@ -115,7 +115,7 @@ pub enum Direction {
 #[inline(always)]
 pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, direction: Direction) {
     let mut bits = state::SEEN;
-    if headers.ip.protocol == Protocol::TCP {
+    if headers.ip.protocol.has_connections() {
         if headers.tcp_flags & tcp::SYN == 0 {
             bits |= state::BEYOND_SYN;
         }
@@ -158,7 +158,7 @@ pub fn now() -> u32 {
     ticks(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
-/// Whether both ends of a TCP connection are done.
+/// Whether both ends of a connection are done.
 #[inline(always)]
 pub fn is_closing<A>(flow: &Flow<A>) -> bool {
     flow.client_state & flow.backend_state & state::FIN != 0
@@ -169,7 +169,7 @@ pub fn is_closing<A>(flow: &Flow<A>) -> bool {
 /// but have a backend chosen anew.
 #[inline(always)]
 pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
-    if headers.ip.protocol == Protocol::TCP {
+    if headers.ip.protocol.has_connections() {
         // Established connections are never moved (S79); one that opens on an
         // old record is another connection.
         headers.opens_connection() && (is_closing(flow) || !choose::is_serving::<F>(flow))

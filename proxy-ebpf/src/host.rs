@@ -39,6 +39,8 @@ use crate::{
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// `gso_size` of SCTP: a list of packets that its sender cut itself.
+const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// Routing table look-ups, by family.
 pub trait Route: Sockets + Refusal {
@@ -148,11 +150,15 @@ fn send<F: IpHeader + Route>(
 }
 
 /// Length of the IP packet, or of the longest segment that it will be cut to.
+/// 0 if that is not known; the look-up then does not compare it.
 #[inline(never)]
 fn longest<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> u32 {
     let segment = skb.gso_size();
     if segment == 0 {
         return skb.len() - headers.l3;
+    }
+    if segment == GSO_BY_FRAGS {
+        return 0;
     }
     let transport = if headers.ip.protocol == Protocol::TCP {
         let offset: u8 = skb.read(headers.ip.l4 + 12).unwrap_or(0);

@@ -63,7 +63,7 @@ pub struct Quote<A> {
 fn quote_at<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, l3: u32) -> Option<()> {
     let skb = *skb;
     let ip = F::read_ip(skb, l3)?;
-    if ip.part == Part::Later || ip.protocol != Protocol::TCP && ip.protocol != Protocol::UDP {
+    if ip.part == Part::Later || ip.protocol != Protocol::UDP && !ip.protocol.has_connections() {
         return None;
     }
     let (src_port, dst_port) = parse::ports(skb, ip.l4)?;
@@ -401,9 +401,11 @@ impl Edit {
             (16, false)
         };
         // Only the first eight bytes of the transport header are sure to be
-        // quoted: TCP's checksum may be missing.
+        // quoted: TCP's checksum may be missing. SCTP's is left as it is: who
+        // gets a part of a packet cannot check it.
         let offset = quote.ip.l4 + offset;
-        if let Some(old) = self.skb.read::<u16>(offset)
+        if quote.ip.protocol != Protocol::SCTP
+            && let Some(old) = self.skb.read::<u16>(offset)
             && !(optional && old == 0)
         {
             let both = checksum::add(addr_change, port_change);

@@ -227,10 +227,43 @@ fn forward_slowly<F: IpHeader + host::Route>(
     record: Record<F>,
     arrival: Arrival,
 ) -> Outcome {
-    forward::<F>(*skb, &mut scratch.headers, record, arrival)
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let (port, flags) = (flow.backend_port, flow.flags);
+    scratch.reply.backend_addr = flow.backend_addr;
+    let (headers, addr) = (&mut scratch.headers, &scratch.reply.backend_addr);
+    flow::touch::<F>(record, headers, Direction::ToBackend);
+    if arrival == Arrival::Bridge
+        && *addr != headers.ip.src
+        && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()
+        || rewrite::slowly::<F>(skb, headers, Side::Destination, addr, port).is_err()
+    {
+        return Fault.into();
+    }
+    hint::set(*skb, hint_after::<F>(flags));
+    Outcome::NEXT
 }
 
-/// Sends a packet on to its flow's backend.
+#[inline(never)]
+fn stay_on_bridge_slowly<F: IpHeader + host::Route>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    backend: &F::Addr,
+) -> Result<(), Fault> {
+    stay_on_bridge::<F>(*skb, headers, backend)
+}
+
+/// What is left to do for a packet that was sent on by a flow with these flags.
+#[inline(always)]
+fn hint_after<F: IpHeader>(flags: u8) -> Hint {
+    if flags & Flow::<F::Addr>::MASQUERADE != 0 {
+        Hint::Masquerade
+    } else {
+        Hint::Done
+    }
+}
+
+/// Sends a packet on to its flow's backend, on the fast path.
 #[inline(always)]
 pub fn forward<F: IpHeader + host::Route>(
     skb: Skb,
@@ -259,14 +292,7 @@ fn try_forward<F: IpHeader + host::Route>(
         stay_on_bridge::<F>(skb, headers, &addr)?;
     }
     rewrite::tuple::<F>(skb, headers, Side::Destination, addr, port)?;
-    hint::set(
-        skb,
-        if flags & Flow::<F::Addr>::MASQUERADE != 0 {
-            Hint::Masquerade
-        } else {
-            Hint::Done
-        },
-    );
+    hint::set(skb, hint_after::<F>(flags));
     Ok(())
 }
 

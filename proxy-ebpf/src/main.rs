@@ -54,6 +54,7 @@ mod packet;
 mod parse;
 mod refuse;
 mod rewrite;
+mod sctp;
 mod sweep;
 mod tables;
 

@@ -387,6 +387,9 @@ fn has_socket<T>(skb: Skb, protocol: Protocol, tuple: *mut T) -> bool {
             let listens = (*socket).state == TCP_LISTEN;
             bpf_sk_release(socket.cast());
             !listens
+        } else if protocol != Protocol::UDP {
+            // Programs cannot look up sockets of other protocols.
+            false
         } else {
             let socket = bpf_sk_lookup_udp(context, tuple, size, CURRENT_NETNS, 0);
             if socket.is_null() {

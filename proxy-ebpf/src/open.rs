@@ -5,7 +5,7 @@ use proxy_common::{
     explain::{Answer, Decision, Question},
     flow::{Flow, FlowKey},
     frontend::Frontend,
-    net::{Address as _, BePort, Protocol},
+    net::{Address as _, BePort},
     service::Stickiness,
 };
 
@@ -218,7 +218,7 @@ fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
                 same = flow.frontend_port == scratch.headers.dst_port
                     && flow.frontend_addr == scratch.headers.ip.dst;
                 let over = flow::is_vacant(flow)
-                    || scratch.headers.ip.protocol == Protocol::TCP && flow::is_closing(flow);
+                    || scratch.headers.ip.protocol.has_connections() && flow::is_closing(flow);
                 if same || over {
                     Place::Replace
                 } else {

@@ -59,7 +59,8 @@ pub struct Headers<A> {
     /// Zero for protocols without ports.
     pub src_port: BePort,
     pub dst_port: BePort,
-    /// Flags byte of the TCP header, else zero.
+    /// Flags byte of the TCP header; of SCTP the flags that TCP would set for
+    /// what the first chunk does; else zero.
     pub tcp_flags: u8,
 }
 
@@ -75,19 +76,42 @@ impl<A> Headers<A> {
     /// Whether the protocol has ports that front ends are known by.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
-        self.ip.protocol == Protocol::TCP || self.ip.protocol == Protocol::UDP
+        self.ip.protocol == Protocol::UDP || self.ip.protocol.has_connections()
     }
 
-    /// A TCP segment that opens a connection.
+    /// A TCP segment, or an SCTP INIT, that opens a connection.
     #[inline(always)]
     pub fn opens_connection(&self) -> bool {
         self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
-    /// A TCP segment that accepts a connection.
+    /// A TCP segment, or an SCTP INIT ACK, that accepts a connection.
     #[inline(always)]
     pub fn accepts_connection(&self) -> bool {
         self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
+}
+
+/// Length of SCTP's header, which chunks follow.
+pub const SCTP_HEADER: u32 = 12;
+
+/// The flags that a TCP segment would have which does what SCTP's first chunk
+/// does (RFC 9260 section 3.2). Those that matter come alone (INIT, INIT ACK,
+/// SHUTDOWN COMPLETE) or where nothing opens or ends before them.
+#[inline(always)]
+fn flags_of_chunk(kind: u8) -> u8 {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const SHUTDOWN: u8 = 7;
+    const SHUTDOWN_ACK: u8 = 8;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match kind {
+        INIT => tcp::SYN,
+        INIT_ACK => tcp::SYN | tcp::ACK,
+        ABORT | SHUTDOWN_COMPLETE => tcp::RST,
+        SHUTDOWN | SHUTDOWN_ACK => tcp::FIN | tcp::ACK,
+        _ => tcp::ACK,
     }
 }
 
@@ -176,6 +200,8 @@ fn transport<F: IpHeader>(skb: Skb, l3: u32, ip: Ip<F::Addr>) -> Option<Headers<
         headers.dst_port = dst_port;
         if ip.protocol == Protocol::TCP {
             headers.tcp_flags = skb.read(ip.l4 + 13)?;
+        } else if ip.protocol == Protocol::SCTP {
+            headers.tcp_flags = flags_of_chunk(skb.read(ip.l4 + SCTP_HEADER)?);
         }
     }
     Some(headers)
@@ -195,6 +221,14 @@ fn read_headers<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Optio
     let l3 = u32::from(opaque(network(skb)?.l3 as u8));
     scratch.headers = transport::<F>(skb, l3, F::read_ip(skb, l3)?)?;
     Some(())
+}
+
+/// Offset of the packet's end. A short frame is padded beyond it.
+#[inline(always)]
+pub fn end<F: IpHeader>(skb: Skb, l3: u32) -> Option<u32> {
+    let (offset, fixed) = if F::IS_V6 { (4, 40) } else { (2, 0) };
+    let length: u16 = skb.read(l3 + offset)?;
+    Some(l3 + fixed + u32::from(u16::from_be(length)))
 }
 
 /// Source and destination port of the transport header at `l4`.
@@ -233,7 +267,7 @@ impl IpHeader for V4 {
 
     #[inline(always)]
     fn read_plain_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV4>> {
-        Self::read_ip(skb, l3).filter(|ip| ip.part == Part::Whole)
+        Self::read_ip(skb, l3).filter(|ip| ip.part == Part::Whole && ip.protocol != Protocol::SCTP)
     }
 
     #[inline(always)]

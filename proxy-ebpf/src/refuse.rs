@@ -20,7 +20,7 @@ use crate::{
     open::Opened,
     outcome::{Fault, Outcome},
     packet::{Addressee, Link, Skb},
-    parse::{Headers, IpHeader, Part, tcp},
+    parse::{self, Headers, IpHeader, Part, tcp},
     tables,
 };
 
@@ -40,6 +40,9 @@ const LIMIT: u64 = 64;
 const QUOTED: u32 = 8;
 /// The same of TCP: the header without options.
 const QUOTED_TCP: u32 = 20;
+/// The same of SCTP's INIT: its sender wants to see the tag that it chose
+/// (RFC 9260 section 10).
+const QUOTED_INIT: u32 = parse::SCTP_HEADER + 8;
 /// The longest quote: an IP header with a few options or extension headers.
 const MAX_QUOTE: u32 = 96;
 const ICMP_HEADER: u32 = 8;
@@ -159,7 +162,8 @@ struct Tcp {
 fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
     let skb = *skb;
     let old: Tcp = skb.read(headers.ip.l4).ok_or(Fault)?;
-    let segment = end::<F>(skb, headers.l3)?
+    let segment = parse::end::<F>(skb, headers.l3)
+        .ok_or(Fault)?
         .wrapping_sub(headers.ip.l4)
         .wrapping_sub(u32::from(old.offset >> 4) * 4);
     let control = u32::from(old.flags & tcp::SYN != 0) + u32::from(old.flags & tcp::FIN != 0);
@@ -191,14 +195,6 @@ fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result
     skb.write(l4, new)
 }
 
-/// Offset of the packet's end. A short frame is padded beyond it.
-#[inline(always)]
-fn end<F: IpHeader>(skb: Skb, l3: u32) -> Result<u32, Fault> {
-    let (offset, fixed) = if F::IS_V6 { (4, 40) } else { (2, 0) };
-    let length: u16 = skb.read(l3 + offset).ok_or(Fault)?;
-    Ok(l3 + fixed + u32::from(u16::from_be(length)))
-}
-
 /// Turns the packet into an ICMP error that quotes it.
 #[inline(never)]
 fn error<F: IpHeader + Refusal>(
@@ -209,10 +205,11 @@ fn error<F: IpHeader + Refusal>(
     let skb = *skb;
     // A packet whose checksum is still to be filled in cannot be cut before
     // the place of it.
-    let transport = if headers.ip.protocol == Protocol::TCP {
-        QUOTED_TCP
-    } else {
-        QUOTED
+    let transport = match headers.ip.protocol {
+        Protocol::TCP => QUOTED_TCP,
+        Protocol::SCTP if headers.opens_connection() => QUOTED_INIT,
+        Protocol::SCTP => parse::SCTP_HEADER,
+        _ => QUOTED,
     };
     let quote = headers.ip.l4 - headers.l3 + transport;
     if quote > MAX_QUOTE {

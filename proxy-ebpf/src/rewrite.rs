@@ -14,6 +14,7 @@ use crate::{
     outcome::Fault,
     packet::Skb,
     parse::{Headers, IpHeader, Part},
+    sctp,
 };
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: the address lies in a header without
@@ -31,8 +32,8 @@ pub enum Side {
     Destination,
 }
 
-/// Rewrites address and port of `side`. `headers` keeps describing the packet
-/// as it was, except for the side that changed.
+/// Rewrites address and port of `side`, on the fast path. `headers` keeps
+/// describing the packet as it was, except for the side that changed.
 #[inline(always)]
 pub fn tuple<F: IpHeader>(
     skb: Skb,
@@ -62,6 +63,7 @@ pub fn tuple<F: IpHeader>(
 }
 
 /// After an address was overwritten: mends the checksums and writes the port.
+/// Not of SCTP.
 #[inline(always)]
 fn mend<F: IpHeader>(
     skb: Skb,
@@ -98,7 +100,34 @@ fn mend<F: IpHeader>(
     Ok(())
 }
 
-/// [`tuple`] as a function of its own, for programs that need it often.
+/// The same of SCTP.
+#[inline(never)]
+fn mend_sctp<F: IpHeader>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    side: Side,
+    difference: u32,
+    port: BePort,
+) -> Result<(), Fault> {
+    F::add_to_header_checksum(*skb, headers.l3, difference)?;
+    // The sum that a network card gave for the whole packet: nothing makes up
+    // for a changed address but IPv4's header checksum.
+    let mut change = if F::IS_V6 { difference } else { 0 };
+    let old_port = match side {
+        Side::Source => headers.src_port,
+        Side::Destination => headers.dst_port,
+    };
+    if headers.ip.part != Part::Later && port != old_port {
+        let ports = sctp::rewrite_port::<F>(skb, headers, side, port)?;
+        change = checksum::add(change, ports);
+    }
+    // SAFETY: the context is valid; the helper does nothing for packets
+    // without such a sum.
+    unsafe { bpf_csum_update(skb.raw(), change) };
+    Ok(())
+}
+
+/// Rewrites address and port of `side` of any packet, on the slow path.
 #[inline(never)]
 pub fn slowly<F: IpHeader>(
     skb: &Skb,
@@ -113,7 +142,11 @@ pub fn slowly<F: IpHeader>(
     };
     let offset = headers.l3 + addr_offset::<F>(side);
     let difference = address::<F>(skb, offset, old_addr, addr)?;
-    mend::<F>(*skb, headers, side, difference, old_port, port)?;
+    if sctp::is(headers) {
+        mend_sctp::<F>(skb, headers, side, difference, port)?;
+    } else {
+        mend::<F>(*skb, headers, side, difference, old_port, port)?;
+    }
     match side {
         Side::Source => {
             headers.ip.src = *addr;

@@ -101,7 +101,7 @@ fn is_expired(age: &Age, protocol: Protocol, sweep: &State) -> bool {
     let both = age.client_state & age.backend_state;
     let any = age.client_state | age.backend_state;
     let timeouts = &sweep.timeouts;
-    let (timeout, lasting) = if protocol == Protocol::TCP {
+    let (timeout, lasting) = if protocol.has_connections() {
         if both & state::FIN != 0 || any & state::RST != 0 {
             (timeouts.tcp_closing, false)
         } else if age.client_state & state::BEYOND_SYN != 0 && age.backend_state & state::SEEN != 0

@@ -23,7 +23,9 @@ mod run;
 
 pub use cast::Cast;
 pub use datapath::{AffinityRecord, Datapath, FlowRecord, Lease};
-pub use describe::{Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet};
+pub use describe::{
+    Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet, chunk,
+};
 pub use fill::ServicePort;
 pub use front_end::FrontEnd;
 pub use run::{Hook, Ran, Verdict};

@@ -57,7 +57,7 @@ impl FlowState {
     fn of<A>(flow: &Flow<A>, protocol: Protocol) -> Self {
         let both = flow.client_state & flow.backend_state;
         let any = flow.client_state | flow.backend_state;
-        if protocol == Protocol::TCP {
+        if protocol.has_connections() {
             if both & state::FIN != 0 || any & state::RST != 0 {
                 Self::Closing
             } else if flow.client_state & state::BEYOND_SYN != 0
@@ -277,7 +277,10 @@ mod tests {
     #[case::closed(Protocol::TCP, BEYOND | state::FIN, BEYOND | state::FIN, "closing")]
     #[case::reset(Protocol::TCP, state::SEEN, state::RST, "closing")]
     #[case::asked(Protocol::UDP, state::SEEN, 0, "unreplied")]
-    #[case::answered(Protocol::SCTP, state::SEEN, state::SEEN, "replied")]
+    #[case::answered(Protocol::UDP, state::SEEN, state::SEEN, "replied")]
+    #[case::initiated(Protocol::SCTP, state::SEEN, state::SEEN, "opening")]
+    #[case::associated(Protocol::SCTP, BEYOND, state::SEEN, "established")]
+    #[case::aborted(Protocol::SCTP, BEYOND, state::RST, "closing")]
     fn states_are_those_of_the_sweeper(
         #[case] protocol: Protocol,
         #[case] client_state: u8,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    Icmpv4Slice, Icmpv6Slice, Ipv4Slice, Ipv6Slice, NetSlice, SlicedPacket, TcpSlice,
+    Icmpv4Slice, Icmpv6Slice, IpNumber, Ipv4Slice, Ipv6Slice, NetSlice, SlicedPacket, TcpSlice,
     TransportSlice, UdpSlice,
 };
 
@@ -29,6 +29,7 @@ fn sliced(packet: &SlicedPacket<'_>) -> Result<(), String> {
         return Ok(());
     }
     match &packet.transport {
+        None => sctp(packet),
         Some(TransportSlice::Tcp(tcp)) => check_tcp(tcp, addresses),
         Some(TransportSlice::Udp(udp)) => check_udp(udp, addresses),
         Some(TransportSlice::Icmpv4(icmp)) => icmp_v4(icmp),
@@ -84,6 +85,41 @@ fn check_udp(udp: &UdpSlice<'_>, addresses: Addresses) -> Result<(), String> {
     }
     .map_err(|error| error.to_string())?;
     same("UDP checksum", udp.checksum(), right)
+}
+
+/// CRC32c of an SCTP packet, unless it is left to the network card. Highest bit
+/// first, unlike the builder.
+fn sctp(packet: &SlicedPacket<'_>) -> Result<(), String> {
+    const POLYNOMIAL: u32 = 0x1edc_6f41;
+    let payload = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => ip.payload(),
+        Some(NetSlice::Ipv6(ip)) => ip.payload(),
+        _ => return Ok(()),
+    };
+    if payload.ip_number != IpNumber::SCTP {
+        return Ok(());
+    }
+    let mut bytes = payload.payload.to_vec();
+    let field: Vec<u8> = bytes.splice(8..12, [0; 4]).collect();
+    if field == [0; 4] {
+        return Ok(());
+    }
+    let mut register = u32::MAX;
+    for byte in bytes {
+        register ^= u32::from(byte.reverse_bits()) << 24;
+        for _ in 0..8 {
+            let high = register >> 31;
+            register = register << 1 ^ high * POLYNOMIAL;
+        }
+    }
+    let right = (!register).reverse_bits().to_le_bytes();
+    if field == right {
+        Ok(())
+    } else {
+        Err(format!(
+            "SCTP checksum is {field:02x?}, should be {right:02x?}"
+        ))
+    }
 }
 
 fn icmp_v4(icmp: &Icmpv4Slice<'_>) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::bytes::{checksum, octets, pseudo_header};
+use super::bytes::{checksum, crc32c, octets, pseudo_header};
 use crate::Family;
 
 /// The MAC address of the device that test runs happen on, the loopback.
@@ -18,6 +18,19 @@ const ICMP_V4: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP_V6: u8 = 58;
+const SCTP: u8 = 132;
+
+/// Types of SCTP chunks.
+pub mod chunk {
+    pub const DATA: u8 = 0;
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+    pub const COOKIE_ECHO: u8 = 10;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
 
 /// What an IP packet carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +48,12 @@ pub enum Body {
         kind: u8,
         code: u8,
         rest: u32,
+    },
+    /// One chunk, whose value is the payload.
+    Sctp {
+        chunk: u8,
+        /// The checksum is there, not left to the network card.
+        finished: bool,
     },
     /// Any other protocol.
     Other(u8),
@@ -141,6 +160,26 @@ impl Packet {
         Self::new(src, dst, Body::Udp)
     }
 
+    /// An SCTP packet with a chunk of this type.
+    pub fn sctp(src: SocketAddr, dst: SocketAddr, chunk: u8) -> Self {
+        let finished = true;
+        Self::new(src, dst, Body::Sctp { chunk, finished })
+    }
+
+    pub fn init(src: SocketAddr, dst: SocketAddr) -> Self {
+        Self::sctp(src, dst, chunk::INIT)
+    }
+
+    /// The same packet before the network card has filled in its checksum.
+    #[must_use]
+    pub fn unfinished(mut self) -> Self {
+        match &mut self.body {
+            Body::Sctp { finished, .. } => *finished = false,
+            other => panic!("{other:?} cannot be left unfinished"),
+        }
+        self
+    }
+
     pub fn icmp(src: SocketAddr, dst: SocketAddr, kind: u8, code: u8, rest: u32) -> Self {
         Self::new(src, dst, Body::Icmp { kind, code, rest })
     }
@@ -201,6 +240,7 @@ impl Packet {
             Body::Udp | Body::UdpUnchecked => UDP,
             Body::Icmp { .. } if self.family() == Family::V4 => ICMP_V4,
             Body::Icmp { .. } => ICMP_V6,
+            Body::Sctp { .. } => SCTP,
             Body::Other(protocol) => protocol,
         }
     }
@@ -264,12 +304,38 @@ impl Packet {
                 header.extend(rest.to_be_bytes());
                 (header, Some(2))
             }
+            Body::Sctp { chunk, finished } => return self.sctp_bytes(chunk, finished),
             Body::Other(_) => (Vec::new(), None),
         };
         let mut body = [header, self.payload.clone()].concat();
         if let Some(at) = checksum_at {
             let sum = self.body_checksum(&body);
             body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        }
+        body
+    }
+
+    /// SCTP header and one chunk.
+    fn sctp_bytes(&self, kind: u8, finished: bool) -> Vec<u8> {
+        let (src, dst) = (self.src.port().to_be_bytes(), self.dst.port().to_be_bytes());
+        // An INIT has no verification tag: the first word of its value is the
+        // tag that it proposes.
+        let tag = if kind == chunk::INIT {
+            0
+        } else {
+            0x7a9d_ea00_u32
+        };
+        let length = u16::try_from(4 + self.payload.len()).expect("a chunk's length");
+        let mut body = [src, dst].concat();
+        body.extend(tag.to_be_bytes());
+        body.extend([0; 4]);
+        body.extend([kind, 0]);
+        body.extend(length.to_be_bytes());
+        body.extend(&self.payload);
+        body.resize(body.len().next_multiple_of(4), 0);
+        if finished {
+            let sum = crc32c(&body);
+            body[8..12].copy_from_slice(&sum);
         }
         body
     }

@@ -44,6 +44,10 @@ impl ServicePort {
         Self::new(Protocol::UDP, front_end, endpoints)
     }
 
+    pub fn sctp(front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
+        Self::new(Protocol::SCTP, front_end, endpoints)
+    }
+
     pub fn new(protocol: Protocol, front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
         Self {
             front_end,

@@ -74,6 +74,7 @@ impl Packet {
         let header = match self.body {
             Body::Tcp { .. } => 20,
             Body::Udp | Body::UdpUnchecked | Body::Icmp { .. } => 8,
+            Body::Sctp { .. } => return 16 + self.payload.len().next_multiple_of(4),
             Body::Other(_) => 0,
         };
         header + self.payload.len()
