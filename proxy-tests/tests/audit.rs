@@ -10,6 +10,7 @@ use proxy_agent::dataplane::tables::{KernelFamily, KernelTables, open_flows};
 use proxy_agent::plan::write::Write;
 use proxy_common::family::{V4, V6};
 use proxy_common::net::Protocol;
+use proxy_common::prefilter;
 use proxy_tests::traffic::{Dial, Server, ask_tcp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
 
@@ -85,8 +86,10 @@ fn the_filters_forget_what_nobody_needs() -> Result<()> {
 fn expect_bits<F: KernelFamily>(pins: &Pins, expected: [u32; 2]) -> Result<()> {
     eventually("the bits that are needed", REPAIRED_WITHIN, || {
         let tables = KernelTables::<F>::open(pins, Access::Read)?.read()?;
-        let ones = |words: Vec<u64>| words.iter().map(|word| word.count_ones()).sum::<u32>();
-        let found = tables.filters.map(ones);
+        let found = [prefilter::FRONTENDS, prefilter::BACKENDS].map(|filter| {
+            let words = &tables.filters[filter as usize];
+            words.iter().map(|word| word.count_ones()).sum::<u32>()
+        });
         ensure!(
             found == expected,
             "{}: {found:?}, not {expected:?}",
