@@ -49,6 +49,25 @@ fn what_somebody_deletes_comes_back() -> Result<()> {
     })
 }
 
+/// Comparing finds no difference where there is none, also if the last Service
+/// has no endpoint.
+#[test]
+fn nothing_is_repaired_that_is_as_it_should_be() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    lab.manifests.write(&Service::echo(lab.families()))?;
+    let agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms", "-v"]))?;
+    eventually("two comparisons", REPAIRED_WITHIN, || {
+        let log = agents[0].log();
+        ensure!(!log.contains("repair"), "{log}");
+        for family in ["IPv4", "IPv6"] {
+            let lines = log.lines().filter(|line| line.contains(family));
+            let done = lines.filter(|line| line.contains("as they should be"));
+            ensure!(done.count() >= 2, "not yet in {family}");
+        }
+        Ok(())
+    })
+}
+
 /// Bits of the filters go with what they stand for, but not those of a
 /// connection that outlives its Service and is not to notice.
 #[test]
