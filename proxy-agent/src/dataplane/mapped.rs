@@ -29,11 +29,12 @@ pub struct Mapped<T> {
     length: usize,
     stride: usize,
     rows: u32,
+    access: Access,
     value: PhantomData<T>,
 }
 
-// SAFETY: the memory is shared with the kernel anyway; which thread touches it
-// makes no difference.
+// SAFETY: it owns the mapping, which belongs to no thread; the kernel and other
+// processes share the memory whichever thread touches it.
 unsafe impl<T> Send for Mapped<T> {}
 
 /// Whether a mapping can be written through.
@@ -46,6 +47,7 @@ pub enum Access {
 impl<T: Pod> Mapped<T> {
     /// Maps all rows of `map`.
     pub fn new(map: &Map, access: Access) -> Result<Self, MappedError> {
+        const { assert!(align_of::<T>() <= 8, "rows are eight bytes apart") };
         let Map::Array(data) = map else {
             return Err(MappedError::NotAnArray);
         };
@@ -87,6 +89,7 @@ impl<T: Pod> Mapped<T> {
             length,
             stride,
             rows,
+            access,
             value: PhantomData,
         })
     }
@@ -99,28 +102,32 @@ impl<T: Pod> Mapped<T> {
     /// A copy of a row. A row that a program writes meanwhile may be torn.
     pub fn get(&self, row: u32) -> Option<T> {
         let pointer = self.row(row)?;
-        // SAFETY: within the mapping; `T` is plain bytes.
+        // SAFETY: a whole row of the mapping, which starts at a page and whose
+        // stride is a multiple of `T`'s alignment; `T` is plain bytes.
         Some(unsafe { pointer.cast::<T>().as_ptr().read_volatile() })
     }
 
-    /// Overwrites a row that no program reads.
+    /// Overwrites a row that no program reads. Nothing if there is no such row
+    /// or the mapping is read-only.
     pub fn set(&mut self, row: u32, value: T) -> Option<()> {
-        let pointer = self.row(row)?;
-        // SAFETY: within the mapping, which is writable; `T` is plain bytes.
+        let pointer = self.row_mut(row)?;
+        // SAFETY: a whole, aligned row as in `get`, of a writable mapping; `T`
+        // is plain bytes.
         unsafe { pointer.cast::<T>().as_ptr().write_volatile(value) };
         Some(())
     }
 
     /// Overwrites part of a row by one store. `P` must be an integer of 1, 2,
-    /// 4 or 8 bytes at a multiple of its size.
+    /// 4 or 8 bytes at a multiple of its size. Nothing if there is no such row
+    /// or the mapping is read-only.
     pub fn store<P: Store>(&mut self, row: u32, offset: usize, value: P) -> Option<()> {
         assert!(
             offset.is_multiple_of(size_of::<P>()) && offset + size_of::<P>() <= size_of::<T>(),
             "a store within the row, at its natural alignment"
         );
-        let pointer = self.row(row)?;
-        // SAFETY: within the row, aligned because rows are, and writable. The
-        // compiler makes one store instruction of it.
+        let pointer = self.row_mut(row)?;
+        // SAFETY: within the row and aligned, as just asserted of an aligned
+        // row, in a writable mapping. One store instruction is made of it.
         unsafe {
             pointer
                 .as_ptr()
@@ -135,8 +142,16 @@ impl<T: Pod> Mapped<T> {
         if row >= self.rows {
             return None;
         }
-        // SAFETY: below the number of rows, so within the mapping.
+        // SAFETY: below the number of rows, so within the mapping, which is as
+        // long as all of them.
         Some(unsafe { self.base.add(row as usize * self.stride) })
+    }
+
+    fn row_mut(&mut self, row: u32) -> Option<NonNull<u8>> {
+        match self.access {
+            Access::Read => None,
+            Access::Write => self.row(row),
+        }
     }
 }
 
