@@ -11,6 +11,8 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
+/// Bytes of a transfer.
+const LARGE: usize = 20 << 20;
 const FIREWALL: Topology = Topology {
     drop_invalid: true,
     ..Topology::FLANNEL
@@ -91,10 +93,10 @@ fn use_service(service: &Service, family: Family, masquerade: &[IpAddr]) -> Resu
         connection.answer
     );
     assert_eq!(connection.peer_addr()?, front_end);
-    connection.upload(3_000_000).context("upload")?;
+    connection.upload(LARGE).context("upload")?;
     Dial::to(front_end)
         .connect()?
-        .download(3_000_000)
+        .download(LARGE)
         .context("download")?;
 
     let socket = UdpClient::connect(front_end)?;
@@ -102,7 +104,10 @@ fn use_service(service: &Service, family: Family, masquerade: &[IpAddr]) -> Resu
     assert_eq!(answer.server, service.name());
     assert!(masquerade.contains(&answer.client.ip()), "UDP: {answer:?}");
     assert_eq!(socket.peer_addr()?, front_end);
-    // The tunnel is narrower than the uplink.
-    ask_udp_patiently(front_end, 2000).context("UDP fragments")?;
+    for length in [2000, 8000, 30_000] {
+        // The tunnel is narrower than the uplink.
+        ask_udp_patiently(front_end, length)
+            .with_context(|| format!("UDP in fragments, {length} bytes"))?;
+    }
     Ok(())
 }
