@@ -1,18 +1,23 @@
 //! ICMP errors about translated packets come back to whom they concern, with
 //! the addresses he knows.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, ask_udp};
+use anyhow::{Context, Result, ensure};
+use proxy_tests::addressing;
+use proxy_tests::traffic::{
+    Dial, PATIENCE, PathError, Redirects, Server, UdpClient, ask_tcp, ask_udp, ask_udp_patiently,
+};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, UnderlayKind,
-    Wiring,
+    Wiring, eventually,
 };
 use rstest::rstest;
 
-/// A link narrower than everybody thinks: TCP finds its way, in both
-/// directions, also when the client is masqueraded; UDP learns the path's MTU.
+/// A link narrower than everybody thinks: TCP finds its way, in both directions,
+/// also when the client is masqueraded; so do datagrams in pieces; UDP that
+/// must not be cut learns the path's MTU.
 #[rstest]
 fn path_mtu_is_discovered(
     #[values(1280, 1400)] mtu: u16,
@@ -24,8 +29,7 @@ fn path_mtu_is_discovered(
         wiring,
         ..Topology::ROUTED
     })?;
-    // The kernel of each learns for itself.
-    let [client, asker, local] = lab.nodes[0].add_pods(["client", "asker", "local"])?;
+    let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
     let remote = lab.nodes[1].add_pod("remote")?;
     let _servers = [
         Server::start(&local, ECHO_TARGET)?,
@@ -33,13 +37,17 @@ fn path_mtu_is_discovered(
     ];
     let near = echo_like("near", 1, &lab).endpoint(&local);
     let far = echo_like("far", 2, &lab).endpoint(&remote);
-    lab.manifests.write(&near)?;
-    lab.manifests.write(&far)?;
+    // What a kernel has learnt of the way to one Service it knows of no other.
+    let unknown = echo_like("unknown", 3, &lab).endpoint(&remote);
+    for service in [&near, &far, &unknown] {
+        lab.manifests.write(service)?;
+    }
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
         for (host, service) in [
             (&*client, &far),
+            (&*lab.nodes[0], &far),
             (&lab.external, &near),
             (&lab.external, &far),
         ] {
@@ -47,9 +55,10 @@ fn path_mtu_is_discovered(
             host.run(|| transfer(service, family))
                 .with_context(context)?;
         }
-        asker
-            .run(|| learn_mtu(&far, family, mtu))
-            .with_context(|| family.to_string())?;
+        for host in [&*client, &*lab.nodes[0], &lab.external] {
+            host.run(|| learn_mtu(&unknown, family, mtu))
+                .with_context(|| format!("{family}: {}", host.name()))?;
+        }
     }
     Ok(())
 }
@@ -69,7 +78,12 @@ fn transfer(service: &Service, family: Family) -> Result<()> {
     Dial::to(front_end)
         .connect()?
         .download(3_000_000)
-        .context("down")
+        .context("down")?;
+    for length in [2000, 8000] {
+        ask_udp_patiently(front_end, length)
+            .with_context(|| format!("UDP in fragments, {length} bytes"))?;
+    }
+    Ok(())
 }
 
 /// The error reaches the socket connected to the Service, and the kernel then
@@ -176,4 +190,83 @@ fn expect_refusal(host: &Host, service: &Service, family: Family) {
         .run(|| ask_udp(front_end, 16))
         .map_err(|error| error.kind());
     assert_eq!(udp, Err(ErrorKind::ConnectionRefused), "UDP, {context}");
+    let error = host.run(|| unreachable(front_end)).expect(&context);
+    let port_unreachable = match family {
+        Family::V4 => (3, 3),
+        Family::V6 => (1, 4),
+    };
+    assert_eq!((error.kind, error.code), port_unreachable, "{context}");
+    // Said by the Service about a packet to the Service.
+    assert_eq!(error.offender, front_end.ip(), "{context}");
+    assert_eq!(error.destination, front_end, "{context}");
+}
+
+/// The error that a datagram brings about.
+fn unreachable(front_end: SocketAddr) -> io::Result<PathError> {
+    let socket = UdpClient::connect(front_end)?;
+    socket.keep_errors()?;
+    socket.send(b"anybody?")?;
+    socket.path_error()
+}
+
+/// A node that sends packets on by the device they came by tells the sender of
+/// the shorter way. A client of a Service must not hear it: translated, it
+/// would say that another machine has the Service's address (E3). What it
+/// reaches directly it may hear about.
+#[rstest]
+#[case::routed_veth(Topology::ROUTED)]
+#[case::bridge(Topology { wiring: Wiring::Bridge, ..Topology::ROUTED })]
+#[case::bridge_netfilter(Topology { wiring: Wiring::Bridge, bridge_netfilter: true, ..Topology::ROUTED })]
+fn redirects_never_reach_clients(#[case] topology: Topology) -> Result<()> {
+    let mut lab = Lab::start(topology)?;
+    let other = lab.add_external("other")?;
+    let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [local, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = echo_like("all", 1, &lab).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    give_ipv6_a_reason(&lab)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        let before = agents[0].counted("redirect_dropped")?;
+        for host in [&*client, &lab.external] {
+            let redirects = host.run(|| Redirects::listen(family))?;
+            for _ in 0..30 {
+                host.run(|| ask_tcp(front_end))?;
+                host.run(|| ask_udp(front_end, 64))?;
+            }
+            let count = redirects.count()?;
+            assert_eq!(count, 0, "{family}: {} heard redirects", host.name());
+        }
+        let dropped = agents[0].counted("redirect_dropped")? - before;
+        assert!(dropped > 0, "{family}: there was none to be dropped");
+
+        // Another host, because the kernel tells nobody very often.
+        let (remote, node) = (backends[1].at(family, ECHO_TARGET), &lab.nodes[0]);
+        let redirects = other.run(|| Redirects::listen(family))?;
+        other.ip(&format!(
+            "route add {} via {}",
+            remote.ip(),
+            node.address(family)
+        ))?;
+        eventually("a redirect about a direct flow", PATIENCE, || {
+            other.run(|| ask_udp(remote, 64))?;
+            ensure!(redirects.count()? > 0, "none");
+            Ok(())
+        })
+        .with_context(|| family.to_string())?;
+    }
+    Ok(())
+}
+
+/// IPv6 redirects name the better router by its link-local address: the first
+/// node must know the second by that.
+fn give_ipv6_a_reason(lab: &Lab) -> Result<()> {
+    let [first, second] = [&lab.nodes[0], &lab.nodes[1]];
+    let pods = addressing::pod_cidr(Family::V6, second.index());
+    second.ip("addr add fe80::2/64 dev eth0 nodad")?;
+    first.ip(&format!("route replace {pods} via fe80::2 dev eth0"))
 }

@@ -3,7 +3,7 @@
 //! has been translated.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct PathError {
     pub info: u32,
     /// Who sent it.
     pub offender: IpAddr,
+    /// Where the quoted packet was sent to.
+    pub destination: SocketAddr,
 }
 
 /// The next error in the queue of `socket`; waits for it.
@@ -49,6 +51,17 @@ fn take(socket: &UdpSocket) -> io::Result<PathError> {
         Some(&mut control),
         MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT,
     )?;
+    let destination = message.address.and_then(|address| {
+        let v4 = address
+            .as_sockaddr_in()
+            .map(|&v4| SocketAddrV4::from(v4).into());
+        v4.or_else(|| {
+            address
+                .as_sockaddr_in6()
+                .map(|&v6| SocketAddrV6::from(v6).into())
+        })
+    });
+    let destination = destination.ok_or_else(|| io::Error::other("an error about nothing"))?;
     for control in message.cmsgs()? {
         let (error, offender) = match control {
             ControlMessageOwned::Ipv4RecvErr(error, Some(offender)) => {
@@ -66,6 +79,7 @@ fn take(socket: &UdpSocket) -> io::Result<PathError> {
             code: error.ee_code,
             info: error.ee_info,
             offender,
+            destination,
         });
     }
     Err(io::Error::other("an error without its description"))
