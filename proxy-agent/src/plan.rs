@@ -39,7 +39,7 @@ use proxy_common::{
 };
 
 pub use self::problem::Problem;
-use self::{claims::Claim, filter::Filters, place::Port, problem::Full};
+use self::{backends::Row, claims::Claim, filter::Filters, place::Port, problem::Full};
 use crate::{
     model::{ObjectKey, ServicePortName},
     plan::{
@@ -74,12 +74,20 @@ pub struct Planner<F: Family> {
     backends: Allocator,
     /// Last generation of each row of `BACKENDS`.
     generations: Vec<u32>,
+    strays: Strays,
     ports: BTreeMap<ServicePortName, Port<F>>,
     services: BTreeMap<ObjectKey, BTreeSet<ServicePortName>>,
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
     frontends: BTreeMap<FrontendKey<F::Addr>, Frontend>,
     source_ranges: BTreeSet<RangeKey<F::Addr>>,
     filters: Filters,
+}
+
+/// Rows that were found in use, but by no port.
+#[derive(Clone, Debug, Default)]
+struct Strays {
+    names: Vec<u32>,
+    backends: Vec<Row>,
 }
 
 impl<F: Family> Planner<F> {
@@ -91,6 +99,7 @@ impl<F: Family> Planner<F> {
             slots: Allocator::new(capacity.slots),
             backends: Allocator::new(capacity.backends),
             generations: Vec::new(),
+            strays: Strays::default(),
             ports: BTreeMap::new(),
             services: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -156,27 +165,19 @@ impl<F: Family> Planner<F> {
         plan
     }
 
-    /// Plans the removal of what no Service port wants: front ends, filter bits
-    /// of NodePorts, source ranges. Only adopted tables have any.
+    /// Plans the removal of what no Service port wants. Only adopted tables
+    /// have any.
     pub fn remove_strays(&mut self) -> Plan<F> {
         let mut plan = Plan::default();
-        let strays: BTreeSet<_> = self
-            .frontends
-            .keys()
-            .filter(|key| !is_address(key) && !self.claims.contains_key(key))
-            .copied()
-            .collect();
-        self.settle_claims(strays, &mut plan);
-        let addresses: Vec<_> = self
-            .frontends
-            .keys()
-            .filter(|key| is_address(key))
-            .map(|key| key.addr)
-            .collect();
-        for addr in addresses {
-            self.settle_address(addr, &mut plan);
-        }
-        self.remove_stray_ranges(&mut plan);
+        self.remove_stray_frontends(&mut plan);
+        let strays = std::mem::take(&mut self.strays);
+        self.bury_strays(strays.backends, &mut plan);
+        let rows: BTreeSet<_> = self.ports.values().map(|port| port.row).collect();
+        self.remove_stray_ranges(&rows, &mut plan);
+        let names = strays.names.into_iter();
+        let names = names.filter(|row| !rows.contains(row));
+        plan.writes
+            .extend(names.map(|row| Write::DeleteName { row }));
         plan
     }
 

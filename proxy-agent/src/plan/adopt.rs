@@ -43,6 +43,8 @@ impl<F: Family> Planner<F> {
                     .or_default()
                     .insert(name.clone());
                 planner.ports.insert(name.clone(), Port::at(row));
+            } else {
+                planner.strays.names.push(row);
             }
         }
         planner.adopt_backends(tables, &owners);
@@ -52,24 +54,24 @@ impl<F: Family> Planner<F> {
     }
 
     fn adopt_backends(&mut self, tables: &Tables<F>, owners: &BTreeMap<u32, ServicePortName>) {
-        for (row, backend) in (0_u32..).zip(&tables.backends) {
-            let Some(name) = owners.get(&backend.service) else {
-                continue;
+        for (index, backend) in (0_u32..).zip(&tables.backends) {
+            let row = Row {
+                index,
+                flags: backend.flags,
+                epoch: backend.epoch,
             };
             let endpoint = (F::ip(backend.addr), backend.port.get());
-            let Some(port) = self.ports.get_mut(name) else {
-                continue;
-            };
-            if backend.flags & Backend::<F::Addr>::USED != 0
-                && !port.backends.contains_key(&endpoint)
-                && self.backends.take_at(row, 1)
-            {
-                let row = Row {
-                    index: row,
-                    flags: backend.flags,
-                    epoch: backend.epoch,
-                };
-                port.backends.insert(endpoint, row);
+            let owner = owners.get(&backend.service);
+            match owner.and_then(|name| self.ports.get_mut(name)) {
+                Some(port)
+                    if row.flags & Backend::<F::Addr>::USED != 0
+                        && !port.backends.contains_key(&endpoint)
+                        && self.backends.take_at(index, 1) =>
+                {
+                    port.backends.insert(endpoint, row);
+                }
+                _ if row.flags != 0 => self.strays.backends.push(row),
+                _ => {}
             }
         }
     }

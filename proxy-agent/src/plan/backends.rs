@@ -1,6 +1,9 @@
 //! A Service port's endpoints in `BACKENDS`.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use proxy_common::{backend::Backend, family::Family, net::BePort};
 
@@ -94,12 +97,21 @@ impl<F: Family> Planner<F> {
 
     /// Marks a backend dead and lets its row rest.
     pub(super) fn bury(&mut self, row: Row, plan: &mut Plan<F>, now: Instant) {
-        plan.writes.push(Write::BackendState {
-            row: row.index,
-            flags: 0,
-            epoch: row.epoch,
-        });
+        plan.writes.push(row.death());
         self.backends.retire(row.index, 1, now);
+    }
+
+    /// Marks backends dead that were adopted and belong to no port.
+    pub(super) fn bury_strays(&self, strays: Vec<Row>, plan: &mut Plan<F>) {
+        if strays.is_empty() {
+            return;
+        }
+        let ports = self.ports.values();
+        let taken: BTreeSet<_> = ports
+            .flat_map(|port| port.backends.values().map(|row| row.index))
+            .collect();
+        let strays = strays.into_iter().filter(|row| !taken.contains(&row.index));
+        plan.writes.extend(strays.map(Row::death));
     }
 }
 
@@ -122,11 +134,7 @@ impl<F: Family> Port<F> {
             if *row == before {
                 continue;
             }
-            let store = Write::BackendState {
-                row: row.index,
-                flags: row.flags,
-                epoch: row.epoch,
-            };
+            let store = row.state();
             if row.flags & before.flags == before.flags {
                 plan.writes.push(store);
             } else {
@@ -138,6 +146,18 @@ impl<F: Family> Port<F> {
 }
 
 impl Row {
+    fn state<F: Family>(self) -> Write<F> {
+        Write::BackendState {
+            row: self.index,
+            flags: self.flags,
+            epoch: self.epoch,
+        }
+    }
+
+    fn death<F: Family>(self) -> Write<F> {
+        Self { flags: 0, ..self }.state()
+    }
+
     /// Clients that were remembered for a backend in no set are forgotten (S74).
     fn mark(&mut self, flags: u8) {
         const SETS: u8 = AnyBackend::CLUSTER | AnyBackend::LOCAL;

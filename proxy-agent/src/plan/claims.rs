@@ -176,6 +176,18 @@ impl<F: Family> Planner<F> {
         }
     }
 
+    /// Removes the front ends that no Service port claims.
+    pub(super) fn remove_stray_frontends(&mut self, plan: &mut Plan<F>) {
+        let (addresses, keys): (Vec<_>, Vec<_>) =
+            self.frontends.keys().copied().partition(is_address);
+        let strays = keys.into_iter();
+        let strays = strays.filter(|key| !self.claims.contains_key(key));
+        self.settle_claims(strays.collect(), plan);
+        for key in addresses {
+            self.settle_address(key.addr, plan);
+        }
+    }
+
     pub(super) fn report_taken(&self, name: &ServicePortName, plan: &mut Plan<F>) {
         let Some(port) = self.ports.get(name) else {
             return;

@@ -1,6 +1,7 @@
 //! Tables in memory: what the kernel does with the writes, for tests and for
 //! measuring the agent without a kernel.
 
+use ipnet::IpNet;
 use proxy_common::{
     backend::Backend,
     family::Family,
@@ -11,7 +12,7 @@ use proxy_common::{
 
 use crate::plan::{
     filter::FlowEnds,
-    write::{Capacity, Set, Tables, Write},
+    write::{Capacity, RangeKey, Set, Tables, Write},
 };
 
 /// The tables of one family, in memory.
@@ -134,8 +135,23 @@ impl<F: Family> Memory<F> {
         at(&mut self.tables.backends, row, capacity, free)
     }
 
-    /// What the programs would do with a new flow to this front end.
+    /// What the programs would do with a new flow to this front end of a client
+    /// that its traffic policy binds.
     pub fn resolve(&self, key: &FrontendKey<F::Addr>) -> Resolved<F> {
+        self.resolve_from(key, true)
+    }
+
+    /// The same for a pod or process of this node, which a traffic policy of
+    /// other front ends than cluster IPs does not bind (S39).
+    pub fn resolve_here(&self, key: &FrontendKey<F::Addr>) -> Resolved<F> {
+        let frontend = self.tables.frontends.get(key);
+        self.resolve_from(
+            key,
+            frontend.is_some_and(|f| f.kind == Frontend::CLUSTER_IP),
+        )
+    }
+
+    fn resolve_from(&self, key: &FrontendKey<F::Addr>, bound: bool) -> Resolved<F> {
         let tables = &self.tables;
         let Some(frontend) = tables.frontends.get(key).filter(|f| f.tag == key.tag()) else {
             return if tables
@@ -150,11 +166,15 @@ impl<F: Family> Memory<F> {
         let Some(service) = tables.services.get(frontend.service as usize) else {
             return Resolved::Broken;
         };
-        let run = if frontend.flags & Frontend::LOCAL_SET == 0 {
-            service.cluster
-        } else {
+        let run = if bound && frontend.flags & Frontend::LOCAL_SET != 0 {
             service.local
+        } else {
+            service.cluster
         };
+        self.resolve_run(run)
+    }
+
+    fn resolve_run(&self, run: Run) -> Resolved<F> {
         if run.count == 0 {
             return if run == Run::drop() {
                 Resolved::Drop
@@ -164,10 +184,10 @@ impl<F: Family> Memory<F> {
         }
         let mut backends = Vec::new();
         for slot in run.first..run.first + run.count {
-            let Some(row) = tables.slots.get(slot as usize) else {
+            let Some(row) = self.tables.slots.get(slot as usize) else {
                 return Resolved::Broken;
             };
-            match tables.backends.get(*row as usize) {
+            match self.tables.backends.get(*row as usize) {
                 Some(backend) if backend.flags & Backend::<F::Addr>::USED != 0 => {
                     backends.push((F::ip(backend.addr), backend.port.get()));
                 }
@@ -175,6 +195,24 @@ impl<F: Family> Memory<F> {
             }
         }
         Resolved::Backends(backends)
+    }
+
+    /// Whether the programs would let a client use this front end (S58, S59).
+    pub fn admits(&self, key: &FrontendKey<F::Addr>, client: F::Ip) -> bool {
+        let Some(frontend) = self.tables.frontends.get(key) else {
+            return true;
+        };
+        let holds = |range: &RangeKey<F::Addr>| {
+            let covers = |length: u32| {
+                let length = u8::try_from(length).ok()?;
+                IpNet::new(F::ip(range.range.client).into(), length).ok()
+            };
+            range.service() == Some(frontend.service)
+                && covers(range.bits - 32).is_some_and(|net| net.contains(&client.into()))
+        };
+        frontend.flags & Frontend::SOURCE_RANGES == 0
+            || self.tables.source_ranges.iter().any(holds)
+            || (frontend.flags & Frontend::ALLOW_ITSELF != 0 && F::addr(client) == key.addr)
     }
 }
 

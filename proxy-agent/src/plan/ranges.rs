@@ -64,9 +64,9 @@ impl<F: Family> Planner<F> {
         }
     }
 
-    /// Removes the source ranges that belong to no Service port.
-    pub(super) fn remove_stray_ranges(&mut self, plan: &mut Plan<F>) {
-        let rows: BTreeSet<_> = self.ports.values().map(|port| port.row).collect();
+    /// Removes the source ranges that belong to no Service port; the ports have
+    /// these rows of `SERVICES`.
+    pub(super) fn remove_stray_ranges(&mut self, rows: &BTreeSet<u32>, plan: &mut Plan<F>) {
         let is_stray = |key: &RangeKey<_>| key.service().is_none_or(|row| !rows.contains(&row));
         let strays = self.source_ranges.iter().copied().filter(is_stray);
         let strays: Vec<_> = strays.collect();

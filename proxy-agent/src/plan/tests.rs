@@ -4,28 +4,31 @@
     reason = "laws take the values that were generated for them"
 )]
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+mod answers;
+mod cluster;
+mod filters;
+mod junk;
+mod memories;
+
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proxy_common::{
-    backend::Backend,
     family::{V4, V6},
     net::{BePort, Protocol},
-    prefilter,
-    service::{Run, Service},
 };
 
+use self::{
+    answers::{Answer, all_desired, assert_serves, expected},
+    cluster::{Cluster, TestFamily, clients, cluster, desired, service_key, small},
+    filters::filters_hold_what_tables_and_flows_need,
+    junk::{Junk, junk},
+    memories::Memories,
+};
 use super::{
-    alloc::GRACE,
-    filter::FlowEnds,
     memory::{Memory, Resolved},
-    write::Tables,
     *,
 };
-use crate::select::{DesiredFrontend, EndpointUse, FrontendKind, WhenEmpty};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 256,
@@ -34,122 +37,6 @@ const CAPACITY: Capacity = Capacity {
     backends: 512,
     source_ranges: 64,
 };
-
-/// A family whose addresses a test can make from small numbers.
-trait TestFamily: Family {
-    fn nth(kind: u8, number: u8) -> Self::Ip;
-}
-
-impl TestFamily for V4 {
-    fn nth(kind: u8, number: u8) -> Self::Ip {
-        std::net::Ipv4Addr::new(10, kind, 0, number)
-    }
-}
-
-impl TestFamily for V6 {
-    fn nth(kind: u8, number: u8) -> Self::Ip {
-        std::net::Ipv6Addr::new(0xfd00, u16::from(kind), 0, 0, 0, 0, 0, u16::from(number))
-    }
-}
-
-/// A Service without addresses: numbers that become either family's.
-#[derive(Clone, Debug)]
-struct Shape {
-    vip: u8,
-    ports: Vec<PortShape>,
-}
-
-#[derive(Clone, Debug)]
-struct PortShape {
-    number: u16,
-    udp: bool,
-    local_set: bool,
-    drops: bool,
-    /// Number, serving, in cluster set, in local set.
-    endpoints: BTreeMap<u8, (bool, bool, bool)>,
-}
-
-type Cluster = BTreeMap<u8, Shape>;
-
-fn port_shape() -> impl Strategy<Value = PortShape> {
-    let endpoint = (any::<bool>(), any::<bool>(), any::<bool>());
-    (
-        80_u16..83,
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        prop::collection::btree_map(0_u8..12, endpoint, 0..6),
-    )
-        .prop_map(|(number, udp, local_set, drops, endpoints)| PortShape {
-            number,
-            udp,
-            local_set,
-            drops,
-            endpoints,
-        })
-}
-
-fn cluster() -> impl Strategy<Value = Cluster> {
-    let shape = (0_u8..5, prop::collection::vec(port_shape(), 0..3))
-        .prop_map(|(vip, ports)| Shape { vip, ports });
-    prop::collection::btree_map(0_u8..6, shape, 0..6)
-}
-
-fn service_key(number: u8) -> ObjectKey {
-    ObjectKey {
-        namespace: "default".to_owned(),
-        name: format!("service-{number}"),
-    }
-}
-
-fn desired<F: TestFamily>(number: u8, shape: &Shape) -> Vec<DesiredPort<F>> {
-    let mut seen = BTreeSet::new();
-    shape
-        .ports
-        .iter()
-        .filter(|port| seen.insert((port.number, port.udp)))
-        .map(|port| DesiredPort {
-            name: ServicePortName {
-                service: service_key(number),
-                port: format!("p{}", port.number),
-                protocol: if port.udp {
-                    Protocol::UDP
-                } else {
-                    Protocol::TCP
-                },
-            },
-            frontends: vec![DesiredFrontend {
-                local_set: port.local_set,
-                ..DesiredFrontend::new(FrontendKind::ClusterIp, F::nth(96, shape.vip), port.number)
-            }],
-            endpoints: port
-                .endpoints
-                .iter()
-                .map(|(&number, &(serving, cluster, local))| {
-                    let used = EndpointUse {
-                        serving,
-                        here: local,
-                        cluster,
-                        local,
-                    };
-                    ((F::nth(244, number), 8080), used)
-                })
-                .collect(),
-            affinity: None,
-            source_ranges: Vec::new(),
-            cluster_empty: when(port.drops),
-            local_empty: when(!port.drops),
-        })
-        .collect()
-}
-
-fn when(drops: bool) -> WhenEmpty {
-    if drops {
-        WhenEmpty::Drop
-    } else {
-        WhenEmpty::Reject
-    }
-}
 
 /// Plans the whole cluster and does the writes, as the agent does after a
 /// relist. Returns the number of writes, or `None` when one failed.
@@ -182,61 +69,6 @@ fn sync<F: TestFamily>(
     Some(count)
 }
 
-/// The front ends that some Service of the cluster wants, with every answer
-/// that would be right: more than one where Services share an address.
-fn expected<F: TestFamily>(cluster: &Cluster) -> BTreeMap<FrontendKey<F::Addr>, Vec<Resolved<F>>> {
-    let mut expected: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (&number, shape) in cluster {
-        for port in desired::<F>(number, shape) {
-            for frontend in &port.frontends {
-                let key = frontend.key(port.name.protocol);
-                let (member, empty): (fn(&EndpointUse) -> bool, _) = if frontend.local_set {
-                    (|used| used.local, port.local_empty)
-                } else {
-                    (|used| used.cluster, port.cluster_empty)
-                };
-                let backends: Vec<_> = port
-                    .endpoints
-                    .iter()
-                    .filter(|(_, used)| member(used))
-                    .map(|(endpoint, _)| *endpoint)
-                    .collect();
-                expected.entry(key).or_default().push(match empty {
-                    _ if !backends.is_empty() => Resolved::Backends(backends),
-                    WhenEmpty::Drop => Resolved::Drop,
-                    WhenEmpty::Reject => Resolved::Reject,
-                });
-            }
-        }
-    }
-    expected
-}
-
-fn assert_serves<F: TestFamily>(memory: &Memory<F>, cluster: &Cluster) {
-    let expected = expected::<F>(cluster);
-    for (key, right) in &expected {
-        let actual = memory.resolve(key);
-        assert!(
-            right.contains(&actual),
-            "{key:?}: {actual:?}, not {right:?}"
-        );
-        assert_eq!(
-            memory.resolve(&FrontendKey::new(key.addr, BePort::new(9), key.protocol)),
-            Resolved::UnknownPort
-        );
-        let bit = prefilter::frontend_bit(&key.addr) as usize;
-        assert!(memory.tables.filters[0][bit / 64] >> (bit % 64) & 1 == 1);
-    }
-    for key in memory.tables.frontends.keys() {
-        let wanted = if key.port == BePort::ZERO {
-            expected.keys().any(|other| other.addr == key.addr)
-        } else {
-            expected.contains_key(key)
-        };
-        assert!(wanted, "left behind: {key:?}");
-    }
-}
-
 /// Runs one law for both families.
 macro_rules! both_families {
     ($($law:ident($($argument:ident in $strategy:expr),+);)+) => { $(
@@ -255,8 +87,11 @@ macro_rules! both_families {
 both_families! {
     plan_then_write_reaches_desired(clusters in prop::collection::vec(cluster(), 1..5));
     every_step_serves_old_or_new(before in cluster(), after in cluster());
-    a_failed_write_is_made_good(before in cluster(), after in cluster(), fail in 0_usize..40);
-    any_tables_can_be_adopted(junk in tables(), cluster in cluster());
+    a_failed_write_is_made_good(before in cluster(), after in cluster(), fail in 0_usize..80);
+    any_tables_can_be_adopted(junk in junk(), cluster in cluster());
+    clients_are_remembered_until_something_ends_it(
+        steps in prop::collection::vec((cluster(), any::<bool>()), 1..6)
+    );
     filters_hold_what_tables_and_flows_need(
         clusters in prop::collection::vec((cluster(), 0_u64..1500), 1..4),
         flows in prop::collection::vec((0_u8..5, 0_u8..12, any::<bool>()), 0..6)
@@ -285,140 +120,16 @@ fn plan_then_write_reaches_desired<F: TestFamily>(clusters: Vec<Cluster>) {
     }
 }
 
-/// Sets and clears as the periodic comparison does.
-fn compare_filters<F: TestFamily>(planner: &mut Planner<F>, memory: &mut Memory<F>, now: Instant) {
-    let mut plans = vec![planner.mend_filters()];
-    let mut excess = planner.excess(now);
-    memory.flows.iter().for_each(|flow| excess.keep(flow));
-    plans.push(planner.clear_idle(&excess, now));
-    for write in plans.iter().flat_map(|plan| &plan.writes) {
-        memory.write(write).expect("writes succeed");
-    }
-}
-
-/// Bits that the tables and the flows need.
-fn needed_bits<F: TestFamily>(memory: &Memory<F>) -> BTreeSet<(u32, u32)> {
-    let mut bits = BTreeSet::new();
-    for key in memory.tables.frontends.keys() {
-        bits.insert(if key.addr.is_zero() {
-            let bit = prefilter::node_port_bit(key.port, key.protocol);
-            (prefilter::NODE_PORTS, bit)
-        } else {
-            (prefilter::FRONTENDS, prefilter::frontend_bit(&key.addr))
-        });
-    }
-    for backend in &memory.tables.backends {
-        let name = memory.tables.names.get(&backend.service);
-        if let Some(name) = name.filter(|_| backend.flags & Backend::<F::Addr>::USED != 0) {
-            let bit = prefilter::backend_bit(&backend.addr, backend.port, name.protocol);
-            bits.insert((prefilter::BACKENDS, bit));
-        }
-    }
-    for flow in &memory.flows {
-        bits.insert((
-            prefilter::FRONTENDS,
-            prefilter::frontend_bit(&flow.frontend),
-        ));
-        let bit = prefilter::backend_bit(&flow.backend, flow.backend_port, flow.protocol);
-        bits.insert((prefilter::BACKENDS, bit));
-    }
-    bits
-}
-
-fn set_bits<F: TestFamily>(memory: &Memory<F>) -> BTreeSet<(u32, u32)> {
-    let mut bits = BTreeSet::new();
-    for (filter, words) in (0..).zip(&memory.tables.filters) {
-        for (index, word) in (0..).zip(words).filter(|(_, word)| **word != 0) {
-            let set = (0..64).filter(|bit| word >> bit & 1 == 1);
-            bits.extend(set.map(|bit| (filter, index * 64 + bit)));
-        }
-    }
-    bits
-}
-
-/// Whatever changes, and however often it is compared: no bit is missing that
-/// an entry or a flow needs, also a flow that was opened to what has just gone
-/// and is not in its table yet; and in the end no other is left.
-fn filters_hold_what_tables_and_flows_need<F: TestFamily>(
-    clusters: Vec<(Cluster, u64)>,
-    flows: Vec<(u8, u8, bool)>,
-) {
-    let mut planner = Planner::<F>::new(CAPACITY);
-    let mut memory = Memory::new(CAPACITY);
-    let mut now = Instant::now();
-    // Flows to anything that was in the tables once are still there.
-    let outliving = |memory: &Memory<F>| {
-        let set = set_bits(memory);
-        let ends = flows.iter().map(|&(vip, endpoint, udp)| FlowEnds {
-            frontend: F::addr(F::nth(96, vip)),
-            frontend_port: BePort::new(80),
-            backend: F::addr(F::nth(244, endpoint)),
-            backend_port: BePort::new(8080),
-            protocol: if udp { Protocol::UDP } else { Protocol::TCP },
-        });
-        let known = |flow: &FlowEnds<F::Addr>| {
-            let bit = prefilter::backend_bit(&flow.backend, flow.backend_port, flow.protocol);
-            set.contains(&(
-                prefilter::FRONTENDS,
-                prefilter::frontend_bit(&flow.frontend),
-            )) && set.contains(&(prefilter::BACKENDS, bit))
-        };
-        ends.filter(known).collect::<Vec<_>>()
-    };
-    for (cluster, milliseconds) in &clusters {
-        sync(&mut planner, &mut memory, cluster, now).expect("writes succeed");
-        memory.flows = outliving(&memory);
-        let before = needed_bits(&memory);
-        compare_filters(&mut planner, &mut memory, now);
-        assert!(needed_bits(&memory).is_subset(&set_bits(&memory)));
-
-        // Programs that found these before they go may still open a flow.
-        sync(&mut planner, &mut memory, &Cluster::new(), now).expect("writes succeed");
-        now += Duration::from_millis(*milliseconds % 900);
-        compare_filters(&mut planner, &mut memory, now);
-        assert!(before.is_subset(&set_bits(&memory)));
-        now += Duration::from_millis(*milliseconds);
-    }
-    for _ in 0..2 {
-        now += GRACE;
-        compare_filters(&mut planner, &mut memory, now);
-    }
-    assert_eq!(set_bits(&memory), needed_bits(&memory));
-}
-
-#[test]
-fn bits_that_somebody_cleared_are_set_again() {
-    let mut planner = Planner::<V4>::new(CAPACITY);
-    let mut memory = Memory::new(CAPACITY);
-    let port = PortShape {
-        number: 80,
-        udp: false,
-        local_set: false,
-        drops: false,
-        endpoints: BTreeMap::from([(1, (true, true, true))]),
-    };
-    let shape = Shape {
-        vip: 1,
-        ports: vec![port],
-    };
-    let cluster = Cluster::from([(0, shape)]);
-    let now = Instant::now();
-    sync(&mut planner, &mut memory, &cluster, now).expect("writes succeed");
-    memory.tables.filters = Default::default();
-    planner.adopt_filters(&memory.tables.filters);
-    compare_filters(&mut planner, &mut memory, now);
-    assert_eq!(set_bits(&memory).len(), 2);
-    assert_eq!(set_bits(&memory), needed_bits(&memory));
-}
-
 /// While one Service changes, each of its front ends leads to what it led to
-/// before or to what it shall lead to, and never to nowhere.
+/// before or to what it shall lead to, never to nowhere, and lets in whom it
+/// let in before or shall let in.
 fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) {
     let mut planner = Planner::<F>::new(CAPACITY);
     let mut memory = Memory::new(CAPACITY);
     let now = Instant::now();
     sync(&mut planner, &mut memory, &before, now).expect("writes succeed");
     let (old, new) = (expected::<F>(&before), expected::<F>(&after));
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).copied().collect();
     let numbers: BTreeSet<u8> = before.keys().chain(after.keys()).copied().collect();
     for number in numbers {
         let desired = after
@@ -427,41 +138,64 @@ fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) 
             .unwrap_or_default();
         for write in &planner.update(&service_key(number), &desired, now).writes {
             memory.write(write).expect("writes succeed");
-            for key in old.keys().chain(new.keys()) {
-                let actual = memory.resolve(key);
-                let absent = matches!(actual, Resolved::NotOurs | Resolved::UnknownPort)
-                    && !(old.contains_key(key) && new.contains_key(key));
-                let known = |wanted: &BTreeMap<_, Vec<_>>| {
-                    wanted.get(key).is_some_and(|right| right.contains(&actual))
-                };
+            for key in &keys {
+                assert_ne!(memory.resolve(key), Resolved::Broken, "after {write:?}");
+                assert_ne!(memory.resolve_here(key), Resolved::Broken);
+                let stays = owner::<F>(&before, key) == owner::<F>(&after, key);
                 // A front end that passes from one Service to another may be
                 // absent or shown as either's; one that stays must not be.
-                let moves = old.get(key).is_some_and(|o| o.len() > 1)
-                    || new.get(key).is_some_and(|n| n.len() > 1)
-                    || old.get(key).map(Vec::len) != new.get(key).map(Vec::len)
-                    || owner::<F>(&before, key) != owner::<F>(&after, key);
-                assert_ne!(actual, Resolved::Broken, "{key:?} after {write:?}");
-                assert!(
-                    absent || known(&old) || known(&new) || moves,
-                    "{key:?}: {actual:?} after {write:?}"
-                );
+                if stays
+                    && let (Some([old]), Some([new])) = (
+                        old.get(key).map(Vec::as_slice),
+                        new.get(key).map(Vec::as_slice),
+                    )
+                {
+                    assert_old_or_new(&memory, key, old, new, write);
+                }
             }
         }
     }
+    let strays = planner.remove_strays();
+    assert_eq!(strays.writes, [], "nothing but an adopted table has strays");
     assert_serves(&memory, &after);
 }
 
-/// The Service that wants a front end, where only one does.
-fn owner<F: TestFamily>(cluster: &Cluster, key: &FrontendKey<F::Addr>) -> Option<u8> {
-    cluster
-        .iter()
-        .find(|(number, shape)| {
-            desired::<F>(**number, shape).iter().any(|port| {
-                let mut frontends = port.frontends.iter();
-                frontends.any(|frontend| frontend.key(port.name.protocol) == *key)
-            })
-        })
-        .map(|(number, _)| *number)
+fn assert_old_or_new<F: TestFamily>(
+    memory: &Memory<F>,
+    key: &FrontendKey<F::Addr>,
+    old: &Answer<F>,
+    new: &Answer<F>,
+    write: &Write<F>,
+) {
+    // A front end that goes from one set to the other, while another needs the
+    // first one changed, may see that change.
+    let mut right = vec![&old.bound, &new.bound, &old.here, &new.here];
+    if (old.kind, old.local_set) != (new.kind, new.local_set) {
+        right.extend(old.sets.iter().chain(&new.sets));
+    }
+    for actual in [memory.resolve(key), memory.resolve_here(key)] {
+        assert!(
+            right.contains(&&actual),
+            "{key:?}: {actual:?} after {write:?}"
+        );
+    }
+    for (index, client) in clients::<F>().enumerate() {
+        let admitted = memory.admits(key, client);
+        assert!(
+            admitted == old.admitted[index] || admitted == new.admitted[index],
+            "{key:?}: {client} after {write:?}"
+        );
+    }
+}
+
+/// The Service port that wants a front end, where only one does.
+fn owner<F: TestFamily>(cluster: &Cluster, key: &FrontendKey<F::Addr>) -> Option<ServicePortName> {
+    let wants = |port: &DesiredPort<F>| {
+        let mut frontends = port.frontends.iter();
+        frontends.any(|frontend| frontend.key(port.name.protocol) == *key)
+    };
+    let owner = all_desired::<F>(cluster).into_iter().find(wants);
+    owner.map(|port| port.name)
 }
 
 fn a_failed_write_is_made_good<F: TestFamily>(before: Cluster, after: Cluster, fail: usize) {
@@ -483,96 +217,32 @@ fn a_failed_write_is_made_good<F: TestFamily>(before: Cluster, after: Cluster, f
     assert_serves(&memory, &after);
 }
 
-/// Numbers that become tables no agent would write.
-type Junk = (
-    Vec<(u32, u32, u32, u32)>,
-    Vec<u32>,
-    Vec<(u8, u32, u8, u32)>,
-    BTreeMap<u32, u8>,
-    Vec<(u8, u16, u32, u8, bool)>,
-);
-
-fn tables() -> impl Strategy<Value = Junk> {
-    let row = 0_u32..70;
-    (
-        prop::collection::vec((0_u32..600, 0_u32..9, 0_u32..600, 0_u32..9), 0..20),
-        prop::collection::vec(0_u32..600, 0..40),
-        prop::collection::vec((0_u8..12, row.clone(), 0_u8..4, 0_u32..5), 0..40),
-        prop::collection::btree_map(row.clone(), 0_u8..6, 0..10),
-        prop::collection::vec((0_u8..5, 80_u16..83, row, 0_u8..2, any::<bool>()), 0..10),
-    )
-}
-
 fn any_tables_can_be_adopted<F: TestFamily>(junk: Junk, cluster: Cluster) {
-    let (services, slots, backends, names, frontends) = junk;
     let mut memory = Memory::<F>::new(CAPACITY);
-    memory.tables = Tables {
-        services: services
-            .into_iter()
-            .map(|(a, b, c, d)| Service {
-                cluster: Run { first: a, count: b },
-                local: Run { first: c, count: d },
-                ..Service::FREE
-            })
-            .collect(),
-        slots,
-        backends: backends
-            .into_iter()
-            .map(|(number, service, flags, generation)| Backend {
-                addr: F::addr(F::nth(244, number)),
-                service,
-                generation,
-                port: BePort::new(8080),
-                flags,
-                epoch: 0,
-            })
-            .collect(),
-        names: names
-            .into_iter()
-            .map(|(row, number)| {
-                let name = ServicePortName {
-                    service: service_key(number),
-                    port: "p80".to_owned(),
-                    protocol: Protocol::TCP,
-                };
-                (row, name)
-            })
-            .collect(),
-        frontends: frontends
-            .into_iter()
-            .map(|(vip, port, service, flags, tagged)| {
-                let key =
-                    FrontendKey::new(F::addr(F::nth(96, vip)), BePort::new(port), Protocol::TCP);
-                let tag = if tagged { key.tag() } else { 0 };
-                let frontend = Frontend {
-                    service,
-                    flags,
-                    kind: Frontend::CLUSTER_IP,
-                    tag,
-                };
-                (key, frontend)
-            })
-            .collect(),
-        ..Tables::default()
-    };
+    memory.tables = junk.tables();
     let mut planner = Planner::<F>::adopt(CAPACITY, &memory.tables);
     sync(&mut planner, &mut memory, &cluster, Instant::now()).expect("writes succeed");
     assert_serves(&memory, &cluster);
 }
 
-fn small(number: u8, endpoints: u8) -> (u8, Shape) {
-    let port = PortShape {
-        number: 80,
-        udp: false,
-        local_set: false,
-        drops: false,
-        endpoints: (0..endpoints).map(|n| (n, (true, true, false))).collect(),
-    };
-    let shape = Shape {
-        vip: number,
-        ports: vec![port],
-    };
-    (number, shape)
+/// S74, S75: an entry of `AFFINITY` counts as long as affinity stays on and the
+/// endpoint stays in one of the sets, whatever agent made the changes.
+fn clients_are_remembered_until_something_ends_it<F: TestFamily>(steps: Vec<(Cluster, bool)>) {
+    let mut planner = Planner::<F>::new(CAPACITY);
+    let mut memory = Memory::new(CAPACITY);
+    let mut memories = Memories::default();
+    let mut now = Instant::now();
+    for (cluster, adopt) in steps {
+        if adopt {
+            planner = Planner::adopt(CAPACITY, &memory.tables);
+        }
+        sync(&mut planner, &mut memory, &cluster, now).expect("writes succeed");
+        let ports = all_desired::<F>(&cluster);
+        memories.forget(&ports);
+        memories.assert_counted(&memory.tables);
+        memories.remember(&ports, &memory.tables);
+        now += Duration::from_secs(2);
+    }
 }
 
 #[test]

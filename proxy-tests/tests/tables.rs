@@ -1,0 +1,121 @@
+//! The tables in the kernel take and give back what the planner's tables in
+//! memory do.
+
+use std::time::{Duration, Instant};
+
+use proxy_agent::{
+    dataplane::{
+        Dataplane as _,
+        load::{self, LoadOptions, Sizes},
+        mapped::Access,
+        pins::Pins,
+        tables::{KernelFamily, KernelTables},
+    },
+    plan::{
+        Planner,
+        memory::Memory,
+        write::{Tables, Write},
+    },
+    select::DesiredPort,
+};
+use proxy_common::{
+    family::{V4, V6},
+    service::Service,
+};
+use proxy_tests::{
+    Family,
+    bpffs::PinDirectory,
+    packet::{Cast, FrontEnd, ServicePort},
+};
+
+/// A port with everything a port can have, and what it becomes.
+fn changes(cast: Cast) -> [Vec<ServicePort>; 4] {
+    let [range, other] = match cast.family {
+        Family::V4 => ["198.51.100.0/24", "203.0.113.0/25"],
+        Family::V6 => ["fd00:51::/32", "fd00:203::/33"],
+    };
+    let plain = ServicePort::tcp(cast.vip(), &cast.endpoints(3)).here(&cast.endpoints(1));
+    let full = plain
+        .clone()
+        .sticky(10_800)
+        .for_clients(range)
+        .for_clients(other)
+        .with(FrontEnd::node_port(30_080).local())
+        .with(FrontEnd::external_ip(cast.vip_with(20, 80)).local())
+        .with(FrontEnd::load_balancer(cast.vip_with(21, 80)).restricted_but_for_itself());
+    let mut other = full.clone();
+    other.endpoints.pop();
+    other.elsewhere = vec![cast.endpoint(3)];
+    other.source_ranges.pop();
+    other.affinity = None;
+    [vec![full], vec![other], vec![plain], Vec::new()]
+}
+
+fn agree<F: KernelFamily>(family: Family) {
+    let name = format!("tandem-tables-{}-{}", F::SUFFIX, std::process::id());
+    let directory = PinDirectory::reserve(&name).expect("a bpf file system");
+    let pins = Pins::new(directory.path());
+    let loaded = load::load(&LoadOptions {
+        pins: pins.clone(),
+        sizes: Sizes {
+            services: 64,
+            endpoints: 64,
+            flows: 64,
+        },
+        log_level: 0,
+    });
+    loaded.unwrap_or_else(|error| panic!("{:#}", anyhow::Error::new(error)));
+    let mut kernel = KernelTables::<F>::open(&pins, Access::Write).expect("tables");
+    let mut memory = Memory::new(kernel.capacity());
+    let mut planner = Planner::<F>::new(kernel.capacity());
+    let mut now = Instant::now();
+    let cast = Cast::of(family);
+    let service = ServicePort::tcp(cast.vip(), &[]).service();
+    for ports in changes(cast) {
+        let desired: Vec<DesiredPort<F>> = ports.iter().map(ServicePort::desired).collect();
+        let plan = planner.update(&service, &desired, now);
+        assert_eq!(plan.problems, []);
+        let kinds = plan.writes.iter().map(Write::table);
+        assert!(kinds.clone().count() > 0, "a change has writes");
+        for write in &plan.writes {
+            memory.write(write).expect("memory");
+            kernel
+                .write(write)
+                .unwrap_or_else(|error| panic!("{write:?}: {error:?}"));
+        }
+        let found = kernel.read().expect("readable");
+        assert_eq!(trimmed(found.clone()), trimmed(memory.tables.clone()));
+        // An agent that starts now has nothing to do.
+        let mut adopted = Planner::adopt(kernel.capacity(), &found);
+        assert_eq!(adopted.update(&service, &desired, now).writes, []);
+        assert_eq!(adopted.remove_strays().writes, []);
+        now += Duration::from_secs(2);
+    }
+}
+
+/// Without what either side may leave out.
+fn trimmed<F: KernelFamily>(mut tables: Tables<F>) -> Tables<F> {
+    let unused = |service: &Service| service.cluster.count == 0 && service.local.count == 0;
+    while tables.services.last().is_some_and(unused) {
+        tables.services.pop();
+    }
+    while tables.backends.last().is_some_and(|b| b.generation == 0) {
+        tables.backends.pop();
+    }
+    let slots = tables.services.iter().flat_map(|s| [s.cluster, s.local]);
+    let used = slots.filter(|run| run.count > 0);
+    let end = used.map(|run| run.first + run.count).max().unwrap_or(0);
+    tables.slots.truncate(end as usize);
+    for filter in &mut tables.filters {
+        while filter.last() == Some(&0) {
+            filter.pop();
+        }
+    }
+    tables
+}
+
+#[test]
+fn kernel_and_memory_agree_in_both_families() {
+    agree::<V4>(Family::V4);
+    agree::<V6>(Family::V6);
+}
