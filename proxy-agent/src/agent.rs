@@ -57,7 +57,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             flows: config.sizes.flows,
             audit: config.intervals.audit,
         },
-        reconciler.node(),
+        keeper::ClusterNews {
+            node: reconciler.node(),
+            service_ranges: reconciler.service_ranges(),
+        },
         metrics.clone(),
     )
     .await?;

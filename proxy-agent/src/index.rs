@@ -11,8 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use crate::{
-    model::{EndpointSlice, Kind, Node, Object, ObjectKey, Service},
+    model::{EndpointSlice, Kind, Node, Object, ObjectKey, Service, ServiceCidr},
     select::NodeContext,
 };
 
@@ -21,6 +23,7 @@ use crate::{
 pub struct Index {
     context: NodeContext,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectKey, ServiceCidr>,
     services: BTreeMap<ObjectKey, Service>,
     /// Slices by Service, also those whose Service does not exist (yet), in the
     /// order of their keys: they are few.
@@ -40,6 +43,7 @@ impl Index {
                 zone: None,
             },
             node: None,
+            service_cidrs: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -108,6 +112,13 @@ impl Index {
     /// This node's object, if it has been seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// Where cluster IPs come from, if that has been listed; each prefix once.
+    pub fn service_ranges(&self) -> Option<BTreeSet<IpNet>> {
+        let cidrs = self.service_cidrs.values().flat_map(|object| &object.cidrs);
+        let listed = self.listed.contains(&Kind::ServiceCidr);
+        listed.then(|| cidrs.copied().collect())
     }
 
     /// What endpoint selection needs to know of this node.
@@ -237,6 +248,24 @@ impl Indexed for Node {
 
     fn keys(index: &Index) -> Vec<ObjectKey> {
         index.node.iter().map(|node| node.key.clone()).collect()
+    }
+}
+
+impl Indexed for ServiceCidr {
+    fn put(self, index: &mut Index) -> bool {
+        if index.service_cidrs.get(&self.key) == Some(&self) {
+            return false;
+        }
+        index.service_cidrs.insert(self.key.clone(), self);
+        true
+    }
+
+    fn remove(index: &mut Index, key: &ObjectKey) -> bool {
+        index.service_cidrs.remove(key).is_some()
+    }
+
+    fn keys(index: &Index) -> Vec<ObjectKey> {
+        index.service_cidrs.keys().cloned().collect()
     }
 }
 

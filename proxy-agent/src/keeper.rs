@@ -6,9 +6,13 @@ mod devices;
 mod local_addrs;
 mod settings;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use proxy_common::{
     device::Device,
     family::{V4, V6},
@@ -63,6 +67,15 @@ pub struct Options {
     pub audit: Duration,
 }
 
+/// What the keeper follows of the cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterNews {
+    /// This node's object.
+    pub node: watch::Receiver<Option<Node>>,
+    /// Where cluster IPs come from, once that is known.
+    pub service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
+}
+
 /// The keeper of one node's datapath.
 pub struct Keeper {
     loaded: Loaded,
@@ -82,6 +95,9 @@ pub struct Keeper {
     local_v6: LocalAddrTable<V6>,
     netlink: Netlink,
     node: watch::Receiver<Option<Node>>,
+    service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
+    /// Service ranges that the programs could not be told of.
+    left_out: Vec<IpNet>,
     metrics: Metrics,
     started: Instant,
     /// When to follow devices and addresses again although nothing changed.
@@ -96,7 +112,7 @@ impl Keeper {
         loaded: Loaded,
         pins: Pins,
         options: Options,
-        node: watch::Receiver<Option<Node>>,
+        news: ClusterNews,
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
@@ -115,7 +131,9 @@ impl Keeper {
             bridges: BTreeMap::new(),
             gateways: Gateways::new(),
             netlink: Netlink::open()?,
-            node,
+            node: news.node,
+            service_ranges: news.service_ranges,
+            left_out: Vec::new(),
             metrics,
             started: Instant::now(),
             retry_at: None,
@@ -163,6 +181,13 @@ impl Keeper {
                     }
                     self.node.mark_unchanged();
                     self.follow().await;
+                }
+                changed = self.service_ranges.changed() => {
+                    if changed.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    self.service_ranges.mark_unchanged();
+                    self.write_service_ranges();
                 }
                 () = sleep_until(wake_at) => {}
             }

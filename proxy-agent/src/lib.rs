@@ -25,6 +25,7 @@ pub mod plan;
 pub mod program;
 pub mod reconcile;
 pub mod select;
+pub mod service_ranges;
 pub mod source;
 pub mod system;
 pub mod telemetry;

@@ -11,6 +11,7 @@ pub mod generators;
 pub mod node;
 pub mod placement;
 pub mod service;
+pub mod service_cidr;
 
 use std::{fmt, time::SystemTime};
 
@@ -23,6 +24,7 @@ pub use self::{
     node::{Node, NodeProblem},
     placement::Placement,
     service::{Service, ServicePort, ServiceProblem},
+    service_cidr::{ServiceCidr, ServiceCidrProblem},
 };
 
 /// A domain type and the API type it is made of.
@@ -54,6 +56,14 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
+}
+
+impl Kind {
+    /// Whether objects of this kind belong to a namespace.
+    pub fn is_namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
 }
 
 impl fmt::Display for Kind {
@@ -62,6 +72,7 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         })
     }
 }
@@ -76,6 +87,8 @@ pub enum Problem {
     EndpointSlice(#[from] EndpointSliceProblem),
     #[error(transparent)]
     Node(#[from] NodeProblem),
+    #[error(transparent)]
+    ServiceCidr(#[from] ServiceCidrProblem),
 }
 
 impl Problem {
@@ -85,6 +98,7 @@ impl Problem {
             Self::Service(problem) => problem.reason(),
             Self::EndpointSlice(problem) => problem.reason(),
             Self::Node(problem) => problem.reason(),
+            Self::ServiceCidr(problem) => problem.reason(),
         }
     }
 }

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use ipnet::IpNet;
 use proxy_common::family::Family;
 use tokio::{
     sync::{mpsc, watch},
@@ -107,6 +108,7 @@ pub struct Reconciler {
     intervals: Intervals,
     problems: Ledger<(Kind, ObjectKey), Problem>,
     node: watch::Sender<Option<Node>>,
+    service_ranges: watch::Sender<Option<BTreeSet<IpNet>>>,
     metrics: Metrics,
     /// Changes older than this were not ours to program in time (S28).
     started: SystemTime,
@@ -121,6 +123,7 @@ impl Reconciler {
             intervals,
             problems: Ledger::default(),
             node: watch::Sender::new(None),
+            service_ranges: watch::Sender::new(None),
             metrics,
             started: SystemTime::now(),
         }
@@ -138,6 +141,12 @@ impl Reconciler {
     /// addresses and prefixes.
     pub fn node(&self) -> watch::Receiver<Option<Node>> {
         self.node.subscribe()
+    }
+
+    /// Where cluster IPs come from, whenever that changes; nothing before it is
+    /// known.
+    pub fn service_ranges(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
+        self.service_ranges.subscribe()
     }
 
     /// Runs until shut down or until the source is gone.
@@ -222,6 +231,15 @@ impl Reconciler {
                 if self.update(update) > 0 {
                     self.node.send_replace(self.index.node().cloned());
                 }
+            }
+            Change::ServiceCidr(update) => {
+                self.update(update);
+                let ranges = self.index.service_ranges();
+                self.service_ranges.send_if_modified(|known| {
+                    let changed = *known != ranges;
+                    *known = ranges;
+                    changed
+                });
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     metrics::Metrics,
-    model::{EndpointSlice, Node, ObjectKey, Parsed, Service},
+    model::{EndpointSlice, Node, ObjectKey, Parsed, Service, ServiceCidr},
 };
 
 /// Changes that take effect together: no sync happens between them.
@@ -29,6 +29,7 @@ pub enum Change {
     Service(Update<Service>),
     EndpointSlice(Update<EndpointSlice>),
     Node(Update<Node>),
+    ServiceCidr(Update<ServiceCidr>),
 }
 
 /// News of objects of one kind.
@@ -56,6 +57,12 @@ impl From<Update<EndpointSlice>> for Change {
 impl From<Update<Node>> for Change {
     fn from(update: Update<Node>) -> Self {
         Self::Node(update)
+    }
+}
+
+impl From<Update<ServiceCidr>> for Change {
+    fn from(update: Update<ServiceCidr>) -> Self {
+        Self::ServiceCidr(update)
     }
 }
 

@@ -37,6 +37,7 @@ pub mod packet;
 pub mod pod;
 pub mod pod_network;
 pub mod poll;
+pub mod settings;
 pub mod topology;
 pub mod traffic;
 pub mod tunnel;

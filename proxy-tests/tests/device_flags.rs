@@ -54,7 +54,7 @@ fn uplinks_are_told_from_pods() -> Result<()> {
     let node = &lab.nodes[0];
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let pod = node.add_pod("pod")?;
-    expect(node, &pod.node_device(), Some("L2 hooked"))?;
+    expect(node, pod.node_device(), Some("L2 hooked"))?;
     expect(node, "cni0", Some("bridge hooked"))?;
     expect(node, "eth0", Some("L2 uplink hooked"))?;
     expect(node, "flannel.1", Some("L2 uplink hooked"))?;
@@ -79,7 +79,7 @@ fn routes_are_followed() -> Result<()> {
     let node = &lab.nodes[0];
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let pod = node.add_pod("pod")?;
-    expect(node, &pod.node_device(), Some("L2 hooked"))?;
+    expect(node, pod.node_device(), Some("L2 hooked"))?;
     expect(node, "eth0", Some("L2 uplink hooked"))?;
     node.ip("route del 0.0.0.0/0\nroute del ::/0")?;
     expect(node, "eth0", Some("L2 hooked"))?;
@@ -105,7 +105,7 @@ fn routes_are_followed() -> Result<()> {
         node.ip(&format!("route add {all} via {gateway} table 100"))?;
     }
     let quiet = node.add_pod("quiet")?;
-    expect(node, &quiet.node_device(), Some("L2 hooked"))?;
+    expect(node, quiet.node_device(), Some("L2 hooked"))?;
     expect(node, "eth0", Some("L2 hooked"))
 }
 

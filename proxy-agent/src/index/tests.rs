@@ -317,3 +317,33 @@ proptest! {
         }
     }
 }
+
+/// S47: all of them together, once they have been listed.
+#[test]
+fn service_ranges_are_those_of_all_objects() {
+    let object = |name: &str, cidrs: &[&str]| ServiceCidr {
+        key: ObjectKey::new("", name),
+        cidrs: cidrs
+            .iter()
+            .map(|cidr| cidr.parse().expect("a CIDR"))
+            .collect(),
+    };
+    let ranges = |index: &Index| {
+        let ranges = index.service_ranges()?;
+        Some(ranges.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let mut index = Index::new(THIS_NODE);
+    assert_eq!(ranges(&index), None);
+    let first = object("kubernetes", &["10.96.0.0/16", "fd00:10:96::/112"]);
+    assert_eq!(index.replace(vec![first.clone()]), 1);
+    assert!(!index.apply(first));
+    assert!(index.apply(object("more", &["10.96.0.0/16", "10.97.0.0/16"])));
+    let expected = ["10.96.0.0/16", "10.97.0.0/16", "fd00:10:96::/112"];
+    assert_eq!(ranges(&index), Some(expected.map(str::to_owned).into()));
+    assert!(index.delete::<ServiceCidr>(&ObjectKey::new("", "kubernetes")));
+    let expected = ["10.96.0.0/16", "10.97.0.0/16"];
+    assert_eq!(ranges(&index), Some(expected.map(str::to_owned).into()));
+    assert_eq!(index.replace(Vec::<ServiceCidr>::new()), 1);
+    assert_eq!(ranges(&index), Some(Vec::new()));
+    assert!(index.take_dirty().is_empty());
+}

@@ -1,13 +1,22 @@
 //! `CONFIG`: what the programs are told of the node and its flows.
 
+use std::mem::offset_of;
+
+use ipnet::IpNet;
 use proxy_common::{
     config::{Config as Settings, Prefix, Timeouts},
     family::{Family, V4, V6},
     flow::ticks_from_seconds,
+    net::{AddrV4, AddrV6},
 };
+use tracing::warn;
 
 use super::Keeper;
-use crate::{dataplane::sweep::Swept, model::Node};
+use crate::{
+    dataplane::{mapped::Mapped, sweep::Swept},
+    model::Node,
+    service_ranges::ranges,
+};
 
 /// Idle times of flows. TCP's are those that kube-proxy sets for conntrack
 /// (S82) or conntrack's own; UDP's are conntrack's.
@@ -79,6 +88,77 @@ impl Keeper {
             ),
         });
         self.set_settings(settings);
+    }
+
+    /// Tells the programs where cluster IPs come from (S47). Until that is
+    /// known, an earlier agent's word holds.
+    pub(super) fn write_service_ranges(&mut self) {
+        let Some(cidrs) = self.service_ranges.borrow().clone() else {
+            return;
+        };
+        let Some(settings) = self.settings() else {
+            return;
+        };
+        let (v4, v6) = (ranges::<V4>(&cidrs), ranges::<V6>(&cidrs));
+        let config = &mut self.loaded.config;
+        for (index, prefix) in v4.prefixes.into_iter().enumerate() {
+            if settings.service_ranges_v4[index] != prefix {
+                store_v4(config, index, prefix);
+            }
+        }
+        for (index, prefix) in v6.prefixes.iter().enumerate() {
+            if settings.service_ranges_v6[index] != *prefix {
+                store_v6(config, index, prefix);
+            }
+        }
+        let left_out: Vec<IpNet> = v4.left_out.into_iter().chain(v6.left_out).collect();
+        if !left_out.is_empty() && left_out != self.left_out {
+            warn!(
+                "more than {} service ranges of one family: unused cluster IPs of {left_out:?} \
+                 are not dropped",
+                Settings::SERVICE_RANGES
+            );
+        }
+        self.left_out = left_out;
+    }
+}
+
+/// Overwrites a prefix by one store.
+fn store_v4(config: &mut Mapped<Settings>, index: usize, prefix: Prefix<AddrV4>) {
+    let at = offset_of!(Settings, service_ranges_v4) + index * size_of::<Prefix<AddrV4>>();
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&prefix.addr.octets);
+    bytes[4..].copy_from_slice(&prefix.mask.octets);
+    // One row, which is there.
+    let _ = config.store(0, at, u64::from_ne_bytes(bytes));
+}
+
+/// Overwrites a prefix that programs may be reading. Meanwhile it contains
+/// nobody's address.
+fn store_v6(config: &mut Mapped<Settings>, index: usize, prefix: &Prefix<AddrV6>) {
+    let at = offset_of!(Settings, service_ranges_v6) + index * size_of::<Prefix<AddrV6>>();
+    let halves = |addr: AddrV6| {
+        let [high, low] = [0, 8].map(|start| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&addr.octets[start..start + 8]);
+            u64::from_ne_bytes(half)
+        });
+        (high, low)
+    };
+    let (addr_high, addr_low) = halves(prefix.addr);
+    let (mask_high, mask_low) = halves(prefix.mask);
+    let addr = at + offset_of!(Prefix<AddrV6>, addr);
+    let mask = at + offset_of!(Prefix<AddrV6>, mask);
+    let stores = [
+        (addr, u64::MAX),
+        (mask + 8, mask_low),
+        (mask, mask_high),
+        (addr + 8, addr_low),
+        (addr, addr_high),
+    ];
+    for (offset, value) in stores {
+        // One row, which is there.
+        let _ = config.store(0, offset, value);
     }
 }
 

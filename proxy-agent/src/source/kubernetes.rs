@@ -1,8 +1,9 @@
 //! Objects from the API server.
 //!
-//! Three watches: Services and EndpointSlices without those that are not for
-//! this proxy (S1, S17), and this node's own Node object. The API server may
-//! be away for as long as it likes; the last state then stays in force (S98).
+//! Four watches: Services and EndpointSlices without those that are not for
+//! this proxy (S1, S17), this node's own Node object, and `ServiceCIDRs`, which
+//! API servers before 1.33 do not have. The API server may be away for as long
+//! as it likes; the last state then stays in force (S98).
 
 pub mod error_log;
 pub mod watch;
@@ -28,7 +29,7 @@ use super::{Batch, Change, Update};
 use crate::{
     metrics::Metrics,
     model::{
-        EndpointSlice, Kind, Node, Object, Service, endpoint_slice::HEADLESS_LABEL,
+        EndpointSlice, Kind, Node, Object, Service, ServiceCidr, endpoint_slice::HEADLESS_LABEL,
         service::PROXY_NAME_LABEL,
     },
 };
@@ -103,7 +104,8 @@ pub async fn run(
     let mut all = stream::select_all([
         watch_kind::<Service>(client.clone(), services),
         watch_kind::<EndpointSlice>(client.clone(), slices),
-        watch_kind::<Node>(client, node),
+        watch_kind::<Node>(client.clone(), node),
+        watch_kind::<ServiceCidr>(client, watcher::Config::default()),
     ]);
     let mut errors = ErrorLog::new(url, metrics);
     while let Some((kind, news)) = all.next().await {
@@ -111,6 +113,13 @@ pub async fn run(
             Ok(change) => {
                 errors.works(kind);
                 if changes.send(vec![change]).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if kind == Kind::ServiceCidr && error_log::is_not_found(&error) => {
+                errors.not_served(kind);
+                let empty = Update::<ServiceCidr>::Relist(Vec::new());
+                if changes.send(vec![empty.into()]).await.is_err() {
                     return;
                 }
             }

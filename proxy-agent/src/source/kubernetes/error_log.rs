@@ -17,6 +17,8 @@ const REPEAT: Duration = Duration::from_mins(5);
 /// The status of a watch that began at a version the API server no longer
 /// knows. Happens to every watch that was silent for long.
 const GONE: u16 = 410;
+/// The status of a kind that the API server does not know.
+const NOT_FOUND: u16 = 404;
 
 /// The log of one API server's watches.
 pub struct ErrorLog {
@@ -26,6 +28,8 @@ pub struct ErrorLog {
     failing: BTreeSet<Kind>,
     /// What was logged, and when. One cause often hits all watches.
     logged: BTreeMap<String, Instant>,
+    /// Kinds that the API server does not have.
+    absent: BTreeSet<Kind>,
 }
 
 impl ErrorLog {
@@ -36,6 +40,7 @@ impl ErrorLog {
             metrics,
             failing: BTreeSet::new(),
             logged: BTreeMap::new(),
+            absent: BTreeSet::new(),
         }
     }
 
@@ -57,8 +62,17 @@ impl ErrorLog {
         }
     }
 
+    /// The API server does not have a kind that some versions do not have.
+    pub fn not_served(&mut self, kind: Kind) {
+        self.failing.remove(&kind);
+        if self.absent.insert(kind) {
+            info!(server = self.server, "the API server has no {kind}s");
+        }
+    }
+
     /// A watch works.
     pub fn works(&mut self, kind: Kind) {
+        self.absent.remove(&kind);
         if self.failing.remove(&kind) && self.failing.is_empty() {
             info!(server = self.server, "watching the API server again");
             self.logged.clear();
@@ -76,6 +90,15 @@ fn is_expired(error: &Error) -> bool {
         Error::WatchError(status) | Error::WatchStartFailed(kube::Error::Api(status)) => {
             status.code == GONE
         }
+        _ => false,
+    }
+}
+
+/// Whether the API server does not know the kind that was asked for.
+pub(super) fn is_not_found(error: &Error) -> bool {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status)) => status.code == NOT_FOUND,
         _ => false,
     }
 }
@@ -174,5 +197,20 @@ mod tests {
         let mut log = ErrorLog::new("https://api.example.com".to_owned(), Metrics::default());
         log.failed(Kind::Service, &api_error(410), Instant::now());
         assert!(log.logged.is_empty() && log.failing.is_empty());
+    }
+
+    #[test]
+    fn a_kind_that_is_not_served_is_no_failure() {
+        let status = |code| Box::new(Status::failure("no", "Because").with_code(code));
+        let list = |code| Error::InitialListFailed(kube::Error::Api(status(code)));
+        assert!(is_not_found(&list(404)) && !is_not_found(&list(403)));
+        assert!(!is_not_found(&api_error(404)), "an object, not its kind");
+
+        let mut log = ErrorLog::new("https://api.example.com".to_owned(), Metrics::default());
+        log.failed(Kind::ServiceCidr, &list(503), Instant::now());
+        log.not_served(Kind::ServiceCidr);
+        assert!(log.failing.is_empty() && log.absent.contains(&Kind::ServiceCidr));
+        log.works(Kind::ServiceCidr);
+        assert!(log.absent.is_empty());
     }
 }

@@ -71,18 +71,24 @@ impl Directory {
 
     /// All objects there are, as lists of every kind. For the first reading.
     pub fn list_all(&mut self, watch: &Watch) -> Result<Batch, ManifestError> {
-        let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut services, mut slices) = (Vec::new(), Vec::new());
+        let (mut nodes, mut cidrs) = (Vec::new(), Vec::new());
         for change in self.list_changes(watch)? {
             match change {
                 Change::Service(Update::Apply(service)) => services.push(service),
                 Change::EndpointSlice(Update::Apply(slice)) => slices.push(slice),
                 Change::Node(Update::Apply(node)) => nodes.push(node),
+                Change::ServiceCidr(Update::Apply(cidr)) => cidrs.push(cidr),
                 // Of a directory nothing was known of, nothing is gone.
-                Change::Service(_) | Change::EndpointSlice(_) | Change::Node(_) => {}
+                Change::Service(_)
+                | Change::EndpointSlice(_)
+                | Change::Node(_)
+                | Change::ServiceCidr(_) => {}
             }
         }
         Ok(vec![
             Update::Relist(nodes).into(),
+            Update::Relist(cidrs).into(),
             Update::Relist(slices).into(),
             Update::Relist(services).into(),
         ])
@@ -222,6 +228,7 @@ fn apply(object: Manifest) -> Change {
         Manifest::Service(service) => Update::Apply(service).into(),
         Manifest::EndpointSlice(slice) => Update::Apply(slice).into(),
         Manifest::Node(node) => Update::Apply(node).into(),
+        Manifest::ServiceCidr(cidr) => Update::Apply(cidr).into(),
     }
 }
 
@@ -230,6 +237,7 @@ fn delete((kind, key): ObjectId) -> Change {
         Kind::Service => Change::Service(Update::Delete(key)),
         Kind::EndpointSlice => Change::EndpointSlice(Update::Delete(key)),
         Kind::Node => Change::Node(Update::Delete(key)),
+        Kind::ServiceCidr => Change::ServiceCidr(Update::Delete(key)),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::list::Document;
-use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Service};
+use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Service, ServiceCidr};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -30,6 +30,7 @@ pub enum Manifest {
     Service(Parsed<Service>),
     EndpointSlice(Parsed<EndpointSlice>),
     Node(Parsed<Node>),
+    ServiceCidr(Parsed<ServiceCidr>),
 }
 
 impl Manifest {
@@ -39,6 +40,7 @@ impl Manifest {
             Self::Service(parsed) => (Kind::Service, &parsed.key),
             Self::EndpointSlice(parsed) => (Kind::EndpointSlice, &parsed.key),
             Self::Node(parsed) => (Kind::Node, &parsed.key),
+            Self::ServiceCidr(parsed) => (Kind::ServiceCidr, &parsed.key),
         };
         (kind, key.clone())
     }
@@ -160,14 +162,16 @@ impl Contents {
             _ if document.is_empty() => {}
             (_, "") => self.refuse(String::new(), "it has no kind"),
             ("v1", "List" | "ServiceList" | "NodeList")
-            | ("discovery.k8s.io/v1", "EndpointSliceList") => self.merge(document.into_items()),
+            | ("discovery.k8s.io/v1", "EndpointSliceList")
+            | ("networking.k8s.io/v1", "ServiceCIDRList") => self.merge(document.into_items()),
             ("v1", "Service") => self.parse(document.fields, Manifest::Service),
             ("v1", "Node") => self.parse(document.fields, Manifest::Node),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.parse(document.fields, Manifest::EndpointSlice);
             }
-            // Known, and of no use yet.
-            ("networking.k8s.io/v1", "ServiceCIDR" | "ServiceCIDRList") => {}
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                self.parse(document.fields, Manifest::ServiceCidr);
+            }
             _ => *self.ignored.entry(format!("{version} {kind}")).or_default() += 1,
         }
     }
@@ -187,12 +191,12 @@ impl Contents {
         if name.is_empty() {
             return self.refuse(format!(" ({})", T::KIND), "it has no name");
         }
-        let who = if T::KIND == Kind::Node {
-            format!(" ({} {name})", T::KIND)
-        } else {
+        let who = if T::KIND.is_namespaced() {
             let who = format!(" ({} {namespace}/{name})", T::KIND);
             object["metadata"]["namespace"] = namespace.into();
             who
+        } else {
+            format!(" ({} {name})", T::KIND)
         };
         match serde_json::from_value(Value::Object(object)) {
             Ok(api) => self.objects.push(manifest(T::from_api(api))),

@@ -75,7 +75,8 @@ fn lists_of_kubectl_are_their_items() {
     for object in read(text, Format::Yaml).objects {
         let (Manifest::Service(Parsed { problems, .. })
         | Manifest::EndpointSlice(Parsed { problems, .. })
-        | Manifest::Node(Parsed { problems, .. })) = object;
+        | Manifest::Node(Parsed { problems, .. })
+        | Manifest::ServiceCidr(Parsed { problems, .. })) = object;
         assert_eq!(problems, []);
     }
 }
@@ -85,6 +86,7 @@ fn lists_of_kubectl_are_their_items() {
 #[case("v1", "ServiceList", "Service default/x")]
 #[case("v1", "NodeList", "Node x")]
 #[case("discovery.k8s.io/v1", "EndpointSliceList", "EndpointSlice default/x")]
+#[case("networking.k8s.io/v1", "ServiceCIDRList", "ServiceCIDR x")]
 fn typed_lists_name_the_kind_of_their_items(
     #[case] version: &str,
     #[case] kind: &str,
@@ -111,10 +113,9 @@ fn other_kinds_are_ignored(#[case] version: &str, #[case] kind: &str) {
 }
 
 #[test]
-fn service_cidrs_are_accepted() {
+fn service_cidrs_have_no_namespace() {
     let text = "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: x}}";
-    let (objects, refused, ignored) = summary(text, Format::Yaml);
-    assert_eq!((objects.len(), refused.len(), ignored.len()), (0, 0, 0));
+    assert_eq!(objects(text), ["ServiceCIDR x"]);
 }
 
 /// P9: what is wrong with a document is said in one line, and the others count.

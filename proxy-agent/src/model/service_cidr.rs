@@ -1,0 +1,99 @@
+//! `ServiceCIDRs`: the prefixes that cluster IPs are taken from.
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1 as api;
+
+use super::{Kind, Object, ObjectKey, Parsed, Problem, address::parse_cidr};
+
+/// Prefixes of cluster IPs, mostly one of each family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Without a namespace.
+    pub key: ObjectKey,
+    pub cidrs: Vec<IpNet>,
+}
+
+/// Why part of a `ServiceCIDR` is not used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum ServiceCidrProblem {
+    #[error("cidrs lists {0:?}, which is not a CIDR")]
+    Cidr(String),
+    #[error("cidrs lists {0}, which is every address there is")]
+    Everything(IpNet),
+}
+
+impl ServiceCidrProblem {
+    /// Short name of the problem, the label of its counter.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Cidr(_) => "cidr_syntax",
+            Self::Everything(_) => "cidr_length",
+        }
+    }
+}
+
+impl Object for ServiceCidr {
+    type Api = api::ServiceCIDR;
+    const KIND: Kind = Kind::ServiceCidr;
+
+    fn from_api(mut api: api::ServiceCIDR) -> Parsed<Self> {
+        let key = ObjectKey::of(&mut api.metadata);
+        let listed = api.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
+        let mut problems = Vec::new();
+        let mut cidrs = Vec::with_capacity(listed.len());
+        for raw in listed {
+            match parse_cidr(&raw) {
+                Some(cidr) if cidr.prefix_len() == 0 => {
+                    problems.push(ServiceCidrProblem::Everything(cidr));
+                }
+                Some(cidr) => cidrs.push(cidr),
+                None => problems.push(ServiceCidrProblem::Cidr(raw)),
+            }
+        }
+        Parsed {
+            key: key.clone(),
+            value: Some(Self { key, cidrs }),
+            problems: problems.into_iter().map(Problem::from).collect(),
+            triggered: None,
+        }
+    }
+
+    fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As `kubectl get servicecidr kubernetes -o yaml` prints one, and what no
+    /// API server would take.
+    #[test]
+    fn keeps_the_prefixes() {
+        let object = json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112", "10.97.0.0", "::/0"]},
+            "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "message": "",
+                "lastTransitionTime": "2026-08-01T10:00:00Z"}]},
+        });
+        let parsed = ServiceCidr::from_api(serde_json::from_value(object).expect("valid"));
+        let expected = ServiceCidr {
+            key: ObjectKey::new("", "kubernetes"),
+            cidrs: ["10.96.0.0/16", "fd00:10:96::/112"]
+                .map(|cidr| cidr.parse().expect("a CIDR"))
+                .into(),
+        };
+        assert_eq!(parsed.value, Some(expected));
+        let problems: Vec<_> = parsed.problems.iter().map(Problem::to_string).collect();
+        let expected = [
+            "cidrs lists \"10.97.0.0\", which is not a CIDR",
+            "cidrs lists ::/0, which is every address there is",
+        ];
+        assert_eq!(problems, expected);
+    }
+}
