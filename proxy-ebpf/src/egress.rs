@@ -45,7 +45,7 @@ fn fast_or_slow<F: IpHeader>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
         return outcome.action();
     }
     hint::keep(skb, hint);
-    tables::go_slow(skb, F::SLOW.1);
+    tables::go_slow(skb, F::SLOW.egress);
     Outcome::drop(Counter::RewriteFailed).action()
 }
 
@@ -112,7 +112,9 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
     if !tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst) {
         Outcome::NEXT
     } else if skb.is_host_originated() {
-        host::to_frontend::<F>(&skb, scratch)
+        hint::keep(skb, Hint::None);
+        tables::go_slow(skb, F::SLOW.host);
+        Outcome::drop(Counter::RewriteFailed)
     } else if choose::frontend::<F>(scratch) == Dialled::Service {
         // A forwarded packet to a front end that no ingress program
         // translated: its device got its programs too late. Letting it go

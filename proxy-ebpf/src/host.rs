@@ -31,7 +31,7 @@ use crate::{
     open::{self, Opened},
     outcome::{Fault, Outcome},
     packet::{ETH_LEN, Link, Skb},
-    parse::{Headers, IpHeader, Part},
+    parse::{self, Headers, IpHeader, Part},
     refuse::{self, Refusal},
     rewrite::{self, Side},
     tables::{self, Scratch},
@@ -75,35 +75,59 @@ impl Route for V6 {
     }
 }
 
+/// The slow path of packets that this host's own processes send to what may be
+/// a front end: a program of its own, for the verifier's sake.
+#[inline(always)]
+pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
+    let (_, link) = hint::resume(skb);
+    let skb = skb.on(link);
+    let Some(scratch) = parse::to_scratch::<F>(skb) else {
+        return Outcome::NEXT.action();
+    };
+    let headers = &mut scratch.headers;
+    if headers.ip.part == Part::Later {
+        // Not known: dropped below.
+        let _ = fragment::complete::<F>(headers, Hook::Egress);
+    }
+    to_frontend::<F>(&skb, scratch).action()
+}
+
 /// Host to front end: dst := backend, and off to the backend's device.
 #[inline(never)]
-pub fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
-    let record = match ingress::existing::<F>(scratch) {
-        Some(record) => record,
-        None if scratch.headers.ip.part == Part::Later => {
-            return Outcome::drop(Counter::FragmentUnknown);
-        }
-        None => {
-            let opened = open::open::<F>(skb, scratch, skb.ifindex());
-            ingress::log_opened::<F>(*skb, &scratch.headers, opened);
-            match opened {
-                Opened::Flow => {}
-                Opened::NotOurs => return Outcome::NEXT,
-                refused => {
-                    return refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Host);
-                }
-            }
-            let Some(record) = flow::get::<F>(&scratch.key) else {
-                return Outcome::drop(Counter::RewriteFailed);
-            };
-            record
-        }
+fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    if let Some(outcome) = find_or_open::<F>(skb, scratch) {
+        return outcome;
+    }
+    let Some(record) = flow::get::<F>(&scratch.key) else {
+        return Outcome::drop(Counter::RewriteFailed);
     };
     flow::touch::<F>(record, &scratch.headers, Direction::ToBackend);
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     match send::<F>(skb, scratch, record) {
         Ok(outcome) => outcome,
         Err(fault) => fault.into(),
+    }
+}
+
+/// Puts the key of the packet's flow into scratch memory; opens the flow if
+/// there is none. `Some`: there is no flow to follow.
+#[inline(never)]
+fn find_or_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
+    if ingress::existing::<F>(scratch).is_some() {
+        return None;
+    }
+    if scratch.headers.ip.part == Part::Later {
+        return Some(Outcome::drop(Counter::FragmentUnknown));
+    }
+    let opened = open::open::<F>(skb, scratch, skb.ifindex());
+    ingress::log_opened::<F>(*skb, &scratch.headers, opened);
+    match opened {
+        Opened::Flow => None,
+        Opened::NotOurs => Some(Outcome::NEXT),
+        refused => {
+            let refused = refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Host);
+            Some(refused)
+        }
     }
 }
 

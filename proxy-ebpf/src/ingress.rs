@@ -52,7 +52,7 @@ fn fast_or_slow<F: IpHeader + host::Route>(skb: Skb, tagged: bool) -> i32 {
         return outcome.action();
     }
     hint::keep(skb, Hint::None);
-    tables::go_slow(skb, F::SLOW.0);
+    tables::go_slow(skb, F::SLOW.ingress);
     Outcome::drop(Counter::RewriteFailed).action()
 }
 

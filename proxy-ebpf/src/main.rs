@@ -114,6 +114,19 @@ pub fn egress_slow_v6(ctx: TcContext) -> i32 {
     egress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
+/// Slow path of `egress` for IPv4 packets of this host's own processes to front
+/// ends.
+#[classifier]
+pub fn host_slow_v4(ctx: TcContext) -> i32 {
+    host::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// The same for IPv6.
+#[classifier]
+pub fn host_slow_v6(ctx: TcContext) -> i32 {
+    host::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+}
+
 /// Removes idle flows. Not attached: the agent runs it by test run.
 #[classifier]
 pub fn sweep(_ctx: TcContext) -> i32 {

@@ -59,7 +59,7 @@ static SWEEPS: Array<Sweep, 2> = Array::new();
 
 /// The slow path's programs, at the index [`Slow`].
 #[btf_map]
-static PROGRAMS: ProgramArray<4> = ProgramArray::new();
+static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
 /// Index of `PROGRAMS`.
 #[derive(Clone, Copy)]
@@ -68,6 +68,18 @@ pub enum Slow {
     IngressV6,
     EgressV4,
     EgressV6,
+    HostV4,
+    HostV6,
+}
+
+/// One family's programs of the slow path.
+pub struct SlowPath {
+    /// Packets that come in.
+    pub ingress: Slow,
+    /// Packets that leave.
+    pub egress: Slow,
+    /// Packets of this host's own processes that leave for a front end.
+    pub host: Slow,
 }
 
 /// Memory of the slow path: more than fits its stack. One for each CPU is
@@ -124,8 +136,8 @@ pub trait Tables: ConfigFamily {
     fn affinities() -> &'static Affinities<Self::Addr>;
     /// This CPU's scratch memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
-    /// The family's slow path for packets that come in, and that leave.
-    const SLOW: (Slow, Slow);
+    /// The family's slow path.
+    const SLOW: SlowPath;
     /// The family's masquerade address of a device.
     fn masquerade_addr(device: &Device) -> Self::Addr;
 }
@@ -137,7 +149,7 @@ macro_rules! family_tables {
      $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
      $masq:ident, $fragments:ident, $filters:ident, $names:ident, $local_addrs:ident,
      $source_ranges:ident, $affinities:ident, $scratch:ident,
-     $ingress:ident, $egress:ident) => {
+     $ingress:ident, $egress:ident, $host:ident) => {
         #[btf_map]
         static $frontends: Frontends<$addr> = HashMap::new();
         #[btf_map]
@@ -169,7 +181,11 @@ macro_rules! family_tables {
 
         impl Tables for $family {
             const SWEEP: u32 = $sweep;
-            const SLOW: (Slow, Slow) = (Slow::$ingress, Slow::$egress);
+            const SLOW: SlowPath = SlowPath {
+                ingress: Slow::$ingress,
+                egress: Slow::$egress,
+                host: Slow::$host,
+            };
 
             #[inline(always)]
             fn scratch() -> Option<&'static mut Scratch<Self::Addr>> {
@@ -250,7 +266,8 @@ family_tables!(
     AFFINITY_V4,
     SCRATCH_V4,
     IngressV4,
-    EgressV4
+    EgressV4,
+    HostV4
 );
 family_tables!(
     V6,
@@ -271,7 +288,8 @@ family_tables!(
     AFFINITY_V6,
     SCRATCH_V6,
     IngressV6,
-    EgressV6
+    EgressV6,
+    HostV6
 );
 
 /// Goes on in a program of the slow path. Returns only if it is not there.

@@ -24,11 +24,13 @@ pub const BPF_F_IPV6_SINCE: (u32, u32) = (6, 16);
 pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
 
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
-const SLOW_PROGRAMS: [&str; 4] = [
+const SLOW_PROGRAMS: [&str; 6] = [
     "ingress_slow_v4",
     "ingress_slow_v6",
     "egress_slow_v4",
     "egress_slow_v6",
+    "host_slow_v4",
+    "host_slow_v6",
 ];
 
 /// The datapath cannot be set up.

@@ -1,0 +1,45 @@
+//! How much of what the verifier looks at in one program is used up.
+//!
+//! It gives up after a million instructions, and other kernels follow more
+//! paths than this one.
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::Program;
+use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
+use proxy_agent::dataplane::pins::Pins;
+use proxy_tests::bpffs::PinDirectory;
+use rstest::rstest;
+
+/// Instructions that the verifier may look at.
+const BUDGET: u32 = 600_000;
+
+/// Without log lines, and with all that operators can ask for.
+#[rstest]
+fn every_program_leaves_room(#[values(0, 4)] log_level: u8) -> Result<()> {
+    let name = format!("tandem-budget-{}-{log_level}", std::process::id());
+    let directory = PinDirectory::reserve(&name)?;
+    let loaded = load::load(&LoadOptions {
+        pins: Pins::new(directory.path()),
+        sizes: Sizes {
+            services: 64,
+            endpoints: 64,
+            flows: 64,
+        },
+        log_level,
+    })?;
+    let mut checked = 0;
+    for (name, program) in loaded.ebpf.programs() {
+        let Program::SchedClassifier(program) = program else {
+            continue;
+        };
+        // Programs for measurements are not loaded.
+        let Ok(info) = program.info() else { continue };
+        let verified = info
+            .verified_instruction_count()
+            .context("a kernel that tells (5.16)")?;
+        ensure!(verified <= BUDGET, "{name}: {verified} instructions");
+        checked += 1;
+    }
+    ensure!(checked >= 10, "only {checked} programs");
+    Ok(())
+}
