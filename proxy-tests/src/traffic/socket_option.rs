@@ -1,7 +1,8 @@
-//! Socket options the standard library has no name for.
+//! Socket options, and what is done like them, that the standard library has no
+//! name for.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use libc::{
@@ -61,6 +62,23 @@ pub(super) fn path_mtu(socket: &UdpSocket) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     u32::try_from(value).map_err(io::Error::other)
+}
+
+/// Resets a connection, also if a child process that is about to start still
+/// holds the socket: closing it with `SO_LINGER` 0 would then do nothing.
+pub(super) fn disconnect(stream: &TcpStream) -> io::Result<()> {
+    // SAFETY: plain integers; zero is a valid value of each, `AF_UNSPEC` too.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    #[expect(clippy::cast_possible_truncation, reason = "sixteen fits")]
+    let length = size_of::<libc::sockaddr>() as socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `nowhere`, which outlives the
+    // call.
+    let outcome = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn set(socket: &UdpSocket, level: c_int, option: c_int, value: c_int) -> io::Result<()> {

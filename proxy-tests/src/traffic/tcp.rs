@@ -5,9 +5,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use super::{Answer, PATIENCE, bulk};
+use super::{Answer, PATIENCE, bulk, socket_option};
 
 /// A connection to be made.
 #[derive(Clone, Copy, Debug)]
@@ -82,9 +82,9 @@ impl Connection {
         self.stream.get_ref().peer_addr()
     }
 
-    /// Ends the connection with a reset (`SO_LINGER` 0) and leaves the port free.
+    /// Ends the connection with a reset and leaves the port free, at once.
     pub fn reset(self) -> io::Result<()> {
-        SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO))
+        socket_option::disconnect(self.stream.get_ref())
     }
 
     /// Sends `length` bytes; the server compares them.
