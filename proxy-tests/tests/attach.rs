@@ -23,15 +23,17 @@ fn services_work(
     for &family in lab.families().list() {
         let front_end = service.at(family, ECHO_PORT);
         for host in [&*client, &*lab.nodes[0], &lab.external] {
-            let context = || format!("{family}, {}", host.name());
+            let context = |what| move || format!("{family}, {}, {what}", host.name());
             for _ in 0..10 {
-                host.run(|| ask_tcp(front_end)).with_context(context)?;
-                host.run(|| ask_udp(front_end, 64)).with_context(context)?;
+                host.run(|| ask_tcp(front_end))
+                    .with_context(context("TCP"))?;
+                host.run(|| ask_udp(front_end, 64))
+                    .with_context(context("UDP"))?;
             }
             host.run(|| Dial::to(front_end).connect()?.upload(3_000_000))
-                .with_context(context)?;
+                .with_context(context("upload"))?;
             host.run(|| Dial::to(front_end).connect()?.download(3_000_000))
-                .with_context(context)?;
+                .with_context(context("download"))?;
         }
     }
     Ok(())
