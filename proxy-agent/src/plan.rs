@@ -35,7 +35,7 @@ use std::{
 use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
-    net::Address,
+    net::{Address, Protocol},
 };
 
 pub use self::problem::Problem;
@@ -76,7 +76,6 @@ pub struct Planner<F: Family> {
     generations: Vec<u32>,
     strays: Strays,
     ports: BTreeMap<ServicePortName, Port<F>>,
-    services: BTreeMap<ObjectKey, BTreeSet<ServicePortName>>,
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
     frontends: BTreeMap<FrontendKey<F::Addr>, Frontend>,
     source_ranges: BTreeSet<RangeKey<F::Addr>>,
@@ -101,7 +100,6 @@ impl<F: Family> Planner<F> {
             generations: Vec::new(),
             strays: Strays::default(),
             ports: BTreeMap::new(),
-            services: BTreeMap::new(),
             claims: BTreeMap::new(),
             frontends: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
@@ -111,7 +109,9 @@ impl<F: Family> Planner<F> {
 
     /// Services that have anything in the tables.
     pub fn services(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.services.keys()
+        let services = self.ports.keys().map(|name| &name.service);
+        let mut last = None;
+        services.filter(move |service| last.replace(*service) != Some(*service))
     }
 
     /// Plans the change of one Service to `desired`, all of its ports.
@@ -183,11 +183,15 @@ impl<F: Family> Planner<F> {
 
     /// Ports of the Service that are not desired any more.
     fn gone(&self, service: &ObjectKey, desired: &[DesiredPort<F>]) -> Vec<ServicePortName> {
-        let Some(names) = self.services.get(service) else {
-            return Vec::new();
+        let first = ServicePortName {
+            service: service.clone(),
+            port: String::new(),
+            protocol: Protocol(0),
         };
-        names
-            .iter()
+        self.ports
+            .range(first..)
+            .map(|(name, _)| name)
+            .take_while(|name| name.service == *service)
             .filter(|name| desired.iter().all(|port| port.name != **name))
             .cloned()
             .collect()
@@ -198,12 +202,6 @@ impl<F: Family> Planner<F> {
         let Some(port) = self.ports.remove(name) else {
             return;
         };
-        if let Some(names) = self.services.get_mut(&name.service) {
-            names.remove(name);
-            if names.is_empty() {
-                self.services.remove(&name.service);
-            }
-        }
         self.remove_ranges(port.row, plan);
         for row in port.backends.into_values() {
             self.bury(row, plan, now);

@@ -38,6 +38,7 @@ use crate::{
     plan,
     select::DesiredPort,
     source::{Batch, Change, Update},
+    system,
 };
 
 /// One family's tables, in the kernel or, for tests, in memory.
@@ -172,6 +173,7 @@ impl Reconciler {
                 for family in &mut self.families {
                     family.audit();
                 }
+                system::release_memory();
                 audit_at = Instant::now() + self.intervals.audit;
             }
         }

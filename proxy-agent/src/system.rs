@@ -111,6 +111,17 @@ pub fn mount_bpf(bpf_root: &Path) -> Result<(), SystemError> {
     .map_err(|errno| failed(errno.into()))
 }
 
+/// Gives memory that is free back to the system. Reading all objects or whole
+/// tables takes several times the memory of what is kept of them, and the
+/// allocator would hold on to it.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator takes its own locks, and gives up free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether the path is in a bpf file system.
 pub fn is_bpf(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)

@@ -37,11 +37,6 @@ impl<F: Family> Planner<F> {
         for (&row, name) in &tables.names {
             if !planner.ports.contains_key(name) && planner.rows.take_at(row, 1) {
                 owners.insert(row, name.clone());
-                planner
-                    .services
-                    .entry(name.service.clone())
-                    .or_default()
-                    .insert(name.clone());
                 planner.ports.insert(name.clone(), Port::at(row));
             } else {
                 planner.strays.names.push(row);
@@ -116,19 +111,11 @@ impl<F: Family> Planner<F> {
                 && let Some(port) = self.ports.get_mut(name)
             {
                 port.frontends.insert(*key);
-                self.claims.insert(
-                    *key,
-                    Claim {
-                        owner: name.clone(),
-                        wanted: BTreeMap::from([(
-                            name.clone(),
-                            Wanted {
-                                flags: frontend.flags,
-                                kind: frontend.kind,
-                            },
-                        )]),
-                    },
-                );
+                let wanted = Wanted {
+                    flags: frontend.flags,
+                    kind: frontend.kind,
+                };
+                self.claims.insert(*key, Claim::of(name.clone(), wanted));
             }
         }
     }

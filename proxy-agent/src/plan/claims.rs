@@ -20,19 +20,45 @@ use crate::{
     select::DesiredPort,
 };
 
-/// Who wants a front end.
+/// Who wants a front end, and how: first its owner, then those that
+/// wait, by name. Hardly ever more than one, so it takes no more room.
 #[derive(Clone, Debug)]
-pub(super) struct Claim {
-    pub(super) owner: ServicePortName,
-    /// All that want it, the owner included.
-    pub(super) wanted: BTreeMap<ServicePortName, Wanted>,
-}
+pub(super) struct Claim(Vec<(ServicePortName, Wanted)>);
 
 /// How a front end is wanted: see [`Frontend::flags`] and [`Frontend::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) flags: u8,
     pub(super) kind: u8,
+}
+
+impl Claim {
+    /// The claim of the first that wants the front end.
+    pub(super) fn of(owner: ServicePortName, wanted: Wanted) -> Self {
+        Self(vec![(owner, wanted)])
+    }
+
+    /// The port that has the front end, and how it wants it.
+    pub(super) fn owner(&self) -> Option<&(ServicePortName, Wanted)> {
+        self.0.first()
+    }
+
+    fn is_owner(&self, name: &ServicePortName) -> bool {
+        self.owner().is_some_and(|(owner, _)| owner == name)
+    }
+
+    fn add(&mut self, name: &ServicePortName, wanted: Wanted) {
+        if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
+            *known = wanted;
+        } else {
+            self.0.push((name.clone(), wanted));
+            self.0[1..].sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        }
+    }
+
+    fn withdraw(&mut self, name: &ServicePortName) {
+        self.0.retain(|(known, _)| known != name);
+    }
 }
 
 impl<F: Family> Planner<F> {
@@ -50,13 +76,8 @@ impl<F: Family> Planner<F> {
 
     fn withdraw(&mut self, name: &ServicePortName, key: &FrontendKey<F::Addr>) {
         if let Some(claim) = self.claims.get_mut(key) {
-            claim.wanted.remove(name);
-            if claim.owner == *name
-                && let Some(next) = claim.wanted.keys().next()
-            {
-                claim.owner = next.clone();
-            }
-            if claim.wanted.is_empty() {
+            claim.withdraw(name);
+            if claim.owner().is_none() {
                 self.claims.remove(key);
             }
         }
@@ -86,12 +107,8 @@ impl<F: Family> Planner<F> {
             touched.insert(key);
             self.claims
                 .entry(key)
-                .or_insert_with(|| Claim {
-                    owner: desired.name.clone(),
-                    wanted: BTreeMap::new(),
-                })
-                .wanted
-                .insert(desired.name.clone(), how);
+                .or_insert_with(|| Claim::of(desired.name.clone(), how))
+                .add(&desired.name, how);
         }
         touched
     }
@@ -107,12 +124,12 @@ impl<F: Family> Planner<F> {
         for key in keys {
             addresses.insert(key.addr);
             let wanted = self.claims.get(&key).and_then(|claim| {
-                let port = self.ports.get(&claim.owner)?;
-                let Wanted { flags, kind } = *claim.wanted.get(&claim.owner)?;
+                let (owner, Wanted { flags, kind }) = claim.owner()?;
+                let port = self.ports.get(owner)?;
                 Some(Frontend {
                     service: port.row,
-                    flags,
-                    kind,
+                    flags: *flags,
+                    kind: *kind,
                     tag: key.tag(),
                 })
             });
@@ -153,9 +170,9 @@ impl<F: Family> Planner<F> {
         match wanted {
             Some(frontend) => {
                 if current.is_none() && self.frontends.len() >= self.capacity.frontends as usize {
-                    if let Some(claim) = self.claims.get(&key) {
+                    if let Some((owner, _)) = self.claims.get(&key).and_then(Claim::owner) {
                         plan.problems.push(Problem::TableFull {
-                            port: claim.owner.clone(),
+                            port: owner.clone(),
                             table: "FRONTENDS",
                             capacity: self.capacity.frontends,
                         });
@@ -194,7 +211,8 @@ impl<F: Family> Planner<F> {
         };
         for key in &port.frontends {
             if let Some(claim) = self.claims.get(key)
-                && claim.owner != *name
+                && !claim.is_owner(name)
+                && let Some((owner, _)) = claim.owner()
             {
                 let frontend = if key.addr.is_zero() {
                     format!("NodePort {}", key.port.get())
@@ -204,7 +222,7 @@ impl<F: Family> Planner<F> {
                 plan.problems.push(Problem::FrontendTaken {
                     port: name.clone(),
                     frontend,
-                    owner: claim.owner.clone(),
+                    owner: owner.clone(),
                 });
             }
         }

@@ -187,10 +187,6 @@ impl<F: Family> Planner<F> {
                 row,
                 name: desired.name.clone(),
             });
-            self.services
-                .entry(desired.name.service.clone())
-                .or_default()
-                .insert(desired.name.clone());
         }
         port.backends.extend(
             fresh

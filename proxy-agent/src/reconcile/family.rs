@@ -21,6 +21,7 @@ use crate::{
     model::ObjectKey,
     plan::Problem,
     select::{DesiredPort, WhenEmpty, select_service},
+    system,
 };
 
 /// A family's queue, whichever family it is.
@@ -178,6 +179,7 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
         self.metrics.synced::<F>(self.triggers.drain(..));
         if self.first {
             self.first = false;
+            system::release_memory();
             info!(
                 family = F::NAME,
                 services,
