@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     registry.register_collector(Box::new(counters));
 
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+        .with_external_ips(config.node.feature_gates.service_external_ips)
         .with_family::<V4>(programmer::<V4>(&pins)?)
         .with_family::<V6>(programmer::<V6>(&pins)?);
     log::forward(&mut loaded.ebpf);

@@ -10,7 +10,9 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{ClusterCidr, ConfigError, DetectLocalMode, node_ports::NodePortAddresses},
+    config::{
+        ClusterCidr, ConfigError, DetectLocalMode, FeatureGates, node_ports::NodePortAddresses,
+    },
     dataplane::load::Sizes,
     model::IpFamily,
     telemetry::LogError,
@@ -198,6 +200,17 @@ pub struct NodeArgs {
         value_parser = value::node_port_addresses
     )]
     pub nodeport_addresses: NodePortAddresses,
+    /// Features to turn on or off: `AllowServiceExternalIPs`, on by default, is
+    /// whether spec.externalIPs of Services are served
+    #[arg(
+        long,
+        value_name = "NAME=BOOL",
+        env = "TANDEM_FEATURE_GATES",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = value::feature_gates
+    )]
+    pub feature_gates: FeatureGates,
 }
 
 /// Where the proxy's objects are in the file system.

@@ -44,6 +44,7 @@ pub struct NodeConfig {
     /// Masquerade all traffic to cluster IPs (S63).
     pub masquerade_all: bool,
     pub node_port_addresses: NodePortAddresses,
+    pub feature_gates: FeatureGates,
 }
 
 /// Why there is no configuration.
@@ -118,6 +119,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             pod_interface_name_prefix,
             masquerade_all,
             nodeport_addresses,
+            feature_gates,
         } = args;
         Ok(Self {
             name: node_name(hostname_override.as_deref(), host_name)?,
@@ -133,6 +135,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             },
             masquerade_all,
             node_port_addresses: nodeport_addresses,
+            feature_gates,
         })
     }
 }
@@ -201,6 +204,52 @@ impl LocalDetector {
             Self::BridgeInterface(bridge) => Some(name == bridge),
             Self::InterfaceNamePrefix(prefix) => Some(name.starts_with(prefix)),
         }
+    }
+}
+
+/// The value of `--feature-gates`: kube-proxy's that mean something here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeatureGates {
+    /// `AllowServiceExternalIPs`: spec.externalIPs are served (S7).
+    pub service_external_ips: bool,
+}
+
+/// What is wrong with a list of feature gates.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    #[error("expected NAME=true or NAME=false, not {0:?}")]
+    Syntax(String),
+    #[error("there is no feature gate {0}")]
+    Unknown(String),
+}
+
+impl Default for FeatureGates {
+    fn default() -> Self {
+        Self {
+            service_external_ips: true,
+        }
+    }
+}
+
+impl FromStr for FeatureGates {
+    type Err = GateError;
+
+    fn from_str(raw: &str) -> Result<Self, GateError> {
+        let mut gates = Self::default();
+        for gate in raw
+            .split(',')
+            .map(str::trim)
+            .filter(|gate| !gate.is_empty())
+        {
+            let syntax = || GateError::Syntax(gate.to_owned());
+            let (name, value) = gate.split_once('=').ok_or_else(syntax)?;
+            let value = value.trim().parse().map_err(|_| syntax())?;
+            match name.trim() {
+                "AllowServiceExternalIPs" => gates.service_external_ips = value,
+                other => return Err(GateError::Unknown(other.to_owned())),
+            }
+        }
+        Ok(gates)
     }
 }
 

@@ -38,10 +38,7 @@ impl Index {
     /// An empty index for the node of that name.
     pub fn new(node_name: impl Into<String>) -> Self {
         Self {
-            context: NodeContext {
-                name: node_name.into(),
-                zone: None,
-            },
+            context: NodeContext::new(node_name),
             node: None,
             service_cidrs: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -50,6 +47,12 @@ impl Index {
             dirty: BTreeSet::new(),
             listed: BTreeSet::new(),
         }
+    }
+
+    /// Whether spec.externalIPs are to be served (S7): yes, unless told
+    /// otherwise before there are any Services.
+    pub fn serve_external_ips(&mut self, serve: bool) {
+        self.context.external_ips = serve;
     }
 
     /// Takes in the present state of one object. Returns whether it is another
@@ -133,13 +136,22 @@ impl Index {
         }
     }
 
-    /// Only the zone decides about endpoints (S90).
+    /// The zone decides about endpoints (S90), the addresses about who may use
+    /// a load balancer's address (S59).
     fn node_changed(&mut self) {
-        let zone = self.node.as_ref().and_then(|node| node.zone.clone());
-        if zone != self.context.zone {
-            self.context.zone = zone;
-            self.dirty.extend(self.services.keys().cloned());
-        }
+        let node = self.node.as_ref();
+        let zone = node.and_then(|node| node.zone.clone());
+        let ips = node.map(Node::ips).unwrap_or_default();
+        let zone_changed = self.context.zone != zone;
+        let ips_changed = self.context.ips != ips;
+        self.context.zone = zone;
+        self.context.ips = ips;
+        let concerned = self
+            .services
+            .values()
+            .filter(|service| zone_changed || (ips_changed && !service.source_ranges.is_empty()));
+        self.dirty
+            .extend(concerned.map(|service| service.key.clone()));
     }
 }
 

@@ -293,10 +293,11 @@ impl Metrics {
             .inc_by(count as u64);
     }
 
-    /// Ports that drop internal traffic for lack of an endpoint on this node.
-    pub fn without_local_endpoints<F: Family>(&self, ports: usize) {
+    /// Ports that drop for lack of an endpoint on this node, because of the
+    /// "internal" or the "external" traffic policy.
+    pub fn without_local_endpoints<F: Family>(&self, traffic_policy: &'static str, ports: usize) {
         let labels = PolicyAndFamily {
-            traffic_policy: "internal",
+            traffic_policy,
             ip_family: F::NAME,
         };
         let ports = i64::try_from(ports).unwrap_or(i64::MAX);
@@ -341,7 +342,7 @@ mod tests {
         metrics.sync_queued::<V6>();
         metrics.service_changes(2);
         metrics.endpoint_changes(3);
-        metrics.without_local_endpoints::<V4>(1);
+        metrics.without_local_endpoints::<V4>("internal", 1);
         metrics.object_problem(Kind::Service, "port_number");
         let mut text = String::new();
         encode(&mut text, &registry).expect("encode");

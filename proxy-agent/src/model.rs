@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::net::Protocol;
 
 pub use self::{
-    address::{AddressProblem, Cidr, IpFamily},
+    address::{AddressProblem, Cidr, FamilyIps, IpFamily},
     endpoint_slice::{Endpoint, EndpointSlice, EndpointSliceProblem},
     node::{Node, NodeProblem},
     placement::Placement,
@@ -104,7 +104,7 @@ impl Problem {
 }
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Empty for objects that have none, such as Nodes.
     pub namespace: String,

@@ -149,7 +149,7 @@ impl<F: Family> Planner<F> {
             touched.extend(self.release(name));
         }
         for port in placed {
-            touched.extend(self.claim(port));
+            touched.extend(self.claim(port, &mut plan));
         }
         self.settle_claims(touched, &mut plan);
         plan.writes.append(&mut after);

@@ -130,6 +130,13 @@ impl Reconciler {
         }
     }
 
+    /// Whether spec.externalIPs are served (S7); they are, unless this says no.
+    #[must_use]
+    pub fn with_external_ips(mut self, serve: bool) -> Self {
+        self.index.serve_external_ips(serve);
+        self
+    }
+
     /// Adds a family and the tables it is programmed into.
     #[must_use]
     pub fn with_family<F: Family>(mut self, program: impl Program<F> + 'static) -> Self {

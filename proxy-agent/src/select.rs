@@ -1,20 +1,27 @@
-//! Which endpoints each Service port uses on this node (S31–S37).
+//! Which front ends each Service port has on this node, and which endpoints it
+//! uses (S31–S37).
 //!
 //! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
-//! node, in one family, and says what the tables should hold. [`categorize`]
-//! knows traffic policies, topology and terminating endpoints; this file puts
-//! its verdicts together.
+//! node, in one family, and says what the tables should hold. [`dialled`] knows
+//! what clients dial and who may, [`categorize`] traffic policies, topology and
+//! terminating endpoints; this file puts their verdicts together.
 
 pub mod categorize;
+mod dialled;
 pub mod frontend;
 
 use std::collections::BTreeMap;
 
 use proxy_common::family::Family;
 
-use self::categorize::{Categories, Policy};
 pub use self::frontend::{DesiredFrontend, FrontendAddress, FrontendKind};
-use crate::model::{Cidr, Endpoint, EndpointSlice, Service, ServicePort, ServicePortName};
+use self::{
+    categorize::{Categories, Policy},
+    dialled::Dialled,
+};
+use crate::model::{
+    Cidr, Endpoint, EndpointSlice, FamilyIps, Service, ServicePort, ServicePortName,
+};
 
 /// What there is to know of the node that selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +30,22 @@ pub struct NodeContext {
     pub name: String,
     /// Its zone. Without one, no zone hint means this node (S35).
     pub zone: Option<String>,
+    /// Its main address of each family (S53, S59).
+    pub ips: FamilyIps,
+    /// spec.externalIPs are served (S7).
+    pub external_ips: bool,
+}
+
+impl NodeContext {
+    /// A node of which only the name is known.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            zone: None,
+            ips: FamilyIps::default(),
+            external_ips: true,
+        }
+    }
 }
 
 /// A Service port as this node should serve it in one family.
@@ -73,25 +96,28 @@ pub fn select_service<'a, F: Family>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     node: &NodeContext,
 ) -> Vec<DesiredPort<F>> {
-    let Some(cluster_ip) = service.cluster_ips.get::<F>() else {
+    let Some(dialled) = Dialled::of(service, node) else {
         return Vec::new();
     };
     let slices: Vec<_> = slices.into_iter().collect();
-    let select = |port| select_port(service, port, cluster_ip, &slices, node);
+    let select = |port| select_port(service, port, &dialled, &slices, node);
     service.ports.iter().map(select).collect()
 }
 
 fn select_port<F: Family>(
     service: &Service,
     port: &ServicePort,
-    cluster_ip: F::Ip,
+    dialled: &Dialled<F>,
     slices: &[&EndpointSlice],
     node: &NodeContext,
 ) -> DesiredPort<F> {
+    let frontends = dialled.frontends(service, port);
     let policy = Policy {
         internal_local: service.internal_local,
-        external_local: false,
-        externally_accessible: false,
+        external_local: service.external_local,
+        externally_accessible: frontends
+            .iter()
+            .any(|frontend| frontend.kind != FrontendKind::ClusterIp),
     };
     let endpoints = merge::<F>(port, slices);
     let categories = Categories::new(endpoints.values().copied(), policy, node);
@@ -102,16 +128,13 @@ fn select_port<F: Family>(
             port: port.name.clone(),
             protocol: port.protocol,
         },
-        frontends: vec![DesiredFrontend {
-            local_set: service.internal_local,
-            ..DesiredFrontend::new(FrontendKind::ClusterIp, cluster_ip, port.port)
-        }],
+        frontends,
         endpoints: endpoints
             .into_iter()
             .map(|(address, endpoint)| (address, categories.endpoint_use(endpoint)))
             .collect(),
-        affinity: None,
-        source_ranges: Vec::new(),
+        affinity: service.affinity,
+        source_ranges: dialled.source_ranges.clone(),
         cluster_empty: empty,
         local_empty: empty,
     }

@@ -54,6 +54,7 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
     assert_eq!(args.node.cluster_cidr, ClusterCidr::default());
     assert!(!args.node.masquerade_all);
     assert_eq!(args.node.nodeport_addresses, NodePortAddresses::default());
+    assert!(args.node.feature_gates.service_external_ips);
     let metrics = "127.0.0.1:10249".parse().expect("an address");
     assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
     assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
@@ -67,6 +68,15 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
 #[case("--masquerade-all=false", false)]
 fn reads_switches_as_kube_proxy_does(#[case] flags: &str, #[case] expected: bool) {
     assert_eq!(run(flags).node.masquerade_all, expected);
+}
+
+#[rstest]
+#[case("AllowServiceExternalIPs=false", false)]
+#[case("AllowServiceExternalIPs=true", true)]
+#[case("AllowServiceExternalIPs=true,AllowServiceExternalIPs=false", false)]
+fn reads_feature_gates(#[case] gates: &str, #[case] expected: bool) {
+    let args = run(&format!("--feature-gates {gates}"));
+    assert_eq!(args.node.feature_gates.service_external_ips, expected);
 }
 
 #[rstest]
@@ -91,6 +101,9 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::three_cidrs("proxy-agent run --cluster-cidr 10.0.0.0/8,fd00::/8,fd01::/16")]
 #[case::no_address("proxy-agent run --nodeport-addresses 10.0.0.1")]
 #[case::unknown_mode("proxy-agent run --detect-local-mode Pods")]
+#[case::unknown_gate("proxy-agent run --feature-gates AllowAll=true")]
+#[case::gate_without_value("proxy-agent run --feature-gates AllowServiceExternalIPs")]
+#[case::gate_with_another_value("proxy-agent run --feature-gates AllowServiceExternalIPs=maybe")]
 #[case::no_bridge("proxy-agent run --detect-local-mode BridgeInterface")]
 #[case::empty_bridge("proxy-agent run --detect-local-mode BridgeInterface --pod-bridge-interface=")]
 #[case::no_prefix("proxy-agent run --detect-local-mode InterfaceNamePrefix")]

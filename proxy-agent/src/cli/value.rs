@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::BindAddress;
 use crate::{
-    config::{ClusterCidr, node_ports::NodePortAddresses},
+    config::{ClusterCidr, FeatureGates, node_ports::NodePortAddresses},
     model::IpFamily,
 };
 
@@ -30,6 +30,12 @@ pub(super) fn cluster_cidr(raw: &str) -> Result<ClusterCidr, String> {
 pub(super) fn node_port_addresses(raw: &str) -> Result<NodePortAddresses, String> {
     raw.parse()
         .map_err(|error: crate::config::node_ports::NodePortAddressError| error.to_string())
+}
+
+/// `NAME=BOOL`, or several with commas between them.
+pub(super) fn feature_gates(raw: &str) -> Result<FeatureGates, String> {
+    raw.parse()
+        .map_err(|error: crate::config::GateError| error.to_string())
 }
 
 pub(super) fn family(raw: &str) -> Result<IpFamily, String> {

@@ -2,20 +2,19 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::model::{
-    IpFamily,
+    FamilyIps, IpFamily,
     generators::{self, THIS_NODE, service_key},
-    service::ClusterIps,
+    node::{NodeAddress, NodeAddressKind},
 };
 
 fn service(name: &str, last_octet: u8) -> Service {
     Service {
         key: ObjectKey::new("default", name),
-        cluster_ips: ClusterIps {
+        cluster_ips: FamilyIps {
             v4: Some([10, 96, 0, last_octet].into()),
             v6: None,
         },
-        internal_local: false,
-        ports: Vec::new(),
+        ..Service::default()
     }
 }
 
@@ -66,6 +65,33 @@ fn equal_objects_change_nothing() {
 
     assert!(index.apply(service("web", 2)));
     assert_eq!(dirty(&mut index), ["web"]);
+}
+
+/// S59: the node's addresses concern those with source ranges only.
+#[test]
+fn node_addresses_matter_to_source_ranges() {
+    let mut index = Index::new(THIS_NODE);
+    index.apply(service("open", 1));
+    index.apply(Service {
+        source_ranges: vec!["10.0.0.0/8".parse().expect("a CIDR")],
+        ..service("restricted", 2)
+    });
+    index.take_dirty();
+    let mut this = node(THIS_NODE, None);
+    this.addresses = vec![NodeAddress {
+        kind: NodeAddressKind::Internal,
+        ip: [10, 0, 0, 5].into(),
+    }];
+    index.apply(this.clone());
+    assert_eq!(dirty(&mut index), ["restricted"]);
+    assert_eq!(index.node_context().ips.v4, Some([10, 0, 0, 5].into()));
+
+    this.zone = Some("zone-a".to_owned());
+    index.apply(this.clone());
+    assert_eq!(dirty(&mut index), ["open", "restricted"]);
+    index.delete::<Node>(&this.key);
+    assert_eq!(dirty(&mut index), ["open", "restricted"]);
+    assert_eq!(index.node_context().ips, FamilyIps::default());
 }
 
 /// S17: slices may come first, and then concern nobody.

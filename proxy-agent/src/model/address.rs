@@ -115,6 +115,37 @@ pub fn classify(ip: IpAddr) -> Option<AddressClass> {
     }
 }
 
+/// At most one address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FamilyIps {
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl FamilyIps {
+    /// The address of one family.
+    pub fn get<F: Family>(self) -> Option<F::Ip> {
+        let v4 = self.v4.map(IpAddr::V4);
+        let v6 = self.v6.map(IpAddr::V6);
+        v4.into_iter().chain(v6).find_map(F::from_ip)
+    }
+}
+
+impl FromIterator<IpAddr> for FamilyIps {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(ips: I) -> Self {
+        ips.into_iter().fold(Self::default(), |ips, ip| match ip {
+            IpAddr::V4(ip) => Self {
+                v4: Some(ip),
+                ..ips
+            },
+            IpAddr::V6(ip) => Self {
+                v6: Some(ip),
+                ..ips
+            },
+        })
+    }
+}
+
 /// The addresses of one family that begin alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr<F: Family> {

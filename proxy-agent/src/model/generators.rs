@@ -3,12 +3,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use proptest::{collection::vec, option, prelude::*, sample::select};
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+    sample::select,
+};
 use proxy_common::net::Protocol;
 
 use super::{
-    Endpoint, EndpointSlice, IpFamily, Node, ObjectKey, Placement, Service, ServicePort,
-    endpoint_slice::EndpointPort, service::ClusterIps,
+    Endpoint, EndpointSlice, FamilyIps, IpFamily, Node, ObjectKey, Placement, Service, ServicePort,
+    endpoint_slice::EndpointPort,
 };
 
 /// The node that stands for "this node" in tests.
@@ -19,32 +24,60 @@ pub fn service_key() -> impl Strategy<Value = ObjectKey> {
 }
 
 pub fn service() -> impl Strategy<Value = Service> {
+    let policies = any::<[bool; 2]>();
     (
         service_key(),
-        option::of(0..4u8),
-        option::of(0..4u16),
-        any::<bool>(),
+        (option::of(0..4u8), option::of(0..4u16)),
+        // Some are the cluster IP.
+        (btree_set(ip(), 0..3), btree_set(ip(), 0..3)),
+        proptest::sample::subsequence(RANGES.to_vec(), 0..=3),
+        policies,
+        option::of(1..4u32),
         ports(),
     )
-        .prop_map(|(key, v4, v6, internal_local, ports)| Service {
-            key,
-            cluster_ips: ClusterIps {
-                v4: v4.map(|n| Ipv4Addr::new(10, 96, 0, n)),
-                v6: v6.map(|n| Ipv6Addr::new(0xfd00, 96, 0, 0, 0, 0, 0, n)),
+        .prop_map(
+            |(key, (v4, v6), (external, balancer), ranges, policies, affinity, ports)| Service {
+                key,
+                cluster_ips: FamilyIps {
+                    v4: v4.map(|n| Ipv4Addr::new(10, 96, 0, n)),
+                    v6: v6.map(|n| Ipv6Addr::new(0xfd00, 96, 0, 0, 0, 0, 0, n)),
+                },
+                external_ips: external.into_iter().collect(),
+                load_balancer_ips: balancer.into_iter().collect(),
+                source_ranges: ranges
+                    .into_iter()
+                    .map(|range| range.parse().expect("a CIDR"))
+                    .collect(),
+                internal_local: policies[0],
+                external_local: policies[1],
+                affinity,
+                health_check_port: None,
+                ports,
             },
-            internal_local,
-            ports,
-        })
+        )
+}
+
+/// Source ranges: two of each family, one of them everyone.
+const RANGES: [&str; 4] = ["0.0.0.0/0", "192.168.0.0/24", "::/0", "fd00:192::/32"];
+
+fn ip() -> impl Strategy<Value = IpAddr> {
+    (0..6u8, any::<bool>()).prop_map(|(n, v4)| {
+        if v4 {
+            IpAddr::from([10, 96, 0, n])
+        } else {
+            IpAddr::from([0xfd00, 96, 0, 0, 0, 0, 0, u16::from(n)])
+        }
+    })
 }
 
 /// Ports with distinct names and numbers, in order.
 fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
-    proptest::sample::subsequence(vec!["", "dns", "http"], 0..=3).prop_map(|names| {
+    let names = proptest::sample::subsequence(vec!["", "dns", "http"], 0..=3);
+    (names, option::of(30_000..30_003u16)).prop_map(|(names, node_port)| {
         let ports = names.into_iter().zip(80..).flat_map(|(name, port)| {
             let port = move |protocol| ServicePort {
-                name: name.to_owned(),
-                protocol,
-                port,
+                node_port,
+                ..ServicePort::new(name, protocol, port)
             };
             match name {
                 "dns" => vec![port(Protocol::TCP), port(Protocol::UDP)],

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
-use proxy_common::family::Family;
+use proxy_common::family::{Family, V4, V6};
 
 use super::{
-    AddressProblem, Kind, Object, ObjectKey, Parsed, Problem,
+    AddressProblem, FamilyIps, Kind, Object, ObjectKey, Parsed, Problem,
     address::{parse_address, parse_cidr, prefix_of},
 };
 
@@ -64,6 +64,14 @@ impl Node {
     /// The prefix of this node's pods in one family: the first of them (S68).
     pub fn pod_cidr<F: Family>(&self) -> Option<(F::Ip, u8)> {
         self.pod_cidrs.iter().copied().find_map(prefix_of::<F>)
+    }
+
+    /// The node's address in each family.
+    pub fn ips(&self) -> FamilyIps {
+        FamilyIps {
+            v4: self.ip::<V4>(),
+            v6: self.ip::<V6>(),
+        }
     }
 
     /// The node's address in one family: its first internal one, else its

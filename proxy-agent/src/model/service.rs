@@ -1,15 +1,18 @@
-//! Services: which addresses and ports clients dial.
+//! Services: which addresses and ports clients dial, and who may.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+mod affinity;
+mod external;
+mod problem;
 
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
-use proxy_common::{family::Family, net::Protocol};
+use proxy_common::net::Protocol;
 
+pub use self::problem::ServiceProblem;
 use super::{
-    AddressProblem, IpFamily, Kind, Object, ObjectKey, Parsed, Problem,
+    AddressProblem, FamilyIps, IpFamily, Kind, Object, ObjectKey, Parsed, Problem,
     address::{AddressClass, classify, parse_address},
 };
 
@@ -17,21 +20,30 @@ use super::{
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// A Service this proxy serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     pub key: ObjectKey,
-    pub cluster_ips: ClusterIps,
+    /// The addresses clients in the cluster dial (S3).
+    pub cluster_ips: FamilyIps,
+    /// spec.externalIPs, each once, in ascending order (S7).
+    pub external_ips: Vec<IpAddr>,
+    /// The load balancer's addresses that this proxy answers for, each once, in
+    /// ascending order (S8).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// spec.loadBalancerSourceRanges, each once, in ascending order (S9).
+    pub source_ranges: Vec<IpNet>,
     /// internalTrafficPolicy: Local. Governs the cluster IPs only.
     pub internal_local: bool,
+    /// externalTrafficPolicy: Local, where it counts (S10). Governs all others.
+    pub external_local: bool,
+    /// Session affinity by client address: seconds without a new connection
+    /// after which a client is forgotten (S72).
+    pub affinity: Option<u32>,
+    /// Where the load balancer asks this node whether it has endpoints, if it
+    /// does (S12).
+    pub health_check_port: Option<u16>,
     /// Ordered by name and protocol, both together unique (S6).
     pub ports: Vec<ServicePort>,
-}
-
-/// The addresses clients in the cluster dial, at most one of each family (S3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterIps {
-    pub v4: Option<Ipv4Addr>,
-    pub v6: Option<Ipv6Addr>,
 }
 
 /// A port of a Service.
@@ -41,72 +53,18 @@ pub struct ServicePort {
     pub name: String,
     pub protocol: Protocol,
     pub port: u16,
+    pub node_port: Option<u16>,
 }
 
-/// Why part of a Service is not served.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum ServiceProblem {
-    #[error("clusterIP {0}")]
-    ClusterIp(AddressProblem),
-    #[error("clusterIPs has no entry for {0}, which ipFamilies lists")]
-    ClusterIpMissing(IpFamily),
-    #[error("clusterIP is empty although clusterIPs is not")]
-    ClusterIpEmpty,
-    #[error("ipFamilies lists {0:?}, which is not an IP family")]
-    IpFamily(String),
-    #[error("internalTrafficPolicy {0:?} is unknown, Cluster is used")]
-    InternalTrafficPolicy(String),
-    #[error("port {name:?} has number {port}, which is not in 1-65535")]
-    PortNumber { name: String, port: i32 },
-    #[error("port {name:?} has protocol {protocol:?}, which is unknown")]
-    Protocol { name: String, protocol: String },
-    #[error("port {name:?}: SCTP is not supported yet")]
-    SctpUnsupported { name: String },
-    #[error("port {name:?} {protocol} {port} repeats the name or the number of a port before it")]
-    DuplicatePort {
-        name: String,
-        protocol: Protocol,
-        port: u16,
-    },
-}
-
-impl ServiceProblem {
-    /// Short name of the problem, the label of its counter.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::ClusterIp(problem) => problem.reason(),
-            Self::ClusterIpMissing(_) | Self::ClusterIpEmpty => "address_missing",
-            Self::IpFamily(_) => "ip_family",
-            Self::InternalTrafficPolicy(_) => "traffic_policy",
-            Self::PortNumber { .. } => "port_number",
-            Self::Protocol { .. } => "protocol",
-            Self::SctpUnsupported { .. } => "unsupported",
-            Self::DuplicatePort { .. } => "duplicate_port",
+impl ServicePort {
+    /// A port without a NodePort.
+    pub fn new(name: impl Into<String>, protocol: Protocol, port: u16) -> Self {
+        Self {
+            name: name.into(),
+            protocol,
+            port,
+            node_port: None,
         }
-    }
-}
-
-impl ClusterIps {
-    /// The address of one family.
-    pub fn get<F: Family>(self) -> Option<F::Ip> {
-        let v4 = self.v4.map(IpAddr::V4);
-        let v6 = self.v6.map(IpAddr::V6);
-        v4.into_iter().chain(v6).find_map(F::from_ip)
-    }
-}
-
-impl FromIterator<IpAddr> for ClusterIps {
-    fn from_iter<I: IntoIterator<Item = IpAddr>>(ips: I) -> Self {
-        ips.into_iter().fold(Self::default(), |ips, ip| match ip {
-            IpAddr::V4(ip) => Self {
-                v4: Some(ip),
-                ..ips
-            },
-            IpAddr::V6(ip) => Self {
-                v6: Some(ip),
-                ..ips
-            },
-        })
     }
 }
 
@@ -121,14 +79,29 @@ impl Object for Service {
             .metadata
             .labels
             .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+        let status = api.status.unwrap_or_default();
         let value = api
             .spec
             .filter(|spec| !other_proxy && is_proxied(spec, &mut problems))
-            .map(|spec| Self {
-                key: key.clone(),
-                cluster_ips: cluster_ips(&spec, &mut problems),
-                internal_local: internal_local(spec.internal_traffic_policy, &mut problems),
-                ports: ports(spec.ports.unwrap_or_default(), &mut problems),
+            .map(|spec| {
+                let external_local = external::policy_is_local(&spec, &mut problems);
+                Self {
+                    key: key.clone(),
+                    cluster_ips: cluster_ips(&spec, &mut problems),
+                    external_ips: external::external_ips(&spec, &mut problems),
+                    load_balancer_ips: external::load_balancer_ips(status, &mut problems),
+                    source_ranges: external::source_ranges(&spec, &mut problems),
+                    internal_local: internal_local(
+                        spec.internal_traffic_policy.as_deref(),
+                        &mut problems,
+                    ),
+                    external_local,
+                    affinity: affinity::seconds(&spec, &mut problems),
+                    health_check_port: external_local
+                        .then(|| external::health_check_port(&spec, &mut problems))
+                        .flatten(),
+                    ports: ports(spec.ports.unwrap_or_default(), &mut problems),
+                }
             });
         Parsed {
             key,
@@ -162,7 +135,7 @@ fn is_proxied(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> bo
 }
 
 /// The cluster IP of each family (S4).
-fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> ClusterIps {
+fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> FamilyIps {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     if families.is_empty() {
         // Stored before Services had families: one address, which tells its own.
@@ -193,24 +166,36 @@ fn cluster_ip(
     family: Option<IpFamily>,
     problems: &mut Vec<ServiceProblem>,
 ) -> Option<IpAddr> {
-    let usable = parse_address(raw, family).and_then(|ip| match classify(ip) {
-        // Link-local cluster IPs are odd but work.
-        None | Some(AddressClass::LinkLocal) => Ok(ip),
-        Some(class) => Err(AddressProblem::Special { ip, class }),
-    });
-    usable
+    dialled_address(raw, family)
         .map_err(|problem| problems.push(ServiceProblem::ClusterIp(problem)))
         .ok()
 }
 
-fn internal_local(raw: Option<String>, problems: &mut Vec<ServiceProblem>) -> bool {
-    match raw.as_deref() {
-        Some("Local") => true,
-        None | Some("Cluster") => false,
-        Some(_) => {
-            problems.extend(raw.map(ServiceProblem::InternalTrafficPolicy));
-            false
-        }
+/// An address that clients may dial.
+fn dialled_address(raw: &str, family: Option<IpFamily>) -> Result<IpAddr, AddressProblem> {
+    let ip = parse_address(raw, family)?;
+    match classify(ip) {
+        // Link-local addresses are odd but work.
+        None | Some(AddressClass::LinkLocal) => Ok(ip),
+        Some(class) => Err(AddressProblem::Special { ip, class }),
+    }
+}
+
+fn internal_local(raw: Option<&str>, problems: &mut Vec<ServiceProblem>) -> bool {
+    policy_is_local(raw).unwrap_or_else(|raw| {
+        problems.push(ServiceProblem::InternalTrafficPolicy(raw));
+        false
+    })
+}
+
+/// Whether a traffic policy is Local; none means Cluster. An error is another
+/// policy's name.
+fn policy_is_local(raw: Option<&str>) -> Result<bool, String> {
+    match raw {
+        Some("Local") => Ok(true),
+        // An empty one is how old objects and controllers spell none.
+        None | Some("" | "Cluster") => Ok(false),
+        Some(other) => Err(other.to_owned()),
     }
 }
 
@@ -221,7 +206,7 @@ fn ports(raw: Vec<api::ServicePort>, problems: &mut Vec<ServiceProblem>) -> Vec<
     let mut numbers = BTreeSet::new();
     let mut ports = Vec::with_capacity(raw.len());
     for raw in raw {
-        match port(raw) {
+        match port(raw, problems) {
             Ok(port) => {
                 let name = (port.name.clone(), port.protocol);
                 let number = (port.port, port.protocol);
@@ -244,24 +229,36 @@ fn ports(raw: Vec<api::ServicePort>, problems: &mut Vec<ServiceProblem>) -> Vec<
     ports
 }
 
-fn port(raw: api::ServicePort) -> Result<ServicePort, ServiceProblem> {
+fn port(
+    raw: api::ServicePort,
+    problems: &mut Vec<ServiceProblem>,
+) -> Result<ServicePort, ServiceProblem> {
     let name = raw.name.unwrap_or_default();
     let protocol = match super::protocol(raw.protocol) {
-        Ok(Protocol::SCTP) => return Err(ServiceProblem::SctpUnsupported { name }),
         Ok(protocol) => protocol,
         Err(protocol) => return Err(ServiceProblem::Protocol { name, protocol }),
     };
-    match super::port_number(raw.port) {
-        Some(port) => Ok(ServicePort {
-            name,
-            protocol,
-            port,
-        }),
-        None => Err(ServiceProblem::PortNumber {
+    let Some(port) = super::port_number(raw.port) else {
+        return Err(ServiceProblem::PortNumber {
             name,
             port: raw.port,
-        }),
+        });
+    };
+    // 0 stands for none (S12).
+    let node_port = raw.node_port.filter(|node_port| *node_port != 0);
+    let usable = node_port.and_then(super::port_number);
+    if let (Some(node_port), None) = (node_port, usable) {
+        problems.push(ServiceProblem::NodePort {
+            name: name.clone(),
+            node_port,
+        });
     }
+    Ok(ServicePort {
+        name,
+        protocol,
+        port,
+        node_port: usable,
+    })
 }
 
 #[cfg(test)]

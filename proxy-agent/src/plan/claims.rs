@@ -1,7 +1,9 @@
 //! Front ends and who owns them.
 //!
 //! Every Service port claims the front ends it wants. The first claim owns the
-//! front end; the others wait until it is withdrawn.
+//! front end; the others wait until it is withdrawn. But an address that a
+//! Service has as its cluster IP is not another's to have as an external IP,
+//! whoever came first: anybody may write that into a Service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,17 +49,38 @@ impl Claim {
         self.owner().is_some_and(|(owner, _)| owner == name)
     }
 
-    fn add(&mut self, name: &ServicePortName, wanted: Wanted) {
+    /// Notes a claim. Returns the owner that it takes the front end from.
+    fn add(&mut self, name: &ServicePortName, wanted: Wanted) -> Option<ServicePortName> {
+        let before = self.owner().map(|(owner, _)| owner.clone());
         if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
             *known = wanted;
         } else {
             self.0.push((name.clone(), wanted));
-            self.0[1..].sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         }
+        self.elect();
+        before.filter(|before| !self.is_owner(before))
     }
 
     fn withdraw(&mut self, name: &ServicePortName) {
         self.0.retain(|(known, _)| known != name);
+        self.elect();
+    }
+
+    /// Keeps the owner, unless another has more right to the front end, and
+    /// those that wait by name.
+    fn elect(&mut self) {
+        let rank = |(_, how): &(ServicePortName, Wanted)| precedence(how.kind);
+        let Some(current) = self.0.first().map(rank) else {
+            return;
+        };
+        self.0[1..].sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let best = (1..self.0.len()).min_by_key(|index| rank(&self.0[*index]));
+        if let Some(best) = best
+            && rank(&self.0[best]) < current
+        {
+            self.0[..=best].rotate_right(1);
+            self.0[1..].sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        }
     }
 }
 
@@ -84,7 +107,11 @@ impl<F: Family> Planner<F> {
     }
 
     /// Brings a port's claims up to date; returns the front ends concerned.
-    pub(super) fn claim(&mut self, desired: &DesiredPort<F>) -> BTreeSet<FrontendKey<F::Addr>> {
+    pub(super) fn claim(
+        &mut self,
+        desired: &DesiredPort<F>,
+        plan: &mut Plan<F>,
+    ) -> BTreeSet<FrontendKey<F::Addr>> {
         let Some(port) = self.ports.get_mut(&desired.name) else {
             return BTreeSet::new();
         };
@@ -105,10 +132,13 @@ impl<F: Family> Planner<F> {
         }
         for (key, how) in wanted {
             touched.insert(key);
-            self.claims
+            let claim = self
+                .claims
                 .entry(key)
-                .or_insert_with(|| Claim::of(desired.name.clone(), how))
-                .add(&desired.name, how);
+                .or_insert_with(|| Claim::of(desired.name.clone(), how));
+            if let Some(before) = claim.add(&desired.name, how) {
+                plan.problems.push(taken::<F>(before, &key, &desired.name));
+            }
         }
         touched
     }
@@ -214,22 +244,32 @@ impl<F: Family> Planner<F> {
                 && !claim.is_owner(name)
                 && let Some((owner, _)) = claim.owner()
             {
-                let frontend = if key.addr.is_zero() {
-                    format!("NodePort {}", key.port.get())
-                } else {
-                    SocketAddr::new(F::ip(key.addr).into(), key.port.get()).to_string()
-                };
-                plan.problems.push(Problem::FrontendTaken {
-                    port: name.clone(),
-                    frontend,
-                    owner: owner.clone(),
-                });
+                plan.problems.push(taken::<F>(name.clone(), key, owner));
             }
         }
     }
 }
 
-/// Which kind an address has whose ports are of several: the smallest.
+/// A port that wants a front end that another has.
+fn taken<F: Family>(
+    port: ServicePortName,
+    key: &FrontendKey<F::Addr>,
+    owner: &ServicePortName,
+) -> Problem {
+    let frontend = if key.addr.is_zero() {
+        format!("NodePort {}", key.port.get())
+    } else {
+        SocketAddr::new(F::ip(key.addr).into(), key.port.get()).to_string()
+    };
+    Problem::FrontendTaken {
+        port,
+        frontend,
+        owner: owner.clone(),
+    }
+}
+
+/// Which kind has more right to an address, and is the kind of one whose ports
+/// are of several: the smallest.
 fn precedence(kind: u8) -> u8 {
     match kind {
         Frontend::CLUSTER_IP => 0,

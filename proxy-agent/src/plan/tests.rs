@@ -130,6 +130,16 @@ fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) 
     sync(&mut planner, &mut memory, &before, now).expect("writes succeed");
     let (old, new) = (expected::<F>(&before), expected::<F>(&after));
     let keys: BTreeSet<_> = old.keys().chain(new.keys()).copied().collect();
+    // A front end that passes from one Service port to another may be absent or
+    // shown as either's; one that stays must not be.
+    let staying: Vec<_> = keys
+        .iter()
+        .filter(|key| owner::<F>(&before, key) == owner::<F>(&after, key))
+        .filter_map(|key| match (&old.get(key)?[..], &new.get(key)?[..]) {
+            ([old], [new]) => Some((key, old, new)),
+            _ => None,
+        })
+        .collect();
     let numbers: BTreeSet<u8> = before.keys().chain(after.keys()).copied().collect();
     for number in numbers {
         let desired = after
@@ -141,17 +151,9 @@ fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) 
             for key in &keys {
                 assert_ne!(memory.resolve(key), Resolved::Broken, "after {write:?}");
                 assert_ne!(memory.resolve_here(key), Resolved::Broken);
-                let stays = owner::<F>(&before, key) == owner::<F>(&after, key);
-                // A front end that passes from one Service to another may be
-                // absent or shown as either's; one that stays must not be.
-                if stays
-                    && let (Some([old]), Some([new])) = (
-                        old.get(key).map(Vec::as_slice),
-                        new.get(key).map(Vec::as_slice),
-                    )
-                {
-                    assert_old_or_new(&memory, key, old, new, write);
-                }
+            }
+            for (key, old, new) in &staying {
+                assert_old_or_new(&memory, key, old, new, write);
             }
         }
     }
@@ -307,6 +309,39 @@ fn the_first_owner_keeps_an_address_and_the_next_takes_over() {
     plan.writes
         .iter()
         .for_each(|write| memory.write(write).expect("writes succeed"));
+    assert!(matches!(memory.resolve(&vip), Resolved::Backends(b) if b.len() == 5));
+}
+
+/// Anybody may write another Service's address into externalIPs.
+#[test]
+fn a_cluster_ip_cannot_be_taken_over() {
+    use crate::select::FrontendKind;
+
+    let mut planner = Planner::<V4>::new(CAPACITY);
+    let mut memory = Memory::new(CAPACITY);
+    let now = Instant::now();
+    let (number, mut thief) = small(1, 3);
+    thief.other = Some((FrontendKind::ExternalIp, 2));
+    let first = Cluster::from([(number, thief.clone())]);
+    sync(&mut planner, &mut memory, &first, now).expect("writes succeed");
+    let vip = FrontendKey::new(V4::addr(V4::nth(96, 2)), BePort::new(80), Protocol::TCP);
+    assert!(matches!(memory.resolve(&vip), Resolved::Backends(b) if b.len() == 3));
+
+    let (_, shape) = small(2, 5);
+    let plan = planner.update(&service_key(2), &desired(2, &shape), now);
+    plan.writes
+        .iter()
+        .for_each(|write| memory.write(write).expect("writes succeed"));
+    let problems: Vec<_> = plan.problems.iter().map(Problem::to_string).collect();
+    let expected = "10.96.0.2:80 of default/service-1:p80 already belongs to \
+        default/service-2:p80, which keeps it";
+    assert_eq!(problems, [expected]);
+    assert!(matches!(memory.resolve(&vip), Resolved::Backends(b) if b.len() == 5));
+    // Nor after a restart, when the thief comes first.
+    let both = Cluster::from([(1, thief), (2, shape)]);
+    let mut planner = Planner::<V4>::new(CAPACITY);
+    let mut memory = Memory::new(CAPACITY);
+    sync(&mut planner, &mut memory, &both, now).expect("writes succeed");
     assert!(matches!(memory.resolve(&vip), Resolved::Backends(b) if b.len() == 5));
 }
 

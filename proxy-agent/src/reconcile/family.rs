@@ -20,7 +20,7 @@ use crate::{
     metrics::{Metrics, SyncKind},
     model::ObjectKey,
     plan::Problem,
-    select::{DesiredPort, WhenEmpty, select_service},
+    select::{DesiredPort, FrontendKind, WhenEmpty, select_service},
     system,
 };
 
@@ -57,7 +57,7 @@ pub struct FamilyQueue<F: Family, P> {
     retry_backoff: Backoff,
     problems: Ledger<ObjectKey, Problem>,
     /// Ports of each Service that have endpoints, but none for a Local policy.
-    without_local: BTreeMap<ObjectKey, usize>,
+    without_local: BTreeMap<ObjectKey, WithoutLocal>,
     triggers: Vec<SystemTime>,
     metrics: Metrics,
     family: PhantomData<F>,
@@ -135,17 +135,16 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
             self.without_local.clear();
         }
         for (service, ports) in desired {
-            match ports
-                .iter()
-                .filter(|port| drops_for_lack_of_local(port))
-                .count()
-            {
-                0 => self.without_local.remove(service),
-                count => self.without_local.insert(service.clone(), count),
+            match WithoutLocal::of(ports) {
+                none if none == WithoutLocal::default() => self.without_local.remove(service),
+                some => self.without_local.insert(service.clone(), some),
             };
         }
+        let sum = |count: fn(&WithoutLocal) -> usize| self.without_local.values().map(count).sum();
         self.metrics
-            .without_local_endpoints::<F>(self.without_local.values().sum());
+            .without_local_endpoints::<F>("internal", sum(|ports| ports.internal));
+        self.metrics
+            .without_local_endpoints::<F>("external", sum(|ports| ports.external));
     }
 
     /// Services that did not fit wait for a later sync.
@@ -268,8 +267,31 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
     }
 }
 
-fn drops_for_lack_of_local<F: Family>(port: &DesiredPort<F>) -> bool {
-    port.local_empty == WhenEmpty::Drop
-        && port.frontends.iter().any(|frontend| frontend.local_set)
-        && !port.endpoints.values().any(|used| used.local)
+/// How many ports drop for lack of an endpoint on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WithoutLocal {
+    /// Because of internalTrafficPolicy.
+    internal: usize,
+    /// Because of externalTrafficPolicy.
+    external: usize,
+}
+
+impl WithoutLocal {
+    fn of<F: Family>(ports: &[DesiredPort<F>]) -> Self {
+        let lacking = |internal| {
+            let ports = ports.iter().filter(|port| {
+                port.local_empty == WhenEmpty::Drop
+                    && !port.endpoints.values().any(|used| used.local)
+                    && port.frontends.iter().any(|frontend| {
+                        let is_internal = frontend.kind == FrontendKind::ClusterIp;
+                        frontend.local_set && is_internal == internal
+                    })
+            });
+            ports.count()
+        };
+        Self {
+            internal: lacking(true),
+            external: lacking(false),
+        }
+    }
 }

@@ -11,8 +11,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::model::{
-    Endpoint, Service, ServicePort, ServiceProblem, endpoint_slice::EndpointPort,
-    service::ClusterIps,
+    Endpoint, FamilyIps, Service, ServicePort, ServiceProblem, endpoint_slice::EndpointPort,
 };
 
 /// One call of a fake.
@@ -158,16 +157,12 @@ fn service(name: &str) -> Parsed<Service> {
         key: key.clone(),
         value: Some(Service {
             key,
-            cluster_ips: ClusterIps {
+            cluster_ips: FamilyIps {
                 v4: Some([10, 96, 0, 1].into()),
                 v6: Some([0xfd00, 0, 0, 0, 0, 0, 0, 1].into()),
             },
-            internal_local: false,
-            ports: vec![ServicePort {
-                name: String::new(),
-                protocol: Protocol::TCP,
-                port: 80,
-            }],
+            ports: vec![ServicePort::new("", Protocol::TCP, 80)],
+            ..Service::default()
         }),
         problems: Vec::new(),
         triggered: None,

@@ -3,6 +3,8 @@
     reason = "a case is a family: a type in the guise of a value"
 )]
 
+mod paths;
+
 use std::{net::IpAddr, sync::Arc};
 
 use proptest::{collection::vec, prelude::*};
@@ -14,10 +16,9 @@ use rstest::rstest;
 
 use super::*;
 use crate::model::{
-    IpFamily, ObjectKey,
+    FamilyIps, IpFamily, ObjectKey,
     endpoint_slice::EndpointPort,
     generators::{self, THIS_NODE},
-    service::ClusterIps,
 };
 
 /// The same test Service and endpoints in either family.
@@ -48,28 +49,21 @@ impl TestFamily for V6 {
 }
 
 fn node() -> NodeContext {
-    NodeContext {
-        name: THIS_NODE.to_owned(),
-        zone: None,
-    }
+    NodeContext::new(THIS_NODE)
 }
 
 fn service(ports: &[(&str, Protocol, u16)]) -> Service {
     Service {
         key: ObjectKey::new("default", "web"),
-        cluster_ips: ClusterIps {
+        cluster_ips: FamilyIps {
             v4: Some(V4::cluster_ip()),
             v6: Some(V6::cluster_ip()),
         },
-        internal_local: false,
         ports: ports
             .iter()
-            .map(|&(name, protocol, port)| ServicePort {
-                name: name.to_owned(),
-                protocol,
-                port,
-            })
+            .map(|&(name, protocol, port)| ServicePort::new(name, protocol, port))
             .collect(),
+        ..Service::default()
     }
 }
 
@@ -216,6 +210,176 @@ fn an_empty_local_set_means(#[case] conditions: &[(bool, bool)], #[case] expecte
     );
 }
 
+/// The front ends of a Service with every kind, as lines.
+fn front_ends<F: TestFamily>(service: &Service, node: &NodeContext) -> Vec<String> {
+    let ports = select_service::<F>(service, [], node);
+    let line = |frontend: &DesiredFrontend<F>| {
+        let address = match frontend.address {
+            FrontendAddress::Ip(ip) => ip.to_string(),
+            FrontendAddress::AnyNode => "*".to_owned(),
+        };
+        let mut line = format!("{} {address} {}", frontend.kind, frontend.port);
+        for (holds, word) in [
+            (frontend.local_set, " local"),
+            (frontend.restricted, " restricted"),
+            (frontend.allow_itself, " but-itself"),
+        ] {
+            if holds {
+                line += word;
+            }
+        }
+        line
+    };
+    let frontends = ports.iter().flat_map(|port| &port.frontends);
+    frontends.map(line).collect()
+}
+
+fn with_everything() -> Service {
+    let parse = |ip: &str| ip.parse().expect("an address");
+    Service {
+        external_ips: ["192.0.2.7", "2001:db8::7"].map(parse).into(),
+        load_balancer_ips: ["198.51.100.7", "fd00:198::7"].map(parse).into(),
+        ports: vec![ServicePort {
+            node_port: Some(30080),
+            ..ServicePort::new("", TCP, 80)
+        }],
+        ..service(&[])
+    }
+}
+
+/// S3, S7, S8: every address has the port, in its own family.
+#[test]
+fn every_kind_of_front_end_is_served() {
+    let service = Service {
+        internal_local: true,
+        ..with_everything()
+    };
+    assert_eq!(
+        front_ends::<V4>(&service, &node()),
+        [
+            "ClusterIP 10.96.0.1 80 local",
+            "NodePort * 30080",
+            "LoadBalancer 198.51.100.7 80",
+            "ExternalIP 192.0.2.7 80",
+        ]
+    );
+    let service = Service {
+        external_local: true,
+        ..with_everything()
+    };
+    assert_eq!(
+        front_ends::<V6>(&service, &node()),
+        [
+            "ClusterIP fd00:60::1 80",
+            "NodePort * 30080 local",
+            "LoadBalancer fd00:198::7 80 local",
+            "ExternalIP 2001:db8::7 80 local",
+        ]
+    );
+}
+
+/// S3: without a cluster IP there is no NodePort of the family either.
+#[test]
+fn a_family_without_cluster_ip_has_no_front_end() {
+    let mut service = with_everything();
+    service.cluster_ips.v6 = None;
+    assert_eq!(front_ends::<V6>(&service, &node()), [""; 0]);
+    assert_eq!(front_ends::<V4>(&service, &node()).len(), 4);
+}
+
+/// S7
+#[test]
+fn external_ips_can_be_left_alone() {
+    let node = NodeContext {
+        external_ips: false,
+        ..node()
+    };
+    let lines = front_ends::<V4>(&with_everything(), &node);
+    assert!(!lines.iter().any(|line| line.starts_with("ExternalIP")));
+    assert_eq!(lines.len(), 3);
+}
+
+/// One address, several fields: the most restrictive meaning counts.
+#[test]
+fn an_address_has_one_kind() {
+    let mut service = with_everything();
+    service.external_ips = service.load_balancer_ips.clone();
+    service.load_balancer_ips.push(V4::cluster_ip().into());
+    service.external_ips.push(V6::cluster_ip().into());
+    assert_eq!(
+        front_ends::<V4>(&service, &node()),
+        [
+            "ClusterIP 10.96.0.1 80",
+            "NodePort * 30080",
+            "LoadBalancer 198.51.100.7 80"
+        ]
+    );
+    assert_eq!(
+        front_ends::<V6>(&service, &node()),
+        [
+            "ClusterIP fd00:60::1 80",
+            "NodePort * 30080",
+            "LoadBalancer fd00:198::7 80"
+        ]
+    );
+}
+
+/// S9, S57, S59: for a node with addresses `192.168.0.5` and `fd00:192::5`.
+#[rstest]
+#[case::none(&[], "", "")]
+#[case::only_ipv4(&["10.0.0.0/8"], " restricted", "")]
+#[case::only_ipv6(&["2001:db8::/32"], "", " restricted")]
+#[case::everyone(&["10.0.0.0/8", "0.0.0.0/0", "2001:db8::/32"], "", " restricted")]
+#[case::the_node(&["10.0.0.0/8", "192.168.0.0/24", "2001:db8::/32"],
+    " restricted but-itself", " restricted")]
+#[case::the_node_of_ipv6(&["10.0.0.0/8", "fd00:192::/64"],
+    " restricted", " restricted but-itself")]
+fn source_ranges_restrict(#[case] ranges: &[&str], #[case] v4: &str, #[case] v6: &str) {
+    let node = NodeContext {
+        ips: FamilyIps {
+            v4: Some([192, 168, 0, 5].into()),
+            v6: Some("fd00:192::5".parse().expect("IPv6")),
+        },
+        ..node()
+    };
+    let ranges = ranges.iter().map(|range| range.parse().expect("a CIDR"));
+    let service = Service {
+        source_ranges: ranges.collect(),
+        ..with_everything()
+    };
+    let restricted = |lines: Vec<String>| {
+        let restricted = lines.into_iter().filter(|line| line.contains("restricted"));
+        restricted.collect::<Vec<_>>()
+    };
+    let expected = |line: &str, how: &str| {
+        let lines = (!how.is_empty()).then(|| format!("{line}{how}"));
+        lines.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        restricted(front_ends::<V4>(&service, &node)),
+        expected("LoadBalancer 198.51.100.7 80", v4)
+    );
+    assert_eq!(
+        restricted(front_ends::<V6>(&service, &node)),
+        expected("LoadBalancer fd00:198::7 80", v6)
+    );
+    // Ranges that restrict nobody are none.
+    for port in select_service::<V4>(&service, [], &node) {
+        assert_eq!(port.source_ranges.is_empty(), v4.is_empty());
+    }
+    for port in select_service::<V6>(&service, [], &node) {
+        assert_eq!(port.source_ranges.is_empty(), v6.is_empty());
+    }
+}
+
+#[test]
+fn affinity_is_every_ports() {
+    let mut service = service(&[("a", TCP, 80), ("b", UDP, 81)]);
+    service.affinity = Some(7);
+    let ports = select_service::<V4>(&service, [], &node());
+    assert!(ports.len() == 2 && ports.iter().all(|port| port.affinity == Some(7)));
+}
+
 proptest! {
     /// S22: the order in which slices are read does not matter, nor does a
     /// slice that says again what another says.
@@ -225,7 +389,7 @@ proptest! {
         slices in vec(generators::slice(), 0..5),
         zone in proptest::option::of(generators::zone()),
     ) {
-        let node = NodeContext { name: THIS_NODE.to_owned(), zone: zone.map(String::from) };
+        let node = NodeContext { zone: zone.map(String::from), ..node() };
         // Where several live endpoints share an address, which one counts
         // depends on the order: leave only one of each.
         let mut seen = std::collections::BTreeSet::new();
@@ -251,8 +415,12 @@ proptest! {
         prop_assert_eq!(selected.len(), expected);
         for (selected, port) in selected.iter().zip(&service.ports) {
             prop_assert_eq!(&selected.name.port, &port.name);
-            prop_assert_eq!(selected.frontends.len(), 1);
+            prop_assert_eq!(selected.frontends[0].kind, FrontendKind::ClusterIp);
             prop_assert_eq!(selected.frontends[0].port, port.port);
+            // No two with one key: each says what holds of it.
+            let keys: std::collections::BTreeSet<_> =
+                selected.frontends.iter().map(|f| f.key(port.protocol)).collect();
+            prop_assert_eq!(keys.len(), selected.frontends.len());
         }
     }
 }

@@ -80,8 +80,8 @@ fn endpoint(line: &str) -> Endpoint {
 
 fn this_node(zone: &str) -> NodeContext {
     NodeContext {
-        name: THIS_NODE.to_owned(),
         zone: Some(zone.to_owned()).filter(|zone| !zone.is_empty()),
+        ..NodeContext::new(THIS_NODE)
     }
 }
 
@@ -246,10 +246,7 @@ fn a_nameless_node_has_nothing_local() {
         node: Some("".into()),
         ..Placement::default()
     });
-    let node = NodeContext {
-        name: String::new(),
-        zone: None,
-    };
+    let node = NodeContext::new("");
     assert!(!is_local(&nameless, &node));
 }
 
@@ -275,7 +272,7 @@ proptest! {
         policy in policy(),
         zone in proptest::option::of(generators::zone()),
     ) {
-        let node = NodeContext { name: THIS_NODE.to_owned(), zone: zone.map(String::from) };
+        let node = NodeContext { zone: zone.map(String::from), ..NodeContext::new(THIS_NODE) };
         let categories = Categories::new(endpoints.iter(), policy, &node);
         let cluster: Vec<_> =
             endpoints.iter().filter(|e| categories.endpoint_use(e).cluster).collect();
