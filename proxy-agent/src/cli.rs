@@ -314,6 +314,8 @@ pub enum Resource {
     Backends,
     /// Connections that are being translated
     Flows,
+    /// Clients that session affinity remembers
+    Affinity,
     /// Network devices the programs are on
     Devices,
     /// The node's own addresses, and which of them take NodePorts

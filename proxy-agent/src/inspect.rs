@@ -4,6 +4,7 @@
 //! without any IO; this one reads the maps and shows the rows.
 
 pub mod addresses;
+pub mod affinity;
 pub mod backends;
 pub mod devices;
 pub mod flows;
@@ -19,9 +20,12 @@ use crate::{
         Dataplane as _,
         mapped::Access,
         pins::Pins,
-        tables::{KernelFamily, KernelTables, open_flows},
+        tables::{KernelFamily, KernelTables, open_affinity, open_flows},
     },
-    inspect::{backends::BackendRow, flows::FlowRow, render::Row, services::ServiceRow},
+    inspect::{
+        affinity::AffinityRow, backends::BackendRow, flows::FlowRow, render::Row,
+        services::ServiceRow,
+    },
     model::IpFamily,
     system,
 };
@@ -40,6 +44,7 @@ pub fn get(args: &GetArgs) -> anyhow::Result<()> {
         Resource::Services => show::<ServiceRow>(args, &pins),
         Resource::Backends => show::<BackendRow>(args, &pins),
         Resource::Flows => show::<FlowRow>(args, &pins),
+        Resource::Affinity => show::<AffinityRow>(args, &pins),
         Resource::Devices => {
             let rows = devices::read(&pins, args.family)?;
             render::print(&rows, args.output)
@@ -95,6 +100,26 @@ impl FamilyRow for FlowRow {
             .collect::<Result<_, _>>()
             .with_context(|| format!("read table FLOWS_{}", F::SUFFIX))?;
         Ok(flows::rows::<F>(&found, &tables, now))
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
+impl FamilyRow for AffinityRow {
+    fn read<F: KernelFamily>(pins: &Pins) -> anyhow::Result<Vec<Self>> {
+        let tables = KernelTables::<F>::open(pins, Access::Read)?.read()?;
+        let now = flows::now().context("read the clock")?;
+        let table = open_affinity::<F>(pins)?;
+        // Clients come and go meanwhile, as flows do.
+        let found = table
+            .iter()
+            .map(|entry| entry.map(|(key, value)| (key.into(), value)));
+        let found = found
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("read table AFFINITY_{}", F::SUFFIX))?;
+        Ok(affinity::rows::<F>(&found, &tables, now))
     }
 
     fn namespace(&self) -> &str {

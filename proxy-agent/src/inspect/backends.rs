@@ -18,6 +18,7 @@ use crate::{
 };
 
 /// An endpoint of a Service port.
+#[expect(clippy::struct_excessive_bools, reason = "any of them may hold")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct BackendRow {
     pub namespace: String,
@@ -27,6 +28,8 @@ pub struct BackendRow {
     pub family: &'static str,
     pub address: SocketAddr,
     pub serving: bool,
+    /// On this node.
+    pub here: bool,
     /// In the set for traffic policy Cluster.
     pub cluster: bool,
     /// In the set for traffic policy Local.
@@ -34,6 +37,9 @@ pub struct BackendRow {
     /// Row of `BACKENDS`, and how often it was given to an endpoint.
     pub row: u32,
     pub generation: u32,
+    /// How often clients that were remembered for it had to be forgotten;
+    /// wraps at 256.
+    pub epoch: u8,
 }
 
 impl Row for BackendRow {
@@ -45,10 +51,12 @@ impl Row for BackendRow {
         "FAMILY",
         "ADDRESS",
         "SERVING",
+        "HERE",
         "CLUSTER",
         "LOCAL",
         "ROW",
         "GENERATION",
+        "EPOCH",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -60,10 +68,12 @@ impl Row for BackendRow {
             self.family.to_owned(),
             self.address.to_string(),
             render::yes(self.serving),
+            render::yes(self.here),
             render::yes(self.cluster),
             render::yes(self.local),
             self.row.to_string(),
             self.generation.to_string(),
+            self.epoch.to_string(),
         ]
     }
 }
@@ -89,10 +99,12 @@ pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<BackendRow> {
                 family: F::NAME,
                 address: SocketAddr::new(F::ip(backend.addr).into(), backend.port.get()),
                 serving: backend.flags & Backend::<F::Addr>::SERVING != 0,
+                here: backend.flags & Backend::<F::Addr>::HERE != 0,
                 cluster: cluster.contains(&row),
                 local: local.contains(&row),
                 row,
                 generation: backend.generation,
+                epoch: backend.epoch,
             }
         })
         .collect()
@@ -131,7 +143,7 @@ mod tests {
             generation: 3,
             port: BePort::new(8080),
             flags,
-            epoch: 0,
+            epoch: 5,
         }
     }
 
@@ -152,7 +164,7 @@ mod tests {
                 ..Service::FREE
             }],
             slots: vec![0, 1],
-            backends: [serving, used, serving, 0]
+            backends: [serving | Backend::<F::Addr>::HERE, used, serving, 0]
                 .map(|flags| backend::<F>(ip, flags))
                 .into(),
             names: BTreeMap::from([(0, name)]),
@@ -164,18 +176,19 @@ mod tests {
         let rows = rows(&tables::<F>(ip));
         let shown: Vec<_> = rows
             .iter()
-            .map(|row| (row.row, row.serving, row.cluster, row.local))
+            .map(|row| (row.row, row.serving, row.here, row.cluster, row.local))
             .collect();
         assert_eq!(
             shown,
             [
-                (0, true, true, true),
-                (1, false, true, false),
-                (2, true, false, false)
+                (0, true, true, true, true),
+                (1, false, false, true, false),
+                (2, true, false, false, false)
             ]
         );
         assert_eq!(rows[0].address, SocketAddr::new(ip.into(), 8080));
-        assert_eq!((rows[0].name.as_str(), rows[0].generation), ("web", 3));
+        let ages = (rows[0].generation, rows[0].epoch);
+        assert_eq!((rows[0].name.as_str(), ages), ("web", (3, 5)));
     }
 
     #[test]

@@ -100,13 +100,8 @@ impl Row for FlowRow {
     ];
 
     fn cells(&self) -> Vec<String> {
-        let service = match (self.name.as_str(), self.port.as_str()) {
-            ("", _) => String::new(),
-            (name, "") => format!("{}/{name}", self.namespace),
-            (name, port) => format!("{}/{name}:{port}", self.namespace),
-        };
         vec![
-            render::cell(Some(service)),
+            render::service(&self.namespace, &self.name, &self.port),
             self.protocol.clone(),
             self.client.to_string(),
             self.frontend.to_string(),
@@ -167,7 +162,12 @@ fn owner<'a, F: Family>(
     tables: &'a Tables<F>,
 ) -> Option<&'a ServicePortName> {
     let key = FrontendKey::new(flow.frontend_addr, flow.frontend_port, protocol);
-    let frontend = tables.frontends.get(&key)?;
+    let frontend = tables.frontends.get(&key).or_else(|| {
+        // Some address of this node, if it is a NodePort.
+        let key = FrontendKey::node_port(flow.frontend_port, protocol);
+        let frontend = tables.frontends.get(&key)?;
+        (frontend.service == flow.service).then_some(frontend)
+    })?;
     tables.names.get(&frontend.service)
 }
 
@@ -187,7 +187,8 @@ fn socket<F: Family>(addr: F::Addr, port: BePort) -> SocketAddr {
     SocketAddr::new(F::ip(addr).into(), port.get())
 }
 
-fn idle_seconds(last_seen: u32, now: u32) -> u64 {
+/// Seconds since `last_seen`; both on the clock of flows.
+pub(super) fn idle_seconds(last_seen: u32, now: u32) -> u64 {
     let age = now.wrapping_sub(last_seen);
     // A packet may have come since `now` was read.
     let age = if age < u32::MAX / 2 { age } else { 0 };
@@ -252,6 +253,19 @@ mod tests {
             tag: 0,
         };
         tables.frontends.insert(key, frontend);
+        let row_of_node_port = |service| {
+            let mut tables = tables.clone();
+            let key = FrontendKey::node_port(BePort::new(80), Protocol::TCP);
+            let frontend = Frontend {
+                service,
+                ..frontend
+            };
+            tables.frontends = BTreeMap::from([(key, frontend)]);
+            row::<F>(ip, flow::<F>(ip), &tables).name
+        };
+        assert_eq!(row_of_node_port(9), "other");
+        assert_eq!(row_of_node_port(8), "", "another Service's NodePort");
+
         let masqueraded = Flow {
             flags: Flow::<F::Addr>::MASQUERADE,
             masquerade_port: BePort::new(40000),

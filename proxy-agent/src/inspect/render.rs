@@ -65,6 +65,15 @@ pub fn cell(value: Option<impl ToString>) -> String {
         .unwrap_or_else(|| "-".to_owned())
 }
 
+/// A cell that names a Service port; a dash if there is none.
+pub fn service(namespace: &str, name: &str, port: &str) -> String {
+    match (name, port) {
+        ("", _) => cell(None::<&str>),
+        (name, "") => format!("{namespace}/{name}"),
+        (name, port) => format!("{namespace}/{name}:{port}"),
+    }
+}
+
 /// A cell with several values.
 pub fn list(values: impl IntoIterator<Item = impl ToString>) -> String {
     let values: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();

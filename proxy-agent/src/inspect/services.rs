@@ -1,23 +1,26 @@
 //! `get services`: Service ports, with the addresses that clients dial.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, net::SocketAddr};
 
+use ipnet::IpNet;
 use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
-    net::Protocol,
+    net::{Address as _, Protocol},
     service::{Run, Service},
+    source_range::SourceRange,
 };
 use serde::Serialize;
 
 use crate::{
     inspect::render::{self, Row},
     model::{ObjectKey, ServicePortName},
-    plan::write::Tables,
+    plan::write::{RangeKey, Tables},
+    select::FrontendKind,
 };
+
+/// How many source ranges a table has room for.
+const SHOWN_RANGES: usize = 3;
 
 /// A Service port of one family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -27,9 +30,16 @@ pub struct ServiceRow {
     pub port: String,
     pub protocol: String,
     pub family: &'static str,
-    pub frontends: Vec<SocketAddr>,
-    /// Traffic policies of the front ends.
+    /// What clients dial; `*` stands for this node's addresses.
+    pub frontends: Vec<String>,
+    /// Their kinds, in the same order.
+    pub kinds: Vec<&'static str>,
+    /// Their traffic policies, in the same order.
     pub policy: String,
+    /// Clients that may use the load balancer's addresses; none named: all.
+    pub source_ranges: Vec<String>,
+    /// Session affinity: after how long a client is forgotten.
+    pub affinity_seconds: Option<u32>,
     /// Backends for traffic policy Cluster.
     pub cluster: SetRow,
     /// Backends for traffic policy Local.
@@ -76,10 +86,13 @@ impl Row for ServiceRow {
         "PORT",
         "PROTOCOL",
         "FAMILY",
+        "KINDS",
         "FRONTENDS",
         "POLICY",
         "CLUSTER",
         "LOCAL",
+        "AFFINITY",
+        "SOURCES",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -89,11 +102,25 @@ impl Row for ServiceRow {
             render::cell(Some(&self.port)),
             self.protocol.clone(),
             self.family.to_owned(),
+            render::list(&self.kinds),
             render::list(&self.frontends),
             render::cell(Some(&self.policy)),
             self.cluster.cell(),
             self.local.cell(),
+            render::cell(self.affinity_seconds.map(|seconds| format!("{seconds}s"))),
+            self.sources(),
         ]
+    }
+}
+
+impl ServiceRow {
+    fn sources(&self) -> String {
+        let shown = self.source_ranges.iter().take(SHOWN_RANGES);
+        let list = render::list(shown);
+        match self.source_ranges.len().checked_sub(SHOWN_RANGES) {
+            Some(more @ 1..) => format!("{list} and {more} more"),
+            _ => list,
+        }
     }
 }
 
@@ -118,15 +145,20 @@ pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<ServiceRow> {
 type FrontendOf<'a, F> = (&'a FrontendKey<<F as Family>::Addr>, &'a Frontend);
 
 fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, F>]) -> ServiceRow {
-    let policies: BTreeSet<_> = frontends
-        .iter()
-        .map(|(_, frontend)| policy(**frontend))
-        .collect();
-    let policies: Vec<_> = policies.into_iter().collect();
+    let mut frontends = frontends.to_vec();
+    frontends.sort_by_key(|(key, frontend)| (frontend.kind, **key));
+    let policies: Vec<_> = frontends.iter().map(|(_, f)| policy(**f)).collect();
     let protocol = frontends.first().map(|(key, _)| key.protocol);
     let name = name(tables, row);
-    let sets = tables.services.get(row as usize).copied();
-    let Service { cluster, local, .. } = sets.unwrap_or(Service::FREE);
+    let Service {
+        cluster,
+        local,
+        stickiness,
+    } = tables
+        .services
+        .get(row as usize)
+        .copied()
+        .unwrap_or(Service::FREE);
     ServiceRow {
         namespace: name.service.namespace,
         name: name.service.name,
@@ -134,10 +166,17 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
         protocol: protocol.unwrap_or(name.protocol).to_string(),
         family: F::NAME,
         frontends: frontends.iter().map(|(key, _)| address::<F>(key)).collect(),
+        kinds: frontends.iter().map(|(_, f)| kind(**f)).collect(),
         policy: policies.join(","),
+        source_ranges: source_ranges(tables, row),
+        affinity_seconds: (stickiness.seconds != 0).then_some(stickiness.seconds),
         cluster: cluster.into(),
         local: local.into(),
     }
+}
+
+fn kind(frontend: Frontend) -> &'static str {
+    FrontendKind::from_code(frontend.kind).map_or("unknown", FrontendKind::name)
 }
 
 fn policy(frontend: Frontend) -> &'static str {
@@ -148,8 +187,21 @@ fn policy(frontend: Frontend) -> &'static str {
     }
 }
 
-fn address<F: Family>(key: &FrontendKey<F::Addr>) -> SocketAddr {
-    SocketAddr::new(F::ip(key.addr).into(), key.port.get())
+fn address<F: Family>(key: &FrontendKey<F::Addr>) -> String {
+    if key.addr.is_zero() {
+        return format!("*:{}", key.port.get());
+    }
+    SocketAddr::new(F::ip(key.addr).into(), key.port.get()).to_string()
+}
+
+fn source_ranges<F: Family>(tables: &Tables<F>, row: u32) -> Vec<String> {
+    let ranges = tables.source_ranges.iter();
+    let ours = ranges.filter(|key| key.service() == Some(row));
+    let net = |key: &RangeKey<F::Addr>| {
+        let length = key.bits - SourceRange::<F::Addr>::SERVICE_BITS;
+        IpNet::new(F::ip(key.range.client).into(), u8::try_from(length).ok()?).ok()
+    };
+    ours.filter_map(net).map(|net| net.to_string()).collect()
 }
 
 /// Whose a row of `SERVICES` is; empty if nobody's.
@@ -170,15 +222,16 @@ mod tests {
     use proxy_common::{
         family::{V4, V6},
         net::BePort,
+        service::Stickiness,
     };
 
     use super::*;
 
-    fn frontend(service: u32, flags: u8) -> Frontend {
+    fn frontend(service: u32, flags: u8, kind: FrontendKind) -> Frontend {
         Frontend {
             service,
             flags,
-            kind: Frontend::CLUSTER_IP,
+            kind: kind.code(),
             tag: 0,
         }
     }
@@ -190,32 +243,46 @@ mod tests {
             port: "http".to_owned(),
             protocol: Protocol::TCP,
         };
+        let kinds = FrontendKind::ALL;
+        let [cluster_ip, node_port, _, load_balancer] = kinds;
         Tables {
             frontends: BTreeMap::from([
                 (
                     FrontendKey::address(F::addr(ip)),
-                    frontend(Frontend::NO_SERVICE, 0),
+                    frontend(Frontend::NO_SERVICE, 0, cluster_ip),
                 ),
-                (key(80), frontend(0, 0)),
-                (key(81), frontend(1, Frontend::LOCAL_SET)),
+                (
+                    FrontendKey::node_port(BePort::new(30080), Protocol::TCP),
+                    frontend(0, Frontend::LOCAL_SET, node_port),
+                ),
+                (key(80), frontend(0, 0, cluster_ip)),
+                (key(81), frontend(1, Frontend::LOCAL_SET, load_balancer)),
             ]),
             services: vec![
                 Service {
                     cluster: Run { first: 4, count: 2 },
                     local: Run::drop(),
-                    ..Service::FREE
+                    stickiness: Stickiness {
+                        seconds: 90,
+                        round: 1,
+                    },
                 },
                 Service::FREE,
             ],
             names: BTreeMap::from([(0, name("web")), (7, name("no-frontend"))]),
+            source_ranges: (8..13)
+                .map(|length| RangeKey::new(1, F::addr(ip), length))
+                .collect(),
             ..Tables::default()
         }
     }
 
-    fn shows_services<F: Family>(ip: F::Ip) {
+    fn shows_services<F: Family>(ip: F::Ip, net: &str) {
         let rows = rows(&tables::<F>(ip));
         let cells: Vec<_> = rows.iter().map(Row::cells).collect();
         let address = |port| SocketAddr::new(ip.into(), port).to_string();
+        let both = format!("{},*:30080", address(80));
+        let sources = format!("{net}/8,{net}/9,{net}/10 and 2 more");
         let expected = [
             [
                 "default",
@@ -223,10 +290,13 @@ mod tests {
                 "http",
                 "TCP",
                 F::NAME,
-                &address(80),
-                "Cluster",
+                "ClusterIP,NodePort",
+                &both,
+                "Cluster,Local",
                 "2",
                 "0 (drop)",
+                "90s",
+                "-",
             ],
             [
                 "-",
@@ -234,10 +304,13 @@ mod tests {
                 "-",
                 "TCP",
                 F::NAME,
+                "LoadBalancer",
                 &address(81),
                 "Local",
                 "0 (reject)",
                 "0 (reject)",
+                "-",
+                &sources,
             ],
             [
                 "default",
@@ -247,8 +320,11 @@ mod tests {
                 F::NAME,
                 "-",
                 "-",
+                "-",
                 "0 (reject)",
                 "0 (reject)",
+                "-",
+                "-",
             ],
         ];
         assert_eq!(cells, expected);
@@ -256,7 +332,7 @@ mod tests {
 
     #[test]
     fn shows_the_services_of_both_families() {
-        shows_services::<V4>([10, 96, 0, 1].into());
-        shows_services::<V6>([0xfd00, 0, 0, 0, 0, 0, 0, 1].into());
+        shows_services::<V4>([10, 0, 0, 0].into(), "10.0.0.0");
+        shows_services::<V6>([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), "fd00::");
     }
 }
