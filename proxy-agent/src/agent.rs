@@ -16,6 +16,7 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
+    health,
     keeper::{self, Keeper},
     metrics::{Metrics, serve},
     program::Programmer,
@@ -68,6 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let shutdown = CancellationToken::new();
     stop_on_signal(shutdown.clone())?;
+    tokio::spawn(health::serve::serve(reconciler.health(), keeper.listen()));
     if let Some(address) = config.metrics {
         tokio::spawn(serve::serve(address, registry));
     }

@@ -38,6 +38,7 @@ use crate::{
         Described,
         netlink::{Netlink, News},
     },
+    health::serve::Addresses,
     metrics::Metrics,
     model::Node,
 };
@@ -94,6 +95,8 @@ pub struct Keeper {
     local_v4: LocalAddrTable<V4>,
     local_v6: LocalAddrTable<V6>,
     netlink: Netlink,
+    /// Addresses that take NodePorts one by one, for health check ports.
+    listen: watch::Sender<Addresses>,
     node: watch::Receiver<Option<Node>>,
     service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
     /// Service ranges that the programs could not be told of.
@@ -131,6 +134,7 @@ impl Keeper {
             bridges: BTreeMap::new(),
             gateways: Gateways::new(),
             netlink: Netlink::open()?,
+            listen: watch::Sender::default(),
             node: news.node,
             service_ranges: news.service_ranges,
             left_out: Vec::new(),
@@ -148,6 +152,11 @@ impl Keeper {
         load::pin_programs(&mut keeper.loaded.ebpf, &keeper.pins)?;
         info!(devices = keeper.hooked.len(), mode = ?keeper.mode, "programs attached");
         Ok(keeper)
+    }
+
+    /// Where health check ports are opened, whenever that changes.
+    pub fn listen(&self) -> watch::Receiver<Addresses> {
+        self.listen.subscribe()
     }
 
     /// Keeps going until polled no more.

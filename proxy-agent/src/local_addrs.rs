@@ -10,6 +10,7 @@ use proxy_common::local_addr::LocalAddr;
 
 use crate::{
     config::node_ports::{Accepted, LOOPBACK_V4, LOOPBACK_V6},
+    health::serve::Listen,
     model::IpFamily,
 };
 
@@ -60,6 +61,22 @@ fn is_loopback(prefix: &IpNet) -> bool {
     match prefix {
         IpNet::V4(prefix) => LOOPBACK_V4.contains(prefix),
         IpNet::V6(prefix) => LOOPBACK_V6.contains(prefix),
+    }
+}
+
+/// Where to listen for those who dial NodePorts: the addresses one by one, where
+/// not all take them. Prefixes are left out; nobody can listen on one.
+pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
+    match accepted {
+        Accepted::All => Listen::Any,
+        Accepted::Within(_) => {
+            let takes = entries.iter().filter(|(prefix, value)| {
+                prefix.prefix_len() == prefix.max_prefix_len()
+                    && value.flags & LocalAddr::NODE_PORTS != 0
+            });
+            let ips = takes.map(|(prefix, _)| prefix.addr());
+            Listen::Only(ips.filter(|ip| accepted.contains(*ip)).collect())
+        }
     }
 }
 
@@ -138,6 +155,21 @@ mod tests {
     )]
     fn flags_addresses_and_parts_of_prefixes(#[case] flag: &str, #[case] expected: &str) {
         assert_eq!(table(NODE, flag), expected);
+    }
+
+    /// S113
+    #[test]
+    fn health_checks_are_asked_for_where_node_ports_are() {
+        let flag: NodePortAddresses = "192.0.2.0/24,10.9.0.0/16,::1/128".parse().expect("valid");
+        let [v4, v6] = IpFamily::ALL.map(|family| flag.accepted(family, None));
+        let entries = entries(&nets(NODE), |family| match family {
+            IpFamily::V4 => &v4,
+            IpFamily::V6 => &v6,
+        });
+        let only = |ip: &str| Listen::Only([ip.parse().expect("an address")].into());
+        assert_eq!(listen(&entries, &v4), only("192.0.2.1"));
+        assert_eq!(listen(&entries, &v6), only("::1"));
+        assert_eq!(listen(&entries, &Accepted::All), Listen::Any);
     }
 
     /// A prefix within an accepted part of another is accepted, one beside it

@@ -32,6 +32,7 @@ use self::{
     problems::Ledger,
 };
 use crate::{
+    health::Health,
     index::{Index, Indexed},
     metrics::Metrics,
     model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem},
@@ -109,6 +110,7 @@ pub struct Reconciler {
     intervals: Intervals,
     problems: Ledger<(Kind, ObjectKey), Problem>,
     node: watch::Sender<Option<Node>>,
+    health: Health,
     service_ranges: watch::Sender<Option<BTreeSet<IpNet>>>,
     metrics: Metrics,
     /// Changes older than this were not ours to program in time (S28).
@@ -124,6 +126,7 @@ impl Reconciler {
             intervals,
             problems: Ledger::default(),
             node: watch::Sender::new(None),
+            health: Health::default(),
             service_ranges: watch::Sender::new(None),
             metrics,
             started: SystemTime::now(),
@@ -140,7 +143,12 @@ impl Reconciler {
     /// Adds a family and the tables it is programmed into.
     #[must_use]
     pub fn with_family<F: Family>(mut self, program: impl Program<F> + 'static) -> Self {
-        let queue = FamilyQueue::new(program, self.intervals.min_sync, self.metrics.clone());
+        let queue = FamilyQueue::new(
+            program,
+            self.intervals.min_sync,
+            self.metrics.clone(),
+            self.health.clone(),
+        );
         self.families.push(Box::new(queue));
         self
     }
@@ -149,6 +157,11 @@ impl Reconciler {
     /// addresses and prefixes.
     pub fn node(&self) -> watch::Receiver<Option<Node>> {
         self.node.subscribe()
+    }
+
+    /// What health check ports answer.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Where cluster IPs come from, whenever that changes; nothing before it is

@@ -5,6 +5,7 @@ use tracing::{debug, warn};
 use super::{Keeper, NODE_PATIENCE};
 use crate::{
     dataplane::{local_addrs::LocalAddrTable, tables::KernelFamily},
+    health::serve::Addresses,
     local_addrs::{self, Entries},
     metrics::Metrics,
     model::IpFamily,
@@ -27,7 +28,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// What the tables should hold, if that is known yet.
+    /// What the tables should hold, if that is known yet. Says where health
+    /// check ports are to be opened, too.
     async fn wanted_local_addrs(&self) -> anyhow::Result<Option<Entries>> {
         let flag = &self.config.node_port_addresses;
         let node = self.node.borrow().clone();
@@ -35,11 +37,19 @@ impl Keeper {
             return Ok(None);
         }
         let local = self.netlink.local_prefixes().await?;
-        let accepted = IpFamily::ALL.map(|family| flag.accepted(family, node.as_ref()));
-        let [v4, v6] = &accepted;
+        let [v4, v6] = IpFamily::ALL.map(|family| flag.accepted(family, node.as_ref()));
         let wanted = local_addrs::entries(&local, |family| match family {
-            IpFamily::V4 => v4,
-            IpFamily::V6 => v6,
+            IpFamily::V4 => &v4,
+            IpFamily::V6 => &v6,
+        });
+        let addresses = Addresses {
+            v4: local_addrs::listen(&wanted, &v4),
+            v6: local_addrs::listen(&wanted, &v6),
+        };
+        self.listen.send_if_modified(|known| {
+            let changed = *known != addresses;
+            *known = addresses;
+            changed
         });
         Ok(Some(wanted))
     }

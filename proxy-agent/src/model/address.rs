@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::family::Family;
+use proxy_common::{family::Family, net::Address as _};
 
 /// An IP family as a value, for the places where it is data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +28,11 @@ impl IpFamily {
             IpAddr::V4(_) => Self::V4,
             IpAddr::V6(_) => Self::V6,
         }
+    }
+
+    /// The family as a value.
+    pub fn by_type<F: Family>() -> Self {
+        Self::of(F::ip(F::Addr::ZERO).into())
     }
 
     /// Kubernetes' name of the family.

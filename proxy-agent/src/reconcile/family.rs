@@ -16,6 +16,7 @@ use super::{
     problems::Ledger,
 };
 use crate::{
+    health::Health,
     index::Index,
     metrics::{Metrics, SyncKind},
     model::ObjectKey,
@@ -60,12 +61,13 @@ pub struct FamilyQueue<F: Family, P> {
     without_local: BTreeMap<ObjectKey, WithoutLocal>,
     triggers: Vec<SystemTime>,
     metrics: Metrics,
+    health: Health,
     family: PhantomData<F>,
 }
 
 impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
     /// A queue that starts with a complete sync.
-    pub fn new(program: P, min_sync: Duration, metrics: Metrics) -> Self {
+    pub fn new(program: P, min_sync: Duration, metrics: Metrics, health: Health) -> Self {
         Self {
             program,
             pending: BTreeSet::new(),
@@ -79,6 +81,7 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
             without_local: BTreeMap::new(),
             triggers: Vec::new(),
             metrics,
+            health,
             family: PhantomData,
         }
     }
@@ -162,6 +165,7 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
 
     fn failed(&mut self, error: &anyhow::Error) {
         self.complete = true;
+        self.health.queued::<F>(Instant::now());
         self.triggers.clear();
         let delay = self.pace.failed(Instant::now());
         self.metrics.sync_failed::<F>();
@@ -196,6 +200,7 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
     fn enqueue(&mut self, services: &BTreeSet<ObjectKey>) {
         if !services.is_empty() {
             self.metrics.sync_queued::<F>();
+            self.health.queued::<F>(Instant::now());
             self.pending.extend(services.iter().cloned());
         }
     }
@@ -244,6 +249,7 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
                 self.problems.retain(|service| synced.contains(service));
             }
             self.report(&synced, problems);
+            self.health.synced::<F>(index, &synced, self.complete);
             self.succeeded(synced.len(), writes, duration);
         }
     }

@@ -89,6 +89,7 @@ struct Rig {
     v6: Rc<RefCell<Vec<Call>>>,
     sender: mpsc::Sender<Batch>,
     node: watch::Receiver<Option<Node>>,
+    health: Health,
     metrics: Metrics,
     shutdown: CancellationToken,
     done: std::pin::Pin<Box<dyn Future<Output = Ended>>>,
@@ -114,6 +115,7 @@ impl Rig {
             v6: v6_calls,
             sender,
             node: reconciler.node(),
+            health: reconciler.health(),
             metrics,
             done: Box::pin(reconciler.run(receiver, shutdown.clone())),
             shutdown,
@@ -488,4 +490,22 @@ async fn stops_when_asked_and_when_the_source_is_gone() {
     );
     drop(rig.sender);
     assert_eq!(rig.done.await, Ended::SourceGone);
+}
+
+/// S106: what one family cannot program for a minute makes the node unhealthy,
+/// until it can.
+#[tokio::test(start_paused = true)]
+async fn a_family_that_fails_for_long_is_unhealthy() {
+    let failing = Outcomes::fail(1..7);
+    let mut rig = Rig::new(Intervals::default(), Outcomes::default(), failing);
+    rig.send(lists(&["a"])).await;
+    rig.run_for(Duration::from_mins(10)).await;
+    assert!(rig.health.is_healthy(Instant::now()), "nothing to do");
+    rig.send(vec![Update::Apply(slice("a", 2)).into()]).await;
+    rig.run_for(Duration::from_secs(59)).await;
+    assert!(rig.health.is_healthy(Instant::now()));
+    rig.run_for(Duration::from_secs(1)).await;
+    assert!(!rig.health.is_healthy(Instant::now()));
+    rig.run_for(Duration::from_secs(10)).await;
+    assert!(rig.health.is_healthy(Instant::now()), "the seventh works");
 }

@@ -53,6 +53,7 @@ fn keeps_what_a_proxy_needs() {
             v6: Some("fd00:96::a".parse().expect("IPv6")),
         },
         internal_local: true,
+        health_check_port: None,
         ports: vec![dns, http("dns-tcp", 53)],
         ..Service::default()
     };
@@ -437,4 +438,44 @@ fn names_are_kept_whole() {
         "spec": {"clusterIP": "10.0.0.10"},
     }));
     assert_eq!(parsed.key, ObjectKey::new(namespace, name));
+}
+
+/// S12
+#[rstest]
+#[case::asked("LoadBalancer", "Local", json!(32000), Some(32000))]
+#[case::other_policy("LoadBalancer", "Cluster", json!(32000), None)]
+#[case::other_type("NodePort", "Local", json!(32000), None)]
+fn load_balancers_ask_where_the_policy_is_local(
+    #[case] kind: &str,
+    #[case] policy: &str,
+    #[case] port: Value,
+    #[case] expected: Option<u16>,
+) {
+    let (service, problems) = service(json!({
+        "clusterIP": "10.0.0.10",
+        "type": kind,
+        "externalTrafficPolicy": policy,
+        "healthCheckNodePort": port,
+    }));
+    assert_eq!((service.health_check_port, problems), (expected, vec![]));
+}
+
+/// S12
+#[rstest]
+#[case(json!({}), 0)]
+#[case(json!({"healthCheckNodePort": 70000}), 70000)]
+fn a_health_check_port_that_is_none_is_named(#[case] fields: Value, #[case] port: i32) {
+    let mut spec = json!({
+        "clusterIP": "10.0.0.10",
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+    });
+    spec.as_object_mut()
+        .expect("an object")
+        .extend(fields.as_object().expect("an object").clone());
+    let (service, problems) = service(spec);
+    assert_eq!(service.health_check_port, None);
+    let problem =
+        format!("healthCheckNodePort {port} is not in 1-65535, so no load balancer can ask for it");
+    assert_eq!(problems, [problem]);
 }

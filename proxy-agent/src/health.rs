@@ -1,0 +1,297 @@
+//! Health check ports: where load balancers ask whether this node has endpoints
+//! of a Service with `externalTrafficPolicy: Local` (S12, S111–S113).
+//!
+//! The reconciler says after each sync what the answers are; [`serve`] gives
+//! them.
+
+pub mod answer;
+pub mod serve;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use proxy_common::family::Family;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    index::Index,
+    model::{IpFamily, ObjectKey},
+};
+
+/// A family is healthy as long as no change waits for longer than this: twice
+/// kube-proxy's sync period (S106).
+const HEALTHY_WITHIN: Duration = Duration::from_mins(1);
+
+/// The health checks of all Services, by Service and family.
+pub type Checks = BTreeMap<(ObjectKey, IpFamily), Check>;
+
+/// One family's side of a Service's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub port: u16,
+    /// Addresses of ready endpoints on this node (S112).
+    pub endpoints: usize,
+}
+
+/// What there is to answer. A handle: clones share it.
+#[derive(Clone, Debug)]
+pub struct Health {
+    checks: watch::Sender<Checks>,
+    /// Since when each family has changes that are not in force.
+    waiting: Arc<Mutex<BTreeMap<IpFamily, Instant>>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            checks: watch::Sender::new(Checks::new()),
+            waiting: Arc::default(),
+        }
+    }
+}
+
+impl Health {
+    /// The checks, whenever they change.
+    pub fn checks(&self) -> watch::Receiver<Checks> {
+        self.checks.subscribe()
+    }
+
+    /// Changes wait to be programmed. The first one counts until all are.
+    pub fn queued<F: Family>(&self, now: Instant) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(IpFamily::by_type::<F>()).or_insert(now);
+    }
+
+    /// A sync put these Services in force, all there are if it was complete.
+    pub fn synced<F: Family>(&self, index: &Index, services: &BTreeSet<ObjectKey>, complete: bool) {
+        let family = IpFamily::by_type::<F>();
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&family);
+        self.checks.send_if_modified(|checks| {
+            let mut changed = false;
+            if complete {
+                let before = checks.len();
+                checks.retain(|(service, of), _| *of != family || services.contains(service));
+                changed = checks.len() != before;
+            }
+            for service in services {
+                let id = (service.clone(), family);
+                let check = check::<F>(index, service);
+                changed |= checks.get(&id) != check.as_ref();
+                match check {
+                    Some(check) => checks.insert(id, check),
+                    None => checks.remove(&id),
+                };
+            }
+            changed
+        });
+    }
+
+    /// The endpoints of a Service in one family; none if it has no check.
+    pub fn endpoints(&self, id: &(ObjectKey, IpFamily)) -> usize {
+        let checks = self.checks.borrow();
+        checks.get(id).map_or(0, |check| check.endpoints)
+    }
+
+    /// Whether no family has left changes waiting for too long (S106).
+    pub fn is_healthy(&self, now: Instant) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting
+            .values()
+            .all(|since| now.duration_since(*since) < HEALTHY_WITHIN)
+    }
+}
+
+/// The check of a Service in one family, if it has one. Endpoints that are only
+/// terminating do not count: the load balancer looks for another node while
+/// they still serve.
+fn check<F: Family>(index: &Index, key: &ObjectKey) -> Option<Check> {
+    let service = index.service(key)?;
+    let port = service.health_check_port?;
+    service.cluster_ips.get::<F>()?;
+    let family = IpFamily::by_type::<F>();
+    let node = index.node_context().name.as_str();
+    let endpoints: BTreeSet<_> = index
+        .slices(key)
+        .filter(|slice| slice.family == family && !slice.ports.is_empty())
+        .flat_map(|slice| &slice.endpoints)
+        .filter(|endpoint| endpoint.ready && endpoint.placement.node.as_deref() == Some(node))
+        .map(|endpoint| endpoint.ip)
+        .collect();
+    Some(Check {
+        port,
+        endpoints: endpoints.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::{
+        family::{V4, V6},
+        net::Protocol,
+    };
+    use rstest::rstest;
+
+    use super::*;
+    use crate::model::{
+        Endpoint, EndpointSlice, Object as _, Placement, Service, endpoint_slice::EndpointPort,
+    };
+
+    const NODE: &str = "node-0";
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("shop", "web")
+    }
+
+    fn service(families: &str) -> Service {
+        let ip = |family| match family {
+            "IPv4" => "10.96.0.10",
+            _ => "fd00:10:96::10",
+        };
+        let families: Vec<_> = families.split(' ').collect();
+        let ips: Vec<_> = families.iter().copied().map(ip).collect();
+        let api = serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {
+                "type": "LoadBalancer",
+                "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 32000,
+                "clusterIP": ips[0],
+                "clusterIPs": ips,
+                "ipFamilies": families,
+                "ports": [{"port": 80, "nodePort": 30080}, {"name": "b", "port": 81}],
+            },
+        });
+        let api = serde_json::from_value(api).expect("a Service");
+        Service::from_api(api).value.expect("a proxied Service")
+    }
+
+    /// A slice of endpoints: `r` ready, `t` terminating, `u` unready, `n` on
+    /// another node.
+    fn slice(name: &str, ports: &[u16], ips: &[(&str, char)]) -> EndpointSlice {
+        let endpoints = ips.iter().map(|(ip, state)| Endpoint {
+            ip: ip.parse().expect("an address"),
+            ready: matches!(state, 'r' | 'n'),
+            serving: *state != 'u',
+            terminating: *state == 't',
+            placement: Placement {
+                node: Some(if *state == 'n' { "node-1" } else { NODE }.into()),
+                ..Placement::default()
+            }
+            .shared(),
+        });
+        let endpoints: Vec<_> = endpoints.collect();
+        let port = |port: &u16| EndpointPort {
+            name: port.to_string(),
+            protocol: Protocol::TCP,
+            port: *port,
+        };
+        EndpointSlice {
+            key: ObjectKey::new("shop", name),
+            service: key(),
+            family: IpFamily::of(endpoints[0].ip),
+            ports: ports.iter().map(port).collect(),
+            endpoints,
+        }
+    }
+
+    fn counts(services: Vec<Service>, slices: Vec<EndpointSlice>) -> [Option<usize>; 2] {
+        let mut index = Index::new(NODE);
+        index.replace(services);
+        index.replace(slices);
+        [check::<V4>(&index, &key()), check::<V6>(&index, &key())]
+            .map(|check| check.map(|check| check.endpoints))
+    }
+
+    /// S112, and S113: each family for itself.
+    #[rstest]
+    #[case::none("IPv4 IPv6", vec![], [Some(0), Some(0)])]
+    #[case::one_family("IPv6", vec![], [None, Some(0)])]
+    #[case::ready_and_local(
+        "IPv4 IPv6",
+        vec![
+            slice("a", &[80], &[("10.0.0.1", 'r'), ("10.0.0.2", 'u'), ("10.0.0.3", 'n')]),
+            slice("b", &[80], &[("fd00::1", 'r'), ("fd00::2", 'r'), ("fd00::3", 't')]),
+        ],
+        [Some(1), Some(2)],
+    )]
+    #[case::terminating_only(
+        "IPv4 IPv6",
+        vec![slice("a", &[80], &[("10.0.0.1", 't')]), slice("b", &[80], &[("fd00::1", 't')])],
+        [Some(0), Some(0)],
+    )]
+    #[case::each_address_once(
+        "IPv4 IPv6",
+        vec![
+            slice("a", &[80, 81], &[("10.0.0.1", 'r')]),
+            slice("b", &[82], &[("10.0.0.1", 'r'), ("10.0.0.2", 'r')]),
+            slice("c", &[80, 81], &[("fd00::1", 'r')]),
+            slice("d", &[82], &[("fd00::1", 'r')]),
+        ],
+        [Some(2), Some(1)],
+    )]
+    #[case::without_ports(
+        "IPv4 IPv6",
+        vec![slice("a", &[], &[("10.0.0.1", 'r')]), slice("b", &[], &[("fd00::1", 'r')])],
+        [Some(0), Some(0)],
+    )]
+    fn counts_ready_addresses_of_this_node(
+        #[case] families: &str,
+        #[case] slices: Vec<EndpointSlice>,
+        #[case] expected: [Option<usize>; 2],
+    ) {
+        assert_eq!(counts(vec![service(families)], slices), expected);
+    }
+
+    fn names(checks: &Checks) -> Vec<(&str, IpFamily)> {
+        let ids = checks.keys();
+        ids.map(|(key, family)| (key.name.as_str(), *family))
+            .collect()
+    }
+
+    /// A sync of one family leaves the other's checks alone, and what it does
+    /// not cover.
+    #[test]
+    fn checks_follow_the_syncs_of_their_family() {
+        let mut index = Index::new(NODE);
+        index.apply(service("IPv4 IPv6"));
+        let health = Health::default();
+        let checks = health.checks();
+        let all = BTreeSet::from([key()]);
+        health.synced::<V4>(&index, &all, true);
+        assert_eq!(names(&checks.borrow()), [("web", IpFamily::V4)]);
+        health.synced::<V6>(&index, &all, false);
+        let both = [("web", IpFamily::V4), ("web", IpFamily::V6)];
+        assert_eq!(names(&checks.borrow()), both);
+
+        index.delete::<Service>(&key());
+        health.synced::<V4>(&index, &BTreeSet::new(), false);
+        assert_eq!(names(&checks.borrow()), both);
+        health.synced::<V4>(&index, &BTreeSet::new(), true);
+        assert_eq!(names(&checks.borrow()), [("web", IpFamily::V6)]);
+        health.synced::<V6>(&index, &all, false);
+        assert!(checks.borrow().is_empty());
+    }
+
+    /// S106
+    #[test]
+    fn a_change_that_waits_for_long_is_unhealthy() {
+        let health = Health::default();
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        assert!(health.is_healthy(later(1000)), "idle");
+        health.queued::<V4>(start);
+        health.queued::<V4>(later(50));
+        assert!(health.is_healthy(later(59)) && !health.is_healthy(later(60)));
+        let index = Index::new(NODE);
+        health.synced::<V6>(&index, &BTreeSet::new(), false);
+        assert!(!health.is_healthy(later(60)), "the other family");
+        health.synced::<V4>(&index, &BTreeSet::new(), false);
+        assert!(health.is_healthy(later(60)));
+    }
+}

@@ -1,0 +1,306 @@
+//! The servers of the health check ports: one listener for each Service,
+//! family and address.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{Checks, Health, answer::answer};
+use crate::model::{IpFamily, ObjectKey};
+
+/// Time between attempts to listen on a port that is taken.
+const RETRY: Duration = Duration::from_secs(5);
+/// A connection is for one question, which has to come within this time.
+const CONNECTION: Duration = Duration::from_secs(5);
+/// Connections at the same time. Anybody may open some, and the agent needs
+/// file descriptors for other things.
+const CONNECTIONS: usize = 512;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// The addresses of one family on which health check ports are opened (S113).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// All there are.
+    Any,
+    Only(BTreeSet<IpAddr>),
+}
+
+/// The addresses of both families.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub v4: Listen,
+    pub v6: Listen,
+}
+
+impl Default for Addresses {
+    /// None, as long as they are not known.
+    fn default() -> Self {
+        Self {
+            v4: Listen::Only(BTreeSet::new()),
+            v6: Listen::Only(BTreeSet::new()),
+        }
+    }
+}
+
+impl Addresses {
+    /// The addresses to listen on in one family.
+    fn of(&self, family: IpFamily) -> BTreeSet<IpAddr> {
+        let (listen, any) = match family {
+            IpFamily::V4 => (&self.v4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            IpFamily::V6 => (&self.v6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        match listen {
+            Listen::Any => BTreeSet::from([any]),
+            Listen::Only(ips) => ips.clone(),
+        }
+    }
+}
+
+/// A Service, and where it is asked for.
+type Place = (ObjectKey, SocketAddr);
+
+/// The places where somebody should listen.
+fn places(checks: &Checks, addresses: &Addresses) -> BTreeSet<Place> {
+    checks
+        .iter()
+        .flat_map(|((service, family), check)| {
+            let ips = addresses.of(*family).into_iter();
+            ips.map(|ip| (service.clone(), SocketAddr::new(ip, check.port)))
+        })
+        .collect()
+}
+
+/// Opens and closes listeners as Services and addresses change, for as long as
+/// it is polled.
+pub async fn serve(health: Health, mut addresses: watch::Receiver<Addresses>) {
+    let mut checks = health.checks();
+    let mut servers = Servers::new(health);
+    loop {
+        let wanted = places(&checks.borrow_and_update(), &addresses.borrow_and_update());
+        servers.close_others(&wanted).await;
+        let complete = servers.open(&wanted);
+        tokio::select! {
+            Ok(()) = checks.changed() => {}
+            Ok(()) = addresses.changed() => {}
+            () = sleep(RETRY), if !complete => {}
+            else => return,
+        }
+    }
+}
+
+/// The listeners there are.
+struct Servers {
+    health: Health,
+    connections: Arc<Semaphore>,
+    running: BTreeMap<Place, JoinHandle<()>>,
+    /// Where nobody can listen, and why.
+    failed: BTreeMap<Place, String>,
+}
+
+impl Servers {
+    fn new(health: Health) -> Self {
+        Self {
+            health,
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            running: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Closes the listeners that are not wanted. Their ports are free then.
+    async fn close_others(&mut self, wanted: &BTreeSet<Place>) {
+        self.failed.retain(|place, _| wanted.contains(place));
+        let unwanted = self
+            .running
+            .extract_if(.., |place, _| !wanted.contains(place));
+        for ((service, address), server) in unwanted.collect::<Vec<_>>() {
+            server.abort();
+            // Cancelled, as asked for.
+            let _ = server.await;
+            debug!(%service, %address, "health check port closed");
+        }
+    }
+
+    /// Opens the listeners that are missing. Returns whether all are open.
+    fn open(&mut self, wanted: &BTreeSet<Place>) -> bool {
+        for place in wanted {
+            if self.running.contains_key(place) {
+                continue;
+            }
+            let (service, address) = place;
+            match listen(*address) {
+                Ok(listener) => {
+                    if self.failed.remove(place).is_some() {
+                        info!(%service, %address, "health check port is open now");
+                    }
+                    let server = run(
+                        listener,
+                        service.clone(),
+                        self.health.clone(),
+                        Arc::clone(&self.connections),
+                    );
+                    self.running.insert(place.clone(), tokio::spawn(server));
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    if self.failed.get(place) != Some(&message) {
+                        warn!(
+                            %service, %address,
+                            "cannot listen on the health check port, trying again: {message}"
+                        );
+                        self.failed.insert(place.clone(), message);
+                    }
+                }
+            }
+        }
+        self.failed.is_empty()
+    }
+}
+
+/// A listener of the address's own family only.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            setsockopt(&socket, Ipv6V6Only, &true)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Answers whoever asks, until aborted.
+async fn run(
+    listener: TcpListener,
+    service: ObjectKey,
+    health: Health,
+    connections: Arc<Semaphore>,
+) {
+    let Ok(address) = listener.local_addr() else {
+        return;
+    };
+    let id = Arc::new((service, IpFamily::of(address.ip())));
+    loop {
+        // Never closed.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                debug!(%address, "cannot accept: {error}");
+                // Out of file descriptors, perhaps.
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (health, id) = (health.clone(), Arc::clone(&id));
+        tokio::spawn(async move {
+            let respond = service_fn(|_| {
+                let endpoints = health.endpoints(&id);
+                let healthy = health.is_healthy(Instant::now());
+                let response = answer(&id.0, endpoints, healthy);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), respond);
+            // Whoever asks in another way than HTTP gets no answer.
+            let _ = timeout(CONNECTION, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Check;
+
+    fn checks(checks: &[(&str, IpFamily, u16)]) -> Checks {
+        let checks = checks.iter().map(|(name, family, port)| {
+            let id = (ObjectKey::new("shop", *name), *family);
+            let check = Check {
+                port: *port,
+                endpoints: 1,
+            };
+            (id, check)
+        });
+        checks.collect()
+    }
+
+    fn texts(checks: &Checks, addresses: &Addresses) -> Vec<String> {
+        let places = places(checks, addresses);
+        let text = |(service, address): &Place| format!("{service} {address}");
+        places.iter().map(text).collect()
+    }
+
+    /// S113
+    #[test]
+    fn each_family_is_listened_for_on_its_own() {
+        let checks = checks(&[
+            ("both", IpFamily::V4, 32000),
+            ("both", IpFamily::V6, 32000),
+            ("one", IpFamily::V6, 32001),
+        ]);
+        let any = Addresses {
+            v4: Listen::Any,
+            v6: Listen::Any,
+        };
+        let expected = [
+            "shop/both 0.0.0.0:32000",
+            "shop/both [::]:32000",
+            "shop/one [::]:32001",
+        ];
+        assert_eq!(texts(&checks, &any), expected);
+        let ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().expect("an address"));
+        let some = Addresses {
+            v4: Listen::Only(ips.into()),
+            ..Addresses::default()
+        };
+        let expected = ["shop/both 192.0.2.1:32000", "shop/both 192.0.2.2:32000"];
+        assert_eq!(texts(&checks, &some), expected);
+        assert_eq!(texts(&checks, &Addresses::default()), [""; 0]);
+    }
+
+    /// A port may go from one Service to another at once, and who has it
+    /// already does not keep the others from theirs.
+    #[tokio::test]
+    async fn listeners_give_way() {
+        let address = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        let free = listen(address(0)).expect("a free port");
+        let address = free.local_addr().expect("its address");
+        let place = |name: &str| (ObjectKey::new("shop", name), address);
+        let mut servers = Servers::new(Health::default());
+        let (old, new) = (
+            BTreeSet::from([place("old")]),
+            BTreeSet::from([place("new")]),
+        );
+        assert!(!servers.open(&old), "another process has it");
+        drop(free);
+        assert!(servers.open(&old));
+        servers.close_others(&new).await;
+        assert!(servers.open(&new));
+        assert_eq!(servers.running.keys().collect::<Vec<_>>(), [&place("new")]);
+    }
+}
