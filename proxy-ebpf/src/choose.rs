@@ -51,10 +51,24 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
         scratch.frontend = frontend;
         return Dialled::Service;
     }
-    if read::<F>(&FrontendKey::address(ip.dst)).is_some() {
-        return Dialled::UnknownPort;
+    match read::<F>(&FrontendKey::address(ip.dst)) {
+        Some(address) if is_answered_for::<F>(address.kind, &ip.dst) => Dialled::UnknownPort,
+        _ => Dialled::NotOurs,
     }
-    Dialled::NotOurs
+}
+
+/// Whether we answer for an address of this kind where no Service has the port:
+/// for cluster IPs (S46), and for those of load balancers, which routers may
+/// send back and forth between them and this node. Where the address is this
+/// node's own, its processes have the other ports, and what an external IP is
+/// besides is not known (S48).
+#[inline(always)]
+fn is_answered_for<F: Tables>(kind: u8, addr: &F::Addr) -> bool {
+    match kind {
+        Frontend::CLUSTER_IP => true,
+        Frontend::LOAD_BALANCER => client::local_addr::<F>(addr).is_none(),
+        _ => false,
+    }
 }
 
 /// The front end with this very address and port.

@@ -62,8 +62,13 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::NEXT;
     };
     let headers = &mut scratch.headers;
-    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, headers) {
-        return icmp::egress::<F>(&skb, scratch);
+    if headers.ip.protocol == F::ICMP {
+        if icmp::is_error::<F>(skb, headers) {
+            return icmp::egress::<F>(&skb, scratch);
+        }
+        if icmp::is_of_link::<F>(skb, headers) {
+            return Outcome::NEXT;
+        }
     }
     if headers.ip.part != Part::Whole {
         let is_reply = fragment::is_reply::<F>(headers);

@@ -23,6 +23,7 @@ use proxy_common::{
 };
 
 use crate::{
+    echo,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
@@ -95,6 +96,11 @@ pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
 /// Host to front end: dst := backend, and off to the backend's device.
 #[inline(never)]
 fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    if scratch.headers.ip.protocol == F::ICMP
+        && let Some(outcome) = echo::answer::<F>(skb, scratch, refuse::To::Host)
+    {
+        return outcome;
+    }
     if let Some(outcome) = find_or_open::<F>(skb, scratch) {
         return outcome;
     }

@@ -49,6 +49,17 @@ pub fn is_error<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
     }
 }
 
+/// Whether this message keeps the link itself running: neighbour and router
+/// discovery, and membership of groups. Not ours, whatever it is about (E31).
+#[inline(always)]
+pub fn is_of_link<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
+    F::IS_V6
+        && headers.ip.part == Part::Whole
+        && skb
+            .read::<u8>(headers.ip.l4)
+            .is_some_and(|kind| matches!(kind, 130..=136 | 143))
+}
+
 /// The packet that an error quotes.
 #[repr(C)]
 pub struct Quote<A> {

@@ -11,7 +11,7 @@ use proxy_common::{
 
 use crate::{
     choose::{self, Dialled},
-    fast,
+    echo, fast,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
@@ -69,8 +69,14 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         return Outcome::NEXT;
     };
     let headers = &mut scratch.headers;
-    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, headers) {
-        return icmp::ingress::<F>(&skb, scratch);
+    if headers.ip.protocol == F::ICMP {
+        if icmp::is_error::<F>(skb, headers) {
+            return icmp::ingress::<F>(&skb, scratch);
+        }
+        if icmp::is_of_link::<F>(skb, headers) {
+            hint::set(skb, Hint::Entered);
+            return Outcome::NEXT;
+        }
     }
     if headers.ip.part == Part::Later && !fragment::complete::<F>(headers, Hook::Ingress) {
         return unknown_fragment::<F>(&skb, scratch);
@@ -159,6 +165,11 @@ fn to_frontend<F: IpHeader + host::Route>(
     scratch: &mut Scratch<F::Addr>,
     arrival: Arrival,
 ) -> Outcome {
+    if scratch.headers.ip.protocol == F::ICMP
+        && let Some(outcome) = echo::answer::<F>(skb, scratch, refuse::To::Sender)
+    {
+        return outcome;
+    }
     let record = match existing::<F>(scratch) {
         Some(record) => record,
         None if scratch.headers.ip.part == Part::Later => {

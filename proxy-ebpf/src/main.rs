@@ -37,6 +37,7 @@
 mod affinity;
 mod choose;
 mod client;
+mod echo;
 mod egress;
 mod explain;
 mod fast;

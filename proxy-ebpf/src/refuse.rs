@@ -102,9 +102,9 @@ pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu
     }
 }
 
-/// Whether this CPU may send one more refusal.
+/// Whether this CPU may send one more answer.
 #[inline(always)]
-fn within_limit() -> bool {
+pub fn within_limit() -> bool {
     let Some(refusals) = tables::refusals() else {
         return false;
     };
@@ -120,8 +120,9 @@ fn within_limit() -> bool {
     }
 }
 
+/// Sends a packet that was made an answer to where the one before it came from.
 #[inline(always)]
-fn send(skb: Skb, to: To) -> Outcome {
+pub fn send(skb: Skb, to: To) -> Outcome {
     if skb.link == Link::Ethernet {
         // At ingress the sender's MAC is the frame's source; at egress the
         // source is this device's own. Either way the answer goes there.
@@ -311,6 +312,9 @@ pub trait Refusal: IpHeader {
     const PROHIBITED: (u8, u8);
     /// ICMP type and code "fragmentation needed" and "packet too big".
     const TOO_BIG: (u8, u8);
+    /// ICMP types of echo messages.
+    const ECHO_REQUEST: u8;
+    const ECHO_REPLY: u8;
 
     /// ICMP messages that must not be answered, because they are errors or
     /// keep the network itself running (E31).
@@ -326,18 +330,22 @@ pub trait Refusal: IpHeader {
 }
 
 /// Hop limit of answers.
-const TTL: u8 = 64;
+pub const TTL: u8 = 64;
 
 impl Refusal for V4 {
     const HEADER: u32 = 20;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const PROHIBITED: (u8, u8) = (3, 13);
     const TOO_BIG: (u8, u8) = (3, 4);
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
 
     #[inline(always)]
     fn is_never_answered(skb: Skb, headers: &Headers<AddrV4>) -> bool {
         headers.ip.protocol == Protocol::ICMP
-            && skb.read::<u8>(headers.ip.l4).is_none_or(|kind| kind != 8)
+            && skb
+                .read::<u8>(headers.ip.l4)
+                .is_none_or(|kind| kind != Self::ECHO_REQUEST)
     }
 
     #[inline(always)]
@@ -383,11 +391,15 @@ impl Refusal for V6 {
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const PROHIBITED: (u8, u8) = (1, 1);
     const TOO_BIG: (u8, u8) = (2, 0);
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
 
     #[inline(always)]
     fn is_never_answered(skb: Skb, headers: &Headers<AddrV6>) -> bool {
         headers.ip.protocol == Protocol::ICMPV6
-            && skb.read::<u8>(headers.ip.l4).is_none_or(|kind| kind != 128)
+            && skb
+                .read::<u8>(headers.ip.l4)
+                .is_none_or(|kind| kind != Self::ECHO_REQUEST)
     }
 
     #[inline(always)]

@@ -22,7 +22,7 @@ pub use answer::Answer;
 pub use heartbeat::{Heartbeat, HeartbeatReport};
 pub use load::{ConnectLoad, LoadReport};
 pub use path_error::PathError;
-pub use ping::ping;
+pub use ping::{ping, ping_with};
 pub use redirects::Redirects;
 pub use server::Server;
 pub use tcp::{Connection, Dial, ask_tcp, spread_tcp};

@@ -88,14 +88,10 @@ fn frames_with_vlan_tags_are_refused(
     let syn = tagged(Packet::syn(cast.pod(), cast.vip()));
     let ran = datapath.run(Hook::Ingress, &syn);
     ran.answered_by(&reset(&syn));
-    for refused in [
-        tagged(Packet::udp(cast.pod(), cast.vip())),
-        tagged(Packet::echo(cast.pod().ip(), cast.vip().ip())),
-    ] {
-        let ran = datapath.run(Hook::Ingress, &refused);
-        let error = Packet::port_unreachable(cast.vip().ip(), &refused, 8);
-        ran.answered_by(&error.answering(&refused));
-    }
+    let udp = tagged(Packet::udp(cast.pod(), cast.vip()));
+    let ran = datapath.run(Hook::Ingress, &udp);
+    let error = Packet::port_unreachable(cast.vip().ip(), &udp, 8);
+    ran.answered_by(&error.answering(&udp));
 }
 
 /// IPv4 options and IPv6 extension headers are part of the quote.
@@ -139,18 +135,6 @@ fn other_ports_of_the_address_are_refused(#[values(Family::V4, Family::V6)] fami
         ran.answered_by(&error.answering(&datagram));
         ran.counted(&[Counter::UnknownPort]);
     }
-}
-
-/// An echo request must not be answered by the host in the Service's name.
-#[rstest]
-fn echo_requests_are_refused(#[values(Family::V4, Family::V6)] family: Family) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(1)));
-    let echo = Packet::echo(cast.pod().ip(), cast.vip().ip());
-    let ran = datapath.run(Hook::Ingress, &echo);
-    let error = Packet::port_unreachable(cast.vip().ip(), &echo, 8);
-    ran.answered_by(&error.answering(&echo));
 }
 
 /// What must never be answered goes silently.

@@ -32,6 +32,23 @@ impl Packet {
         Self::icmp(without_port(from), without_port(to), kind, 0, 0x0001_0002)
     }
 
+    /// The echo reply to a request, back where that came from.
+    #[must_use]
+    pub fn echo_reply(request: &Packet) -> Self {
+        let mut reply = Self {
+            src: request.dst,
+            dst: request.src,
+            mac_src: request.mac_dst,
+            mac_dst: request.mac_src,
+            ttl: 64,
+            ..request.clone()
+        };
+        if let Body::Icmp { kind, .. } = &mut reply.body {
+            *kind = if request.src.is_ipv4() { 0 } else { 129 };
+        }
+        reply
+    }
+
     /// A redirect about `about`, which the receiver sent.
     pub fn redirect(from: IpAddr, about: &Packet) -> Self {
         let to = without_port(about.src.ip());
