@@ -22,9 +22,11 @@ const FLOWS: u32 = 65_536;
 
 /// What is measured, in the order of the table's rows, with the goal in IPv4
 /// and IPv6.
-const ROWS: [(&str, Option<(f64, f64)>); 9] = [
+const ROWS: [(&str, Option<(f64, f64)>); 11] = [
     ("hot: not ours, in", Some((15.0, 15.0))),
     ("hot: not ours, out", Some((15.0, 15.0))),
+    ("hot: not ours, UDP, in", Some((20.0, 20.0))),
+    ("hot: not ours, UDP, out", Some((20.0, 20.0))),
     ("hot: established, in", Some((75.0, 90.0))),
     ("hot: established, out", Some((75.0, 90.0))),
     ("single: not ours, in", None),
@@ -132,6 +134,7 @@ fn measure(datapath: &mut Datapath, family: Family, scale: u32) -> Result<Vec<f6
     eprintln!("{family}, {scale} Services …");
 
     let other = Packet::data(cast.pod(), cast.stranger()).bytes();
+    let datagram = Packet::udp(cast.pod(), cast.stranger()).bytes();
     let hot_in = Packet::data(cast.pod_with(2, 5000), same).bytes();
     let hot_out = Packet::data(same, cast.pod_with(2, 5000)).bytes();
     let one_in = Packet::data(cast.pod(), vip).bytes();
@@ -146,6 +149,8 @@ fn measure(datapath: &mut Datapath, family: Family, scale: u32) -> Result<Vec<f6
     let mut figures = vec![
         hot("ingress_repeated", &other)?,
         hot("egress", &other)?,
+        hot("ingress_repeated", &datagram)?,
+        hot("egress", &datagram)?,
         hot("ingress_repeated", &hot_in)?,
         hot("egress", &hot_out)?,
     ];
