@@ -14,7 +14,8 @@ use crate::{
     client,
     opaque::opaque,
     open::Opened,
-    parse::Headers,
+    parse::{Headers, IpHeader},
+    service_range,
     tables::{self, Scratch, Tables, config},
 };
 
@@ -26,18 +27,20 @@ pub enum Dialled {
     NotOurs,
     /// An address of a Service, but no port of it.
     UnknownPort,
+    /// An address for cluster IPs that no Service has.
+    Unallocated,
     /// A Service port, which is in the scratch memory now.
     Service,
 }
 
 /// Looks up what the packet in scratch memory is addressed to.
 #[inline(always)]
-pub fn frontend<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
+pub fn frontend<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     opaque(look_up::<F>(scratch))
 }
 
 #[inline(never)]
-fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
+fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     let Headers {
         ip, ref dst_port, ..
     } = scratch.headers;
@@ -53,6 +56,11 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     }
     match read::<F>(&FrontendKey::address(ip.dst)) {
         Some(address) if is_answered_for::<F>(address.kind, &ip.dst) => Dialled::UnknownPort,
+        None if service_range::is_entered::<F>(&scratch.headers)
+            && client::local_addr::<F>(&ip.dst).is_none() =>
+        {
+            Dialled::Unallocated
+        }
         _ => Dialled::NotOurs,
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     packet::Skb,
     parse::{self, IpHeader, Part},
     rewrite::{self, Side},
+    service_range,
     tables::{self, Scratch},
 };
 
@@ -114,13 +115,17 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
     if to_backend && let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
         return outcome;
     }
-    if !tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst) {
-        Outcome::NEXT
-    } else if skb.is_host_originated() {
-        hint::keep(skb, Hint::None);
-        tables::go_slow(skb, F::SLOW.host);
-        Outcome::drop(Counter::RewriteFailed)
-    } else if choose::frontend::<F>(scratch) == Dialled::Service {
+    let headers = &scratch.headers;
+    let frontend = opaque(tables::slow::may_be_frontend::<F>(&headers.ip.dst));
+    if skb.is_host_originated() {
+        if frontend || service_range::is_entered::<F>(headers) {
+            hint::keep(skb, Hint::None);
+            tables::go_slow(skb, F::SLOW.host);
+            Outcome::drop(Counter::RewriteFailed)
+        } else {
+            Outcome::NEXT
+        }
+    } else if frontend && choose::frontend::<F>(scratch) == Dialled::Service {
         // A forwarded packet to a front end that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);

@@ -17,7 +17,7 @@ use crate::{
     packet::Skb,
     parse::{self, IpHeader},
     rewrite::{self, Side},
-    tables,
+    service_range, tables,
 };
 
 /// A packet that comes in. `None`: for the slow path.
@@ -57,6 +57,9 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
         && tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
         && flow::get::<F>(&flow::client_key::<F>(&headers)).is_some()
     {
+        return None;
+    }
+    if service_range::is_entered::<F>(&headers) {
         return None;
     }
     hint::set(skb, Hint::Entered);
@@ -105,5 +108,9 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
         || tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
             && (masquerade::may_have_changed_port::<F>(&headers)
                 || flow::get::<F>(&flow::client_key::<F>(&headers)).is_some());
-    if ours { None } else { Some(Outcome::NEXT) }
+    if ours || skb.is_host_originated() && service_range::is_entered::<F>(&headers) {
+        None
+    } else {
+        Some(Outcome::NEXT)
+    }
 }

@@ -23,6 +23,7 @@ use crate::{
     parse::{self, Headers, IpHeader, Part},
     refuse,
     rewrite::{self, Side},
+    service_range,
     tables::{self, Scratch},
 };
 
@@ -104,11 +105,12 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
     Outcome::NEXT
 }
 
-/// Whether the packet may be addressed to a front end.
+/// Whether the packet may be addressed to a front end, or to what would be one.
 #[inline(never)]
 fn is_dialled<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     tables::may_be_frontend::<F>(&headers.ip.dst)
         || choose::node_port::<F>(&headers.ip.dst, headers.dst_port, headers.ip.protocol).is_some()
+        || service_range::is_entered::<F>(headers)
 }
 
 /// How a frame got here.

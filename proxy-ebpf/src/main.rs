@@ -56,6 +56,7 @@ mod parse;
 mod refuse;
 mod rewrite;
 mod sctp;
+mod service_range;
 mod sweep;
 mod tables;
 

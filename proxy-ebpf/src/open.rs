@@ -49,6 +49,8 @@ pub enum Opened {
     Denied,
     /// A reset of a connection that is long gone.
     Reset,
+    /// No Service has the address, which is one for cluster IPs.
+    Unallocated,
 }
 
 impl Opened {
@@ -63,6 +65,7 @@ impl Opened {
             Self::TooManyFrontends => Some(Counter::TooManyFrontends),
             Self::FlowTableFull => Some(Counter::FlowTableFull),
             Self::Denied => Some(Counter::SourceRangeDenied),
+            Self::Unallocated => Some(Counter::Unallocated),
         }
     }
 }
@@ -83,10 +86,10 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         if place == Place::Replace {
             flow::remove::<F>(&scratch.key);
         }
-        return if dialled == Dialled::NotOurs {
-            Opened::NotOurs
-        } else {
-            Opened::UnknownPort
+        return match dialled {
+            Dialled::UnknownPort => Opened::UnknownPort,
+            Dialled::Unallocated => Opened::Unallocated,
+            _ => Opened::NotOurs,
         };
     }
     if scratch.headers.tcp_flags & tcp::RST != 0 {
@@ -140,6 +143,7 @@ pub fn explain<F: IpHeader + Route>(
     match choose::frontend::<F>(scratch) {
         Dialled::NotOurs => return Decision::Pass,
         Dialled::UnknownPort => return Decision::UnknownPort,
+        Dialled::Unallocated => return Decision::Unallocated,
         Dialled::Service => {}
     }
     answer.frontend = scratch.frontend;

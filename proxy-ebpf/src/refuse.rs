@@ -61,8 +61,10 @@ pub fn answer<F: IpHeader + Refusal>(
         return Outcome::DROP_SILENTLY;
     };
     tables::count(reason);
-    if matches!(opened, Opened::NoLocalEndpoint | Opened::Denied)
-        || headers.tcp_flags & tcp::RST != 0
+    if matches!(
+        opened,
+        Opened::NoLocalEndpoint | Opened::Denied | Opened::Unallocated
+    ) || headers.tcp_flags & tcp::RST != 0
         || to == To::Sender && skb.addressee() == Addressee::Many
         || F::is_never_answered(skb, headers)
     {

@@ -166,6 +166,14 @@ impl Datapath {
         }
     }
 
+    /// Removes a Service port.
+    pub fn unserve(&mut self, port: &ServicePort) {
+        match Family::of(port.front_end.ip()) {
+            Family::V4 => self.v4.unserve(port),
+            Family::V6 => self.v6.unserve(port),
+        }
+    }
+
     /// Runs a packet through a program.
     pub fn run(&self, hook: Hook, packet: &Packet) -> Ran {
         self.run_bytes(hook, &packet.bytes())

@@ -117,6 +117,12 @@ impl<F: TestFamily> Side<F> {
         assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
     }
 
+    pub(super) fn unserve(&mut self, port: &ServicePort) {
+        let gone = BTreeMap::from([(port.service(), Vec::new())]);
+        let outcome = self.programmer.sync(gone, false);
+        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+    }
+
     pub(super) fn flows(&self) -> Vec<FlowRecord> {
         let address = |addr: F::Addr, port: BePort| SocketAddr::new(F::ip(addr).into(), port.get());
         let entries = self
