@@ -7,6 +7,7 @@ pub mod facts;
 pub mod firewall;
 pub mod hooks;
 pub mod host;
+pub mod reach;
 
 use std::{
     fmt,
@@ -95,6 +96,7 @@ pub fn check(paths: &PathArgs) -> ExitCode {
 /// Judges the facts, in the order in which a new host is set up.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = host::evaluate(&facts.host);
+    findings.extend(reach::evaluate(&facts.reach));
     findings.extend(firewall::evaluate(&facts.firewall));
     findings.extend(hooks::evaluate(&facts.hooks));
     findings

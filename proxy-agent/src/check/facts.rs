@@ -14,6 +14,7 @@ use crate::{
         firewall::Firewall,
         hooks::DeviceHook,
         host::{BpfMount, Cgroup, Host},
+        reach::Reach,
     },
     cli::PathArgs,
     dataplane::{
@@ -21,6 +22,7 @@ use crate::{
     },
     devices::netlink::Netlink,
     inspect::devices,
+    model::IpFamily,
     system,
 };
 
@@ -33,6 +35,7 @@ const BPF_MOUNT: &str = "/sys/fs/bpf";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     pub host: Host,
+    pub reach: Reach,
     pub firewall: Firewall,
     /// Why it is not known, if it is not.
     pub hooks: Result<Vec<DeviceHook>, String>,
@@ -44,6 +47,7 @@ impl Facts {
     pub fn gather(paths: &PathArgs) -> Self {
         Self {
             host: host(paths),
+            reach: reach(),
             firewall: firewall(),
             hooks: hooks(&Pins::new(&paths.bpf_root)).map_err(|error| format!("{error:#}")),
         }
@@ -113,6 +117,54 @@ fn is_layout(path: &Path) -> bool {
     version.is_some_and(|version| version != LAYOUT_VERSION)
 }
 
+/// What cannot be found out is left out.
+fn reach() -> Reach {
+    let routes = in_runtime(async {
+        let netlink = Netlink::open()?;
+        let links = netlink.links().await?;
+        let gateways = netlink.gateway_devices().await?;
+        let names = links.into_iter();
+        let names = names.filter(|link| gateways.contains(&link.ifindex));
+        Ok(Reach {
+            gateways: names.map(|link| link.name).collect(),
+            default_v4: Some(netlink.has_default_route(IpFamily::V4).await?),
+            default_v6: Some(netlink.has_default_route(IpFamily::V6).await?),
+            strict: Vec::new(),
+        })
+    });
+    Reach {
+        strict: strict_devices(),
+        ..routes.unwrap_or_default()
+    }
+}
+
+/// Devices with a strict reverse path filter (1). Of a device's own setting and
+/// that of all, the higher one counts; 2 is loose.
+fn strict_devices() -> Vec<String> {
+    const FOLDER: &str = "/proc/sys/net/ipv4/conf";
+    let setting = |device: &str| -> u8 {
+        let path = Path::new(FOLDER).join(device).join("rp_filter");
+        let value = fs::read_to_string(path).unwrap_or_default();
+        value.trim().parse().unwrap_or(0)
+    };
+    let all = setting("all");
+    let entries = fs::read_dir(FOLDER).into_iter().flatten();
+    let mut devices: Vec<_> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !["all", "default", "lo"].contains(&name.as_str()))
+        .filter(|name| setting(name).max(all) == 1)
+        .collect();
+    devices.sort();
+    devices
+}
+
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
 fn firewall() -> Firewall {
     Firewall {
         iptables_v4: output_of_all(&["iptables-save", "iptables-legacy-save"]),
@@ -145,25 +197,22 @@ fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
     if !devices::is_our_namespace(pins)? {
         return Ok(Vec::new());
     }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let hooks = Hooks::open(pins.root())?;
-            let mut found = Vec::new();
-            for link in Netlink::open()?.links().await? {
-                let known = hooked.iter().any(|(ifindex, _)| *ifindex == link.ifindex);
-                if !known || devices::is_bridge(link.ifindex, &hooked) {
-                    continue;
-                }
-                for hook in Hook::BOTH {
-                    found.push(DeviceHook {
-                        device: link.name.clone(),
-                        hook,
-                        programs: hooks.programs(&link.name, link.ifindex, hook).await?,
-                    });
-                }
+    in_runtime(async {
+        let hooks = Hooks::open(pins.root())?;
+        let mut found = Vec::new();
+        for link in Netlink::open()?.links().await? {
+            let known = hooked.iter().any(|(ifindex, _)| *ifindex == link.ifindex);
+            if !known || devices::is_bridge(link.ifindex, &hooked) {
+                continue;
             }
-            Ok(found)
-        })
+            for hook in Hook::BOTH {
+                found.push(DeviceHook {
+                    device: link.name.clone(),
+                    hook,
+                    programs: hooks.programs(&link.name, link.ifindex, hook).await?,
+                });
+            }
+        }
+        Ok(found)
+    })
 }

@@ -16,7 +16,10 @@ use rtnetlink::{
     sys::SocketAddr,
 };
 
-use crate::devices::{Address, Layer, Link, LinkKind};
+use crate::{
+    devices::{Address, Layer, Link, LinkKind},
+    model::IpFamily,
+};
 
 /// Netlink cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +149,23 @@ impl Netlink {
             devices.extend(self.routes(request, gateway_devices).await?);
         }
         Ok(devices)
+    }
+
+    /// Whether the main table leads anywhere at all in a family.
+    pub async fn has_default_route(&self, family: IpFamily) -> Result<bool, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = match family {
+            IpFamily::V4 => AddressFamily::Inet,
+            IpFamily::V6 => AddressFamily::Inet6,
+        };
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        request.header.kind = RouteType::Unicast;
+        let default = |route: &RouteMessage| {
+            (route.header.table == RouteHeader::RT_TABLE_MAIN
+                && route.header.destination_prefix_length == 0)
+                .then_some(())
+        };
+        Ok(!self.routes(request, default).await?.is_empty())
     }
 
     /// What `take` makes of the routes that fit the request.
