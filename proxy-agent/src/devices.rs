@@ -119,16 +119,26 @@ pub fn described(
         .collect()
 }
 
+/// How deep the kernel lets devices be enslaved to each other.
+const MAX_NESTING: u32 = 8;
+
 /// Whether all that comes in by a device passes programs: it has them itself,
 /// or all of the devices enslaved to it do, directly or further down.
 pub fn is_covered(ifindex: u32, links: &[Link], has_programs: &impl Fn(u32) -> bool) -> bool {
+    covers(ifindex, links, has_programs, MAX_NESTING)
+}
+
+/// A list may show two moments, and in both together devices in a circle.
+fn covers(ifindex: u32, links: &[Link], has_programs: &impl Fn(u32) -> bool, depth: u32) -> bool {
     let mut ports = links
         .iter()
         .filter(|link| link.master == Some(ifindex))
         .map(|link| link.ifindex)
         .peekable();
     has_programs(ifindex)
-        || ports.peek().is_some() && ports.all(|port| is_covered(port, links, has_programs))
+        || depth > 0
+            && ports.peek().is_some()
+            && ports.all(|port| covers(port, links, has_programs, depth - 1))
 }
 
 fn describe(
@@ -366,5 +376,7 @@ mod tests {
         assert!(covered(2, &[2]) && !covered(2, &[4]));
         assert!(covered(3, &[4, 8, 9]));
         assert!(!covered(3, &[4, 8]) && !covered(3, &[8, 9]));
+        let circle = [enslaved(1, 2), enslaved(2, 1)];
+        assert!(!is_covered(1, &circle, &|_| false));
     }
 }

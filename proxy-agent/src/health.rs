@@ -80,8 +80,12 @@ impl Health {
                 changed = checks.len() != before;
             }
             for service in services {
-                let id = (service.clone(), family);
                 let check = check::<F>(index, service);
+                if check.is_none() && checks.is_empty() {
+                    // As most Services of most clusters.
+                    continue;
+                }
+                let id = (service.clone(), family);
                 changed |= checks.get(&id) != check.as_ref();
                 match check {
                     Some(check) => checks.insert(id, check),

@@ -98,6 +98,9 @@ pub struct Keeper {
     /// Addresses that take NodePorts one by one, for health check ports.
     listen: watch::Sender<Addresses>,
     node: watch::Receiver<Option<Node>>,
+    /// This node's object as it was last seen: its address takes NodePorts even
+    /// if the object is gone.
+    seen_node: Option<Node>,
     service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
     /// Service ranges that the programs could not be told of.
     left_out: Vec<IpNet>,
@@ -136,6 +139,7 @@ impl Keeper {
             netlink: Netlink::open()?,
             listen: watch::Sender::default(),
             node: news.node,
+            seen_node: None,
             service_ranges: news.service_ranges,
             left_out: Vec::new(),
             metrics,
@@ -146,7 +150,10 @@ impl Keeper {
         keeper.forget_other_namespace().await;
         keeper.write_settings([Swept::default(); 2]);
         keeper.forget_gone_devices().await?;
-        keeper.follow_local_addrs().await?;
+        if let Err(error) = keeper.follow_local_addrs().await {
+            // Cluster IPs work without.
+            keeper.failed(&error);
+        }
         keeper.follow_devices().await?;
         // Now that no device uses the old ones any more.
         load::pin_programs(&mut keeper.loaded.ebpf, &keeper.pins)?;

@@ -197,3 +197,27 @@ fn tables_are_adopted_and_repaired() -> Result<()> {
     }
     Ok(())
 }
+
+/// S53: the node's own address is known from its object, and stays the one that
+/// takes NodePorts when the object goes and when the agent is another.
+#[test]
+fn a_node_object_that_goes_opens_nothing() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let options = AgentOptions::with(&["--nodeport-addresses", "primary"]);
+    let mut agents = lab.start_agents(&options)?;
+    let [v4, v6] = Family::BOTH.map(|family| Row::of(&host(node, family), true, false));
+    expect_rows(node, &[v4.clone(), v6.clone()])?;
+
+    lab.manifests.write_objects(node.name(), &[])?;
+    node.ip("addr add 198.51.100.7/24 dev eth0\naddr add 2001:db8::7/64 dev eth0 nodad")?;
+    let others = ["198.51.100.7/32", "2001:db8::7/128"].map(|prefix| Row::of(prefix, false, false));
+    expect_rows(node, &others)?;
+    expect_rows(node, &[v4, v6])?;
+
+    let before = rows(node)?;
+    agents.pop().context("the agent")?.terminate()?;
+    let _agents = lab.start_agents(&options)?;
+    ensure!(rows(node)? == before, "{before:?}");
+    Ok(())
+}

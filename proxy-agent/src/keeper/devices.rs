@@ -51,9 +51,9 @@ impl Gateways {
     async fn refresh(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.due().is_some_and(|due| due <= now) {
+            self.next = now + READ_ROUTES;
             self.devices = netlink.gateway_devices().await?;
             self.stale = false;
-            self.next = now + READ_ROUTES;
         }
         Ok(())
     }
@@ -62,7 +62,8 @@ impl Gateways {
 impl Keeper {
     /// Brings programs and their settings to where the devices are now.
     pub(super) async fn follow_devices(&mut self) -> anyhow::Result<()> {
-        self.gateways.refresh(&self.netlink).await?;
+        // Devices are followed even if routes cannot be; the old ones hold.
+        let routes_read = self.gateways.refresh(&self.netlink).await;
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
         let node = self.node.borrow().clone();
@@ -95,7 +96,7 @@ impl Keeper {
             self.hook(ifindex, device).await;
         }
         self.describe_bridges(&links, bridges);
-        Ok(())
+        routes_read
     }
 
     async fn hook(&mut self, ifindex: u32, wanted: Described) {

@@ -30,9 +30,10 @@ impl Keeper {
 
     /// What the tables should hold, if that is known yet. Says where health
     /// check ports are to be opened, too.
-    async fn wanted_local_addrs(&self) -> anyhow::Result<Option<Entries>> {
-        let flag = &self.config.node_port_addresses;
-        let node = self.node.borrow().clone();
+    async fn wanted_local_addrs(&mut self) -> anyhow::Result<Option<Entries>> {
+        let now = self.node.borrow().clone();
+        self.seen_node = now.or(self.seen_node.take());
+        let (flag, node) = (&self.config.node_port_addresses, &self.seen_node);
         if flag.needs_node() && node.is_none() && self.started.elapsed() < NODE_PATIENCE {
             return Ok(None);
         }
