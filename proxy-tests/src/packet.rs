@@ -21,6 +21,7 @@ mod front_end;
 mod icmp;
 mod run;
 
+pub(crate) use bytes::crc32c;
 pub use cast::Cast;
 pub use datapath::{AffinityRecord, Datapath, FlowRecord, Lease};
 pub use describe::{

@@ -111,6 +111,12 @@ impl Service {
         self.port("UDP", port, target)
     }
 
+    /// Adds an SCTP port and the port of the pods behind it.
+    #[must_use]
+    pub fn sctp(self, port: u16, target: u16) -> Self {
+        self.port("SCTP", port, target)
+    }
+
     fn port(mut self, protocol: &'static str, port: u16, target: u16) -> Self {
         let name = format!("{}-{port}", protocol.to_lowercase());
         self.ports.push(ServicePort {
