@@ -23,7 +23,7 @@ pub struct Config {
     pub pods_v4: Prefix<AddrV4>,
     pub pods_v6: Prefix<AddrV6>,
     /// Where cluster IPs come from: what no Service has of it is dropped
-    /// (S47). Unused entries are [`Prefix::NONE`].
+    /// (S47). Unused entries are [`Prefix::NONE`] and come last.
     pub service_ranges_v4: [Prefix<AddrV4>; Self::SERVICE_RANGES],
     pub service_ranges_v6: [Prefix<AddrV6>; Self::SERVICE_RANGES],
     pub timeouts: Timeouts,

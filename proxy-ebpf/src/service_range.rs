@@ -22,13 +22,19 @@ pub fn is_entered<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     };
     let ranges = F::service_ranges(config);
     let mut index = 0;
-    while index < Config::SERVICE_RANGES {
+    while index < Config::SERVICE_RANGES && !is_unused(&ranges[index]) {
         if contains(&ranges[index], &headers.ip.dst) {
             return true;
         }
         index += 1;
     }
     false
+}
+
+/// Whether this entry and all after it are [`Prefix::NONE`].
+#[inline(always)]
+fn is_unused<A: Address>(prefix: &Prefix<A>) -> bool {
+    prefix.addr.word(0) == A::ONES.word(0)
 }
 
 /// [`Prefix::contains`], told by the first word nearly always.
