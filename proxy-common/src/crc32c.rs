@@ -1,6 +1,6 @@
 //! SCTP's checksum, brought up to date after a change of a few bytes.
 //!
-//! SCTP has no pseudo header, so changed addresses leave its CRC32c as it is.
+//! SCTP has no pseudo header, so changed addresses leave its CRC-32C as it is.
 //! Changed ports do not, and to compute it anew one would have to walk all of
 //! the packet. But a CRC is linear: the CRC of a changed packet is that of the
 //! packet, xor that of the change (without the inversions before and after,
@@ -44,7 +44,7 @@ pub const fn update(checksum: u32, old: u32, new: u32, length: u16) -> u32 {
 const fn over_zeros(mut register: u32, count: u16) -> u32 {
     let mut index = 0;
     while index < LENGTH_BITS {
-        if count >> index & 1 != 0 {
+        if (count >> index) & 1 != 0 {
             register = multiply(register, POWERS[index]);
         }
         index += 1;
@@ -59,8 +59,8 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     let mut bit = 0;
     while bit < 32 {
         // Without branches: the verifier would follow both ways of each.
-        product ^= b & (a << bit >> 31).wrapping_neg();
-        b = b >> 1 ^ POLYNOMIAL & (b & 1).wrapping_neg();
+        product ^= b & ((a << bit) >> 31).wrapping_neg();
+        b = (b >> 1) ^ (POLYNOMIAL & (b & 1).wrapping_neg());
         bit += 1;
     }
     product

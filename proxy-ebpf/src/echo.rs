@@ -9,7 +9,7 @@ use crate::{
     fragment::{self, Hook},
     outcome::{Fault, Outcome},
     packet::Skb,
-    parse::{Headers, IpHeader, Part},
+    parse::{Headers, Part},
     refuse::{self, Refusal, TTL, To},
     tables::{self, Scratch},
 };

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use proxy_common::{
     flow::{Flow, FlowKey, state, ticks},
     masquerade::MasqueradeKey,
-    net::{BePort, Protocol},
+    net::BePort,
 };
 
 use crate::{

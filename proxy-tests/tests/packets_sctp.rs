@@ -75,7 +75,14 @@ fn packets_of_every_length_are_mended(
         padding,
         ..Packet::sctp(cast.pod(), cast.vip(), chunk::DATA)
     };
-    let data = data.with_payload((0..length).map(|at| (at * 37 + 11) as u8).collect());
+    let data = data.with_payload(
+        (0..=u8::MAX)
+            .cycle()
+            .skip(11)
+            .step_by(37)
+            .take(length)
+            .collect(),
+    );
     datapath
         .run(Hook::Ingress, &data)
         .passed_as(&data.clone().to(cast.endpoint(1)));
@@ -166,8 +173,6 @@ fn associations_stay_and_new_ones_go_to_a_live_endpoint(
         Hook::Ingress,
         &Packet::sctp(client, vip, chunk::COOKIE_ECHO),
     );
-    // Both endpoints: the hash may pick either, but a flow that is over must
-    // not be found again.
     datapath.serve(&ServicePort::sctp(vip, &[new]));
     match end {
         End::Left => {}
@@ -311,14 +316,14 @@ fn icmp_errors_are_translated(
         .passed_as(&Packet::too_big(cast.router(), &request(vip), quoted));
 
     let reply = |from| Packet::sctp(from, client, chunk::DATA).unfinished();
-    let came = Packet::too_big(cast.router(), &reply(vip), quoted).to(vip_address(vip));
+    let came = Packet::too_big(cast.router(), &reply(vip), quoted).to(without_port(vip));
     let ran = datapath.run(Hook::Ingress, &came);
     let mut expected = Packet::too_big(cast.router(), &reply(backend), quoted);
-    expected.dst = vip_address(backend);
+    expected.dst = without_port(backend);
     ran.passed_as(&expected);
 }
 
-fn vip_address(address: SocketAddr) -> SocketAddr {
+fn without_port(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), 0)
 }
 

@@ -113,8 +113,8 @@ fn other_addresses_pass(
     }
 }
 
-/// The node has such an address itself (NodeLocal DNSCache), bridges frames to
-/// one, or sends on what came in by another device.
+/// The node has such an address itself (as a DNS cache on every node has),
+/// bridges frames to one, or sends on what came in by another device.
 #[rstest]
 fn what_is_not_ours_to_drop_passes(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);

@@ -15,7 +15,7 @@ pub(crate) fn checksum(chunks: &[&[u8]]) -> u16 {
     !u16::try_from(sum).expect("a folded sum")
 }
 
-/// CRC32c of an SCTP packet whose checksum field is zero, as it stands there
+/// CRC-32C of an SCTP packet whose checksum field is zero, as it stands there
 /// (RFC 9260 appendix A).
 pub(crate) fn crc32c(bytes: &[u8]) -> [u8; 4] {
     let mut register = u32::MAX;
@@ -23,8 +23,8 @@ pub(crate) fn crc32c(bytes: &[u8]) -> [u8; 4] {
         .iter()
         .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1))
     {
-        let carry = register & 1 ^ u32::from(bit);
-        register = register >> 1 ^ carry * 0x82f6_3b78;
+        let carry = (register & 1) ^ u32::from(bit);
+        register = (register >> 1) ^ (carry * 0x82f6_3b78);
     }
     (!register).to_le_bytes()
 }

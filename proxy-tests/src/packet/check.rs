@@ -87,7 +87,7 @@ fn check_udp(udp: &UdpSlice<'_>, addresses: Addresses) -> Result<(), String> {
     same("UDP checksum", udp.checksum(), right)
 }
 
-/// CRC32c of an SCTP packet, unless it is left to the network card. Highest bit
+/// CRC-32C of an SCTP packet, unless it is left to the network card. Highest bit
 /// first, unlike the builder.
 fn sctp(packet: &SlicedPacket<'_>) -> Result<(), String> {
     const POLYNOMIAL: u32 = 0x1edc_6f41;
@@ -109,7 +109,7 @@ fn sctp(packet: &SlicedPacket<'_>) -> Result<(), String> {
         register ^= u32::from(byte.reverse_bits()) << 24;
         for _ in 0..8 {
             let high = register >> 31;
-            register = register << 1 ^ high * POLYNOMIAL;
+            register = (register << 1) ^ (high * POLYNOMIAL);
         }
     }
     let right = (!register).reverse_bits().to_le_bytes();
