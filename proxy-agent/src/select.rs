@@ -2,7 +2,7 @@
 //! uses (S31–S37).
 //!
 //! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
-//! node, in one family, and says what the tables should hold. [`dialled`] knows
+//! node, in one family, and says what the tables should hold. `dialled` knows
 //! what clients dial and who may, [`categorize`] traffic policies, topology and
 //! terminating endpoints; this file puts their verdicts together.
 

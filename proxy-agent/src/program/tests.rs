@@ -1,0 +1,235 @@
+use std::net::IpAddr;
+
+use proxy_common::{
+    family::{V4, V6},
+    frontend::FrontendKey,
+    net::{Address as _, BePort, Protocol},
+    prefilter,
+    service::{Run, Stickiness},
+};
+
+use super::*;
+use crate::{
+    model::{Cidr, ServicePortName},
+    plan::{
+        memory::{Memory, Resolved},
+        write::{Capacity, RangeKey, Tables},
+    },
+    select::{DesiredFrontend, EndpointUse, FrontendKind, WhenEmpty},
+};
+
+fn service(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn port<F: Family>(name: &str, vip: F::Ip, endpoint: F::Ip) -> DesiredPort<F> {
+    DesiredPort {
+        name: ServicePortName {
+            service: service(name),
+            port: "http".to_owned(),
+            protocol: Protocol::TCP,
+        },
+        frontends: vec![DesiredFrontend::new(FrontendKind::ClusterIp, vip, 80)],
+        endpoints: BTreeMap::from([(
+            (endpoint, 8080),
+            EndpointUse {
+                serving: true,
+                here: false,
+                cluster: true,
+                local: false,
+            },
+        )]),
+        affinity: None,
+        source_ranges: Vec::new(),
+        cluster_empty: WhenEmpty::Reject,
+        local_empty: WhenEmpty::Reject,
+    }
+}
+
+fn programmer<F: Family>() -> Programmer<F, Memory<F>> {
+    Programmer::new(Memory::new(Capacity {
+        frontends: 16,
+        services: 8,
+        slots: 16,
+        backends: 8,
+        source_ranges: 8,
+    }))
+    .expect("memory can be read")
+}
+
+fn resolve<F: Family>(programmer: &Programmer<F, Memory<F>>, vip: F::Ip) -> Resolved<F> {
+    let key = FrontendKey::new(F::addr(vip), BePort::new(80), Protocol::TCP);
+    programmer.dataplane.resolve(&key)
+}
+
+fn a_failed_write_is_repeated<F: Family>(vip: F::Ip, endpoint: F::Ip) {
+    let mut programmer = programmer::<F>();
+    programmer.dataplane.fail_after = Some(3);
+    let desired = BTreeMap::from([(service("a"), vec![port::<F>("a", vip, endpoint)])]);
+    let outcome = programmer.sync(desired, false);
+    assert!(outcome.error.is_some());
+    let outcome = programmer.sync(BTreeMap::new(), false);
+    assert!(outcome.error.is_none(), "{:?}", outcome.error);
+    assert_eq!(
+        resolve(&programmer, vip),
+        Resolved::Backends(vec![(endpoint, 8080)])
+    );
+}
+
+#[test]
+fn a_failed_write_is_repeated_in_both_families() {
+    a_failed_write_is_repeated::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+    a_failed_write_is_repeated::<V6>(1_u128.into(), 2_u128.into());
+}
+
+/// A port with everything a port can have.
+fn full_port<F: Family>(vip: F::Ip, balancer: F::Ip, endpoint: F::Ip) -> DesiredPort<F> {
+    let mut port = port::<F>("a", vip, endpoint);
+    port.frontends.push(DesiredFrontend::node_port(30080));
+    port.frontends.push(DesiredFrontend {
+        restricted: true,
+        ..DesiredFrontend::new(FrontendKind::LoadBalancer, balancer, 80)
+    });
+    port.source_ranges = Cidr::of(Into::<IpAddr>::into(endpoint).into())
+        .into_iter()
+        .collect();
+    port.affinity = Some(90);
+    port
+}
+
+fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint]: [F::Ip; 3]) {
+    let mut programmer = programmer::<F>();
+    let desired = vec![full_port::<F>(vip, balancer, endpoint)];
+    programmer.sync(BTreeMap::from([(service("a"), desired)]), true);
+    assert_eq!(programmer.audit().expect("readable"), 0);
+    let before = programmer.dataplane.tables.clone();
+    damage(&mut programmer.dataplane.tables);
+    assert!(
+        programmer.dataplane.tables != before,
+        "something is damaged"
+    );
+    assert_ne!(programmer.audit().expect("readable"), 0);
+
+    let memory = &programmer.dataplane;
+    let restricted = FrontendKey::new(F::addr(balancer), BePort::new(80), Protocol::TCP);
+    let node_port = FrontendKey::node_port(BePort::new(30080), Protocol::TCP);
+    for key in [
+        FrontendKey::new(F::addr(vip), BePort::new(80), Protocol::TCP),
+        node_port,
+        restricted,
+    ] {
+        let right = Resolved::Backends(vec![(endpoint, 8080)]);
+        assert_eq!(memory.resolve(&key), right);
+    }
+    assert!(memory.admits(&restricted, endpoint) && !memory.admits(&restricted, balancer));
+    assert_eq!(bits(&memory.tables), bits(&before));
+    assert_eq!(memory.tables.source_ranges, before.source_ranges);
+    assert_eq!(memory.tables.names, before.names);
+    assert_eq!(memory.tables.services[0].stickiness.seconds, 90);
+    assert_eq!(programmer.audit().expect("readable"), 0);
+}
+
+/// Filter and number of each bit that is set.
+fn bits<F: Family>(tables: &Tables<F>) -> Vec<(usize, usize)> {
+    let filters = tables.filters.iter().enumerate();
+    let words = filters.flat_map(|(filter, words)| {
+        let words = words.iter().enumerate();
+        words.map(move |(index, word)| (filter, index, *word))
+    });
+    let bits = words.flat_map(|(filter, index, word)| {
+        let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
+        set.map(move |bit| (filter, index * 64 + bit))
+    });
+    bits.collect()
+}
+
+fn frontends_lost<F: Family>(tables: &mut Tables<F>) {
+    tables.frontends.clear();
+}
+
+fn sets_lost<F: Family>(tables: &mut Tables<F>) {
+    tables.services[0].cluster = Run::drop();
+}
+
+fn affinity_off<F: Family>(tables: &mut Tables<F>) {
+    tables.services[0].stickiness = Stickiness::NONE;
+}
+
+fn backend_dead<F: Family>(tables: &mut Tables<F>) {
+    tables.backends[0].flags = 0;
+}
+
+fn ranges_lost<F: Family>(tables: &mut Tables<F>) {
+    tables.source_ranges.clear();
+}
+
+fn range_added<F: Family>(tables: &mut Tables<F>) {
+    tables
+        .source_ranges
+        .insert(RangeKey::new(0, F::Addr::ZERO, 1));
+    tables
+        .source_ranges
+        .insert(RangeKey::new(5, F::Addr::ZERO, 1));
+}
+
+fn filter_lost<F: Family, const FILTER: usize>(tables: &mut Tables<F>) {
+    tables.filters[FILTER].fill(0);
+}
+
+fn node_port_added<F: Family>(tables: &mut Tables<F>) {
+    let bit = prefilter::node_port_bit(BePort::new(31000), Protocol::UDP) as usize;
+    let filter = &mut tables.filters[prefilter::NODE_PORTS as usize];
+    filter.resize(prefilter::WORDS, 0);
+    filter[bit / 64] |= 1 << (bit % 64);
+}
+
+fn name_added<F: Family>(tables: &mut Tables<F>) {
+    let name = tables.names[&0].clone();
+    tables.names.insert(6, name);
+}
+
+macro_rules! audits_repair {
+    ($($name:ident($damage:ident $(, $filter:literal)?);)+) => { $(
+        #[test]
+        fn $name() {
+            audits_repair::<V4>(
+                $damage::<V4 $(, $filter)?>,
+                [[10, 96, 0, 1], [192, 0, 2, 1], [10, 244, 0, 1]].map(Into::into),
+            );
+            audits_repair::<V6>(
+                $damage::<V6 $(, $filter)?>,
+                [[0xfd00, 96, 0, 0, 0, 0, 0, 1], [0xfd00, 192, 0, 0, 0, 0, 0, 1],
+                 [0xfd00, 244, 0, 0, 0, 0, 0, 1]].map(Into::into),
+            );
+        }
+    )+ };
+}
+
+audits_repair! {
+    audits_find_lost_front_ends(frontends_lost);
+    audits_find_lost_sets(sets_lost);
+    audits_find_affinity_off(affinity_off);
+    audits_find_dead_backends(backend_dead);
+    audits_find_lost_ranges(ranges_lost);
+    audits_find_added_ranges(range_added);
+    audits_find_a_lost_filter_of_front_ends(filter_lost, 0);
+    audits_find_a_lost_filter_of_backends(filter_lost, 1);
+    audits_find_a_lost_filter_of_node_ports(filter_lost, 3);
+    audits_find_an_added_node_port(node_port_added);
+    audits_find_an_added_name(name_added);
+}
+
+#[test]
+fn a_complete_sync_removes_what_is_not_listed() {
+    let mut programmer = programmer::<V4>();
+    let (vip, endpoint) = ([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+    let desired = BTreeMap::from([(service("a"), vec![port::<V4>("a", vip, endpoint)])]);
+    programmer.sync(desired, true);
+    programmer.sync(BTreeMap::new(), false);
+    assert_ne!(resolve(&programmer, vip), Resolved::NotOurs);
+    programmer.sync(BTreeMap::new(), true);
+    assert_eq!(resolve(&programmer, vip), Resolved::NotOurs);
+}
