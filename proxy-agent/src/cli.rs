@@ -1,11 +1,17 @@
 //! The command line. Scripts rely on it: names and meanings stay.
 //!
 //! Flags that kube-proxy has too are named as there. Every flag is also an
-//! environment variable.
+//! environment variable, except those that are a question to `explain`.
 
 mod value;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
@@ -14,6 +20,7 @@ use crate::{
         ClusterCidr, ConfigError, DetectLocalMode, FeatureGates, node_ports::NodePortAddresses,
     },
     dataplane::load::Sizes,
+    explain::flow::{Destination, FlowError, Source, Transport, Via},
     model::IpFamily,
     telemetry::LogError,
 };
@@ -43,6 +50,8 @@ pub enum Command {
     Run(RunArgs),
     /// Show the tables in the kernel
     Get(GetArgs),
+    /// Tell what would become of a new connection, and why
+    Explain(ExplainArgs),
     /// Tell whether this host can run the proxy, and what is in its way
     Check(PathArgs),
     /// Remove every link, program and map of the proxy, and nothing else
@@ -306,6 +315,64 @@ pub struct GetArgs {
     pub bpf_root: PathBuf,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ExplainArgs {
+    /// The client. Its port decides which backend is chosen; without one, what
+    /// is chosen is an example
+    #[arg(long, value_name = "IP[:PORT]", required_unless_present = "flows")]
+    pub from: Option<Source>,
+    /// What it dials
+    #[arg(long, value_name = "IP:PORT", required_unless_present = "flows")]
+    pub to: Option<Destination>,
+    /// Transport protocol
+    #[arg(
+        long,
+        value_name = "tcp|udp|sctp",
+        default_value = "tcp",
+        ignore_case = true
+    )]
+    pub protocol: Transport,
+    /// Where the client is: a pod of this node, this node itself, or
+    /// elsewhere [default: what its address suggests]
+    #[arg(long, value_name = "pod|node|external")]
+    pub via: Option<Via>,
+    /// Ask about many: a JSON array of {from, to, protocol, via}, or - for
+    /// standard input. The answer is an array in that order
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["from", "to", "protocol", "via"]
+    )]
+    pub flows: Option<PathBuf>,
+    /// Form of the output [default: text, and json for --flows]
+    #[arg(short, long, value_name = "text|json")]
+    pub output: Option<ExplainOutput>,
+    /// Ask about the manifests below a directory, instead of this node's
+    /// tables: needs no agent, no cluster and no devices
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Addresses of the node, with --manifests [default: those of its Node
+    /// object]
+    #[arg(long, value_name = "IP", value_delimiter = ',', requires = "manifests")]
+    pub node_address: Vec<IpAddr>,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Folder of the pins, in a bpf file system
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANDEM_BPF_ROOT",
+        default_value = "/sys/fs/bpf/tandem"
+    )]
+    pub bpf_root: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExplainOutput {
+    Text,
+    Json,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Resource {
     /// Service ports, with the addresses that clients dial
@@ -356,7 +423,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
 /// Whether a command failed because of what it was told: what clap cannot know
 /// to be wrong.
 pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(LogError::Filter { .. }))
+    error.is::<ConfigError>()
+        || error.is::<FlowError>()
+        || matches!(error.downcast_ref(), Some(LogError::Filter { .. }))
 }
 
 /// Clap's message without the usage that follows it.

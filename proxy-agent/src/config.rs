@@ -2,7 +2,12 @@
 
 pub mod node_ports;
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use clap::ValueEnum;
 use ipnet::IpNet;
@@ -261,6 +266,11 @@ impl ClusterCidr {
     /// The prefix of one family.
     pub fn get<F: Family>(&self) -> Option<(F::Ip, u8)> {
         self.0.iter().copied().find_map(prefix_of::<F>)
+    }
+
+    /// Whether an address is in one of them.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.0.iter().any(|cidr| cidr.contains(&ip))
     }
 }
 

@@ -16,11 +16,13 @@
 pub mod attach;
 pub mod counters;
 pub mod devices;
+pub mod explain;
 pub mod hooks;
 pub mod load;
 pub mod local_addrs;
 pub mod log;
 pub mod mapped;
+pub mod maps;
 pub mod pins;
 pub mod sweep;
 pub mod tables;

@@ -6,7 +6,7 @@ use proxy_agent::{
     agent, check, cleanup,
     cli::{self, Cli, Command},
     config::Config,
-    inspect, telemetry,
+    explain, inspect, telemetry,
 };
 
 fn main() -> ExitCode {
@@ -36,7 +36,12 @@ fn report(error: &anyhow::Error) {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
-    telemetry::init(&cli.log)?;
+    // The answer is what counts, not how it came about.
+    let usual = match cli.command {
+        Command::Explain(_) => "warn",
+        _ => "info",
+    };
+    telemetry::init(&cli.log, usual)?;
     match cli.command {
         Command::Run(args) => {
             let config = Config::try_from(args)?;
@@ -50,6 +55,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Get(args) => {
             inspect::get(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Explain(args) => {
+            explain::run(args)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(paths) => Ok(check::check(&paths)),

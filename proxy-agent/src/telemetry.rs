@@ -23,9 +23,10 @@ pub enum LogError {
     Init(#[from] TryInitError),
 }
 
-/// Starts the log of this process.
-pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let directives = directives(args.log_level.as_deref(), args.verbosity);
+/// Starts the log of this process, which has lines of `usual` level and above
+/// if nobody asked for another.
+pub fn init(args: &LogArgs, usual: &str) -> Result<(), LogError> {
+    let directives = directives(args.log_level.as_deref(), args.verbosity, usual);
     let filter = EnvFilter::try_new(&directives).map_err(|source| LogError::Filter {
         filter: args.log_level.clone().unwrap_or(directives),
         source,
@@ -60,10 +61,10 @@ pub fn level() -> u8 {
 /// The filter for a level and a count of `-v`. A plain level is meant for our
 /// own crates; the others may speak up to `info`, and the Kubernetes client,
 /// whose errors the agent reports itself, not at all.
-fn directives(level: Option<&str>, verbosity: u8) -> String {
+fn directives(level: Option<&str>, verbosity: u8, usual: &str) -> String {
     let level = match (level, verbosity) {
         (Some(level), _) => level,
-        (None, 0) => "info",
+        (None, 0) => usual,
         (None, 1) => "debug",
         (None, _) => "trace",
     };
@@ -108,7 +109,7 @@ mod tests {
         #[case] verbosity: u8,
         #[case] expected: &str,
     ) {
-        let directives = directives(level, verbosity);
+        let directives = directives(level, verbosity, "info");
         assert_eq!(directives, expected);
         EnvFilter::try_new(directives).expect("a valid filter");
     }
@@ -120,7 +121,7 @@ mod tests {
             verbosity: 0,
             log_format: LogFormat::Text,
         };
-        let error = init(&args).expect_err("nonsense");
+        let error = init(&args, "info").expect_err("nonsense");
         assert_eq!(
             error.to_string(),
             r#""proxy_agent=loud" is neither a log level nor a filter"#

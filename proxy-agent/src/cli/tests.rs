@@ -23,6 +23,19 @@ fn the_definition_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// Flags of `explain` that are no settings of a node. What `run` reads from its
+/// environment must not answer for them.
+const QUESTION: [&str; 8] = [
+    "from",
+    "to",
+    "protocol",
+    "via",
+    "flows",
+    "output",
+    "manifests",
+    "node-address",
+];
+
 /// Flags, variables and help must not drift apart.
 #[test]
 fn every_flag_is_a_variable_and_has_help() {
@@ -36,6 +49,10 @@ fn every_flag_is_a_variable_and_has_help() {
             );
             let Some(long) = arg.get_long() else { continue };
             if ["verbose", "help", "version"].contains(&long) {
+                continue;
+            }
+            if command.get_name() == "explain" && QUESTION.contains(&long) {
+                assert_eq!(arg.get_env(), None, "{arg}");
                 continue;
             }
             let name = format!("TANDEM_{}", long.to_uppercase().replace('-', "_"));
@@ -115,6 +132,16 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::nothing_to_get("proxy-agent get")]
 #[case::unknown_resource("proxy-agent get pods")]
 #[case::unknown_family("proxy-agent get flows --family 5")]
+#[case::nothing_to_explain("proxy-agent explain")]
+#[case::no_destination("proxy-agent explain --from 10.0.0.1")]
+#[case::no_port("proxy-agent explain --from 10.0.0.1 --to 10.96.0.1")]
+#[case::no_client("proxy-agent explain --from 10.0.0 --to 10.96.0.1:80")]
+#[case::unknown_protocol("proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --protocol icmp")]
+#[case::unknown_place("proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --via vpn")]
+#[case::one_and_many("proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --flows -")]
+#[case::node_without_manifests(
+    "proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --node-address 10.0.0.2"
+)]
 fn nonsense_is_one_line_and_exit_code_2(#[case] line: &str) {
     let error = parse_line(line).expect_err("nonsense");
     let message = one_line(&error);
@@ -146,6 +173,26 @@ fn reads_get() {
 }
 
 #[test]
+fn reads_explain() {
+    let line = "proxy-agent explain --from 10.0.0.1:7 --to [fd00::1]:53 --protocol udp \
+                --via external -o json --manifests /m --node-address 10.0.0.2 --node-address fd00::2";
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let Command::Explain(args) = parse_line(&line).expect("valid").command else {
+        panic!("{line}");
+    };
+    assert_eq!(args.from, "10.0.0.1:7".parse().ok());
+    assert_eq!(args.to, "[fd00::1]:53".parse().ok());
+    assert_eq!(
+        (args.protocol, args.via),
+        (Transport::Udp, Some(Via::External))
+    );
+    assert_eq!(args.output, Some(ExplainOutput::Json));
+    assert_eq!(args.manifests, Some("/m".into()));
+    let addresses = ["10.0.0.2", "fd00::2"].map(|ip| ip.parse::<IpAddr>().expect("an address"));
+    assert_eq!(args.node_address, addresses);
+}
+
+#[test]
 fn metrics_can_be_turned_off() {
     assert_eq!(
         run("--metrics-bind-address=").metrics_bind_address,
@@ -161,7 +208,9 @@ fn only_what_was_told_wrong_is_wrong_usage() {
         verbosity: 0,
         log_format: LogFormat::Text,
     };
-    let wrong = crate::telemetry::init(&log).expect_err("nonsense").into();
+    let wrong = crate::telemetry::init(&log, "info")
+        .expect_err("nonsense")
+        .into();
     assert!(is_wrong_usage(&wrong), "{wrong:#}");
     assert!(is_wrong_usage(&ConfigError::NoName.into()));
     let failed = anyhow::anyhow!("the disk is full");

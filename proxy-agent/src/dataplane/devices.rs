@@ -3,15 +3,15 @@
 use aya::maps::{HashMap, Map, MapData, MapError};
 use proxy_common::device::Device;
 
-use crate::dataplane::{pins::Pins, tables::TableError};
+use crate::dataplane::{maps::Maps, tables::TableError};
 
 /// `DEVICES`, opened from its pin: devices by ifindex.
 pub struct DeviceTable(HashMap<MapData, u32, Device>);
 
 impl DeviceTable {
     /// Opens the table of a loaded datapath.
-    pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        MapData::from_pin(pins.map("DEVICES"))
+    pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
+        maps.open("DEVICES")
             .and_then(Map::from_map_data)
             .and_then(HashMap::try_from)
             .map(Self)

@@ -4,13 +4,14 @@ use std::{fs, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError, ProgramArray},
+    maps::{Map, MapError, ProgramArray},
     programs::{ProgramError, SchedClassifier},
 };
 use proxy_common::{LAYOUT_VERSION, config::Config};
 
 use crate::dataplane::{
     mapped::{Access, Mapped, MappedError},
+    maps::Maps,
     pins::Pins,
 };
 
@@ -114,19 +115,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
     }
     let adopted = pins.map("CONFIG").exists();
-    let names: Vec<String> = Pins::map_names().collect();
-    let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
-        .override_global(aya_log::LEVEL, &options.log_level, false);
-    for name in &names {
-        loader.map_pin_path(name, pins.map(name));
-        if let Some(size) = size_of_table(name, options.sizes) {
-            loader.map_max_entries(name, size);
-        }
-    }
-    let mut ebpf = loader.load(PROGRAMS).map_err(LoadError::Object)?;
+    let mut ebpf = load_object(Some(pins), options.sizes, options.log_level)?;
     let config = config(&ebpf, options, adopted)?;
     for program in HOOK_PROGRAMS
         .into_iter()
@@ -143,9 +132,33 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     })
 }
 
-/// The programs' settings, opened from their pin.
-pub fn open_config(pins: &Pins, access: Access) -> Result<Mapped<Config>, LoadError> {
-    let map = MapData::from_pin(pins.map("CONFIG"))
+/// Opens the object, with its maps in `pins` or in none.
+pub(super) fn load_object(
+    pins: Option<&Pins>,
+    sizes: Sizes,
+    log_level: u8,
+) -> Result<Ebpf, LoadError> {
+    let names: Vec<String> = Pins::map_names().collect();
+    let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
+        .override_global(aya_log::LEVEL, &log_level, false);
+    for name in &names {
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        if let Some(size) = size_of_table(name, sizes) {
+            loader.map_max_entries(name, size);
+        }
+    }
+    loader.load(PROGRAMS).map_err(LoadError::Object)
+}
+
+/// The programs' settings.
+pub fn open_config(maps: &impl Maps, access: Access) -> Result<Mapped<Config>, LoadError> {
+    let map = maps
+        .open("CONFIG")
         .and_then(Map::from_map_data)
         .map_err(LoadError::OpenConfig)?;
     Mapped::new(&map, access).map_err(LoadError::Config)
@@ -186,7 +199,7 @@ fn random_key() -> [u64; 2] {
     ]
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
     let program: &mut SchedClassifier = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok())

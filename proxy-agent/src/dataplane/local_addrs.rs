@@ -9,7 +9,7 @@ use proxy_common::{family::Family, local_addr::LocalAddr};
 
 use crate::{
     dataplane::{
-        pins::Pins,
+        maps::Maps,
         tables::{KernelFamily, TableError, gone},
     },
     local_addrs::{self, Change, Entries},
@@ -24,9 +24,10 @@ pub struct LocalAddrTable<F: KernelFamily> {
 
 impl<F: KernelFamily> LocalAddrTable<F> {
     /// Opens the table and takes over what is in it.
-    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+    pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
         let name = name::<F>();
-        let map = MapData::from_pin(pins.map(&name))
+        let map = maps
+            .open(&name)
             .and_then(Map::from_map_data)
             .and_then(LpmTrie::try_from)
             .map_err(|source| TableError::Open {

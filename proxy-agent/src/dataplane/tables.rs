@@ -10,6 +10,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
+    config::ConfigFamily,
     family::Family,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
@@ -23,7 +24,7 @@ use crate::{
     dataplane::{
         Dataplane,
         mapped::{Access, Mapped, MappedError},
-        pins::Pins,
+        maps::Maps,
     },
     model::{ObjectKey, ServicePortName},
     plan::{
@@ -33,7 +34,7 @@ use crate::{
 };
 
 /// A family whose map types aya can read and write.
-pub trait KernelFamily: Family<Addr: aya::Pod> {
+pub trait KernelFamily: Family<Addr: aya::Pod> + ConfigFamily {
     type FrontendKey: aya::Pod + From<FrontendKey<Self::Addr>> + Into<FrontendKey<Self::Addr>>;
     type FlowKey: aya::Pod + From<FlowKey<Self::Addr>> + Into<FlowKey<Self::Addr>>;
     type Flow: aya::Pod + Into<Flow<Self::Addr>>;
@@ -88,7 +89,7 @@ pub enum TableError {
     NoRow { table: String },
 }
 
-/// One family's tables, opened from their pins.
+/// One family's tables.
 pub struct KernelTables<F: KernelFamily> {
     frontends: HashMap<MapData, F::FrontendKey, Frontend>,
     names: HashMap<MapData, u32, ServiceName>,
@@ -103,8 +104,8 @@ pub struct KernelTables<F: KernelFamily> {
 
 impl<F: KernelFamily> KernelTables<F> {
     /// Opens the family's tables.
-    pub fn open(pins: &Pins, access: Access) -> Result<Self, TableError> {
-        let frontends = open_hash::<F, _, _>(pins, "FRONTENDS")?;
+    pub fn open(maps: &impl Maps, access: Access) -> Result<Self, TableError> {
+        let frontends = open_hash::<F, _, _>(maps, "FRONTENDS")?;
         let capacity = |table: &str, map: &MapData| {
             map.info()
                 .map(|info| info.max_entries())
@@ -113,23 +114,23 @@ impl<F: KernelFamily> KernelTables<F> {
                     source,
                 })
         };
-        let frontend_capacity = capacity("FRONTENDS", &open_data::<F>(pins, "FRONTENDS")?)?;
-        let ranges = open_data::<F>(pins, "SOURCE_RANGES")?;
+        let frontend_capacity = capacity("FRONTENDS", &open_data::<F>(maps, "FRONTENDS")?)?;
+        let ranges = open_data::<F>(maps, "SOURCE_RANGES")?;
         let range_capacity = capacity("SOURCE_RANGES", &ranges)?;
-        let services = open_array::<F, _>(pins, "SERVICES", access)?;
-        let slots = open_array::<F, _>(pins, "SLOTS", access)?;
-        let backends = open_array::<F, _>(pins, "BACKENDS", access)?;
+        let services = open_array::<F, _>(maps, "SERVICES", access)?;
+        let slots = open_array::<F, _>(maps, "SLOTS", access)?;
+        let backends = open_array::<F, _>(maps, "BACKENDS", access)?;
         Ok(Self {
             frontends,
-            names: open_hash::<F, _, _>(pins, "NAMES")?,
+            names: open_hash::<F, _, _>(maps, "NAMES")?,
             source_ranges: Map::from_map_data(ranges)
                 .and_then(LpmTrie::try_from)
                 .map_err(|source| TableError::Open {
                     table: table_name::<F>("SOURCE_RANGES"),
                     source,
                 })?,
-            filters: open_array::<F, _>(pins, "PREFILTER", access)?,
-            flows: open_flows::<F>(pins)?,
+            filters: open_array::<F, _>(maps, "PREFILTER", access)?,
+            flows: open_flows::<F>(maps)?,
             capacity: Capacity {
                 frontends: frontend_capacity,
                 services: services.rows(),
@@ -144,37 +145,74 @@ impl<F: KernelFamily> KernelTables<F> {
     }
 }
 
-/// A family's flow table, opened from its pin.
-pub fn open_flows<F: KernelFamily>(
-    pins: &Pins,
-) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
-    open_hash::<F, _, _>(pins, "FLOWS")
+impl<F: KernelFamily> KernelTables<F> {
+    /// The front end with this key.
+    pub fn frontend(&self, key: &FrontendKey<F::Addr>) -> Result<Option<Frontend>, TableError> {
+        present(self.frontends.get(&F::FrontendKey::from(*key), 0)).map_err(|source| {
+            TableError::Read {
+                table: table_name::<F>("FRONTENDS"),
+                source,
+            }
+        })
+    }
+
+    /// Whose a row of `SERVICES` is.
+    pub fn name(&self, row: u32) -> Result<Option<ServicePortName>, TableError> {
+        let name = present(self.names.get(&row, 0)).map_err(|source| TableError::Read {
+            table: table_name::<F>("NAMES"),
+            source,
+        })?;
+        Ok(name.map(|name| read_name(&name)))
+    }
+
+    /// The backend in a row.
+    pub fn backend(&self, row: u32) -> Option<Backend<F::Addr>> {
+        self.backends.get(row).map(Into::into)
+    }
+
+    /// All rows of `BACKENDS`.
+    pub fn backends(&self) -> impl Iterator<Item = Backend<F::Addr>> {
+        (0..self.backends.rows()).filter_map(|row| self.backend(row))
+    }
+
+    /// The rows of `BACKENDS` that a run leads to.
+    pub fn members(&self, run: Run) -> impl Iterator<Item = u32> {
+        let slots = run.first..run.first.saturating_add(run.count);
+        slots.filter_map(|slot| Some(self.slots.get(slot)?.backend))
+    }
 }
 
-/// A family's remembered clients, opened from their pin.
+/// A family's flow table.
+pub fn open_flows<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
+    open_hash::<F, _, _>(maps, "FLOWS")
+}
+
+/// A family's remembered clients.
 pub fn open_affinity<F: KernelFamily>(
-    pins: &Pins,
+    maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::AffinityKey, Affinity>, TableError> {
-    open_hash::<F, _, _>(pins, "AFFINITY")
+    open_hash::<F, _, _>(maps, "AFFINITY")
 }
 
 fn table_name<F: Family>(table: &str) -> String {
     format!("{table}_{}", F::SUFFIX)
 }
 
-fn open_data<F: Family>(pins: &Pins, table: &str) -> Result<MapData, TableError> {
+fn open_data<F: Family>(maps: &impl Maps, table: &str) -> Result<MapData, TableError> {
     let name = table_name::<F>(table);
-    MapData::from_pin(pins.map(&name)).map_err(|source| TableError::Open {
+    maps.open(&name).map_err(|source| TableError::Open {
         table: name,
         source,
     })
 }
 
 fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
-    pins: &Pins,
+    maps: &impl Maps,
     table: &str,
 ) -> Result<HashMap<MapData, K, V>, TableError> {
-    let data = open_data::<F>(pins, table)?;
+    let data = open_data::<F>(maps, table)?;
     Map::from_map_data(data)
         .and_then(HashMap::try_from)
         .map_err(|source| TableError::Open {
@@ -184,13 +222,13 @@ fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
 }
 
 fn open_array<F: Family, T: aya::Pod>(
-    pins: &Pins,
+    maps: &impl Maps,
     table: &str,
     access: Access,
 ) -> Result<Mapped<T>, TableError> {
     let name = table_name::<F>(table);
     let map =
-        Map::from_map_data(open_data::<F>(pins, table)?).map_err(|source| TableError::Open {
+        Map::from_map_data(open_data::<F>(maps, table)?).map_err(|source| TableError::Open {
             table: name.clone(),
             source,
         })?;
@@ -427,6 +465,15 @@ fn read_range<F: KernelFamily>(key: &Key<F::SourceRange>) -> RangeKey<F::Addr> {
 
 fn write_range<F: KernelFamily>(key: &RangeKey<F::Addr>) -> Key<F::SourceRange> {
     Key::new(key.bits, key.range.into())
+}
+
+/// What is not there is nothing.
+fn present<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deleting what is not there is done.

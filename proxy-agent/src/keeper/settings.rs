@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use ipnet::IpNet;
 use proxy_common::{
     config::{Config as Settings, Prefix, Timeouts},
-    family::{Family, V4, V6},
+    family::{V4, V6},
     flow::ticks_from_seconds,
     net::{AddrV4, AddrV6},
 };
@@ -16,6 +16,7 @@ use crate::{
     dataplane::{mapped::Mapped, sweep::Swept},
     model::Node,
     service_ranges::ranges,
+    settings::{self, set_flag},
 };
 
 /// Idle times of flows. TCP's are those that kube-proxy sets for conntrack
@@ -60,33 +61,7 @@ impl Keeper {
         let Some(mut settings) = self.settings() else {
             return;
         };
-        let detector = &self.config.local_detector;
-        let v4 = detector.prefix::<V4>(node);
-        let v6 = detector.prefix::<V6>(node);
-        let flags = &mut settings.flags;
-        set_flag(flags, Settings::MASQUERADE_ALL, self.config.masquerade_all);
-        set_flag(flags, Settings::DETECT_PREFIX_V4, v4.is_some());
-        set_flag(flags, Settings::DETECT_PREFIX_V6, v6.is_some());
-        let by_device = detector.is_pod_device("").is_some();
-        set_flag(flags, Settings::DETECT_DEVICE, by_device);
-        settings.pods_v4 = v4.map_or_else(Prefix::default, |(ip, length)| Prefix {
-            addr: V4::addr(ip),
-            mask: V4::addr(
-                u32::MAX
-                    .checked_shl(32 - u32::from(length))
-                    .unwrap_or(0)
-                    .into(),
-            ),
-        });
-        settings.pods_v6 = v6.map_or_else(Prefix::default, |(ip, length)| Prefix {
-            addr: V6::addr(ip),
-            mask: V6::addr(
-                u128::MAX
-                    .checked_shl(128 - u32::from(length))
-                    .unwrap_or(0)
-                    .into(),
-            ),
-        });
+        settings::describe_node(&mut settings, &self.config, node);
         self.set_settings(settings);
     }
 
@@ -159,13 +134,5 @@ fn store_v6(config: &mut Mapped<Settings>, index: usize, prefix: &Prefix<AddrV6>
     for (offset, value) in stores {
         // One row, which is there.
         let _ = config.store(0, offset, value);
-    }
-}
-
-fn set_flag(flags: &mut u32, flag: u32, on: bool) {
-    if on {
-        *flags |= flag;
-    } else {
-        *flags &= !flag;
     }
 }

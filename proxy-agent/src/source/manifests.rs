@@ -78,6 +78,11 @@ pub async fn run(
     }
 }
 
+/// All objects of the directory as it is now, without following it.
+pub fn read_once(root: &Path) -> Result<Batch, ManifestError> {
+    Directory::new(root.to_owned(), Metrics::default()).list_all(None)
+}
+
 type Reading = Result<Batch, ManifestError>;
 
 /// Reads on a thread of its own: large files take a while, in which the rest
@@ -85,11 +90,11 @@ type Reading = Result<Batch, ManifestError>;
 async fn read(
     mut directory: Directory,
     watch: &Arc<Watch>,
-    list: fn(&mut Directory, &Watch) -> Reading,
+    list: fn(&mut Directory, Option<&Watch>) -> Reading,
 ) -> (Directory, Reading) {
     let watch = Arc::clone(watch);
     let reading = spawn_blocking(move || {
-        let reading = list(&mut directory, &watch);
+        let reading = list(&mut directory, Some(&watch));
         (directory, reading)
     });
     match reading.await {

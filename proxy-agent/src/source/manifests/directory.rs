@@ -70,7 +70,7 @@ impl Directory {
     }
 
     /// All objects there are, as lists of every kind. For the first reading.
-    pub fn list_all(&mut self, watch: &Watch) -> Result<Batch, ManifestError> {
+    pub fn list_all(&mut self, watch: Option<&Watch>) -> Result<Batch, ManifestError> {
         let (mut services, mut slices) = (Vec::new(), Vec::new());
         let (mut nodes, mut cidrs) = (Vec::new(), Vec::new());
         for change in self.list_changes(watch)? {
@@ -94,9 +94,10 @@ impl Directory {
         ])
     }
 
-    /// What has changed since the last time. If that cannot be told, nothing
-    /// changes.
-    pub fn list_changes(&mut self, watch: &Watch) -> Result<Batch, ManifestError> {
+    /// What has changed since the last time; folders that are found are watched
+    /// from then on, if there is a watch. If the changes cannot be told,
+    /// nothing changes.
+    pub fn list_changes(&mut self, watch: Option<&Watch>) -> Result<Batch, ManifestError> {
         let mut present = BTreeMap::new();
         walk(&self.root, watch, &mut present)?;
         let gone = |path: &Arc<Path>, _: &mut Stamp| !present.contains_key(path);
@@ -253,7 +254,7 @@ fn format(path: &Path) -> Option<Format> {
 /// Finds all manifests below a folder, and watches it.
 fn walk(
     folder: &Path,
-    watch: &Watch,
+    watch: Option<&Watch>,
     found: &mut BTreeMap<Arc<Path>, Stamp>,
 ) -> Result<(), ManifestError> {
     let failed = |path: &Path, source| ManifestError::Read {
@@ -261,7 +262,9 @@ fn walk(
         source,
     };
     // First the watch: what comes after the listing is then not missed.
-    watch.add(folder)?;
+    if let Some(watch) = watch {
+        watch.add(folder)?;
+    }
     for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
         let entry = entry.map_err(|error| failed(folder, error))?;
         let path = entry.path();

@@ -74,7 +74,12 @@ impl Steps {
     }
 
     fn step(&mut self) -> Vec<String> {
-        texts(&self.directory.list_changes(&self.watch).expect("readable"))
+        texts(
+            &self
+                .directory
+                .list_changes(Some(&self.watch))
+                .expect("readable"),
+        )
     }
 }
 
@@ -89,7 +94,10 @@ async fn reads_all_manifests_below_the_directory() {
     steps.write(".hidden.yaml", &service("e", "10.0.0.5"));
     steps.write("..data/f.yaml", &service("f", "10.0.0.6"));
     steps.write("bad.yaml", "kind: [");
-    let batch = steps.directory.list_all(&steps.watch).expect("readable");
+    let batch = steps
+        .directory
+        .list_all(Some(&steps.watch))
+        .expect("readable");
     assert_eq!(texts(&batch), ["=a", "=b", "=c"]);
     assert_eq!(batch.len(), 4, "every kind has been listed");
 }
@@ -185,7 +193,7 @@ async fn a_directory_that_is_gone_forgets_nothing() {
     fs::rename(steps.folder.path(), &aside).expect("rename");
     let error = steps
         .directory
-        .list_changes(&steps.watch)
+        .list_changes(Some(&steps.watch))
         .expect_err("gone");
     assert!(
         error
