@@ -80,6 +80,11 @@ pub struct Sizes {
     pub flows: u32,
 }
 
+impl Sizes {
+    /// Front ends there is room for, for each Service port.
+    pub const FRONTENDS_PER_SERVICE: u32 = 4;
+}
+
 impl Default for Sizes {
     fn default() -> Self {
         Self {
@@ -259,7 +264,7 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
     Some(match table {
         // A Service port may have a cluster IP, a NodePort and another
         // address, and the addresses have an entry of their own.
-        "FRONTENDS" => sizes.services.saturating_mul(4),
+        "FRONTENDS" => sizes.services.saturating_mul(Sizes::FRONTENDS_PER_SERVICE),
         "SERVICES" | "NAMES" => sizes.services,
         // A changed set stands beside the old one for a while.
         "SLOTS" => sizes.endpoints.saturating_mul(2),

@@ -1,7 +1,14 @@
 //! Tables that nobody serves from, filled from a directory of manifests by the
 //! agent's own chain.
 
-use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, path::Path, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -31,6 +38,7 @@ use crate::{
     program::Programmer,
     reconcile::{Intervals, Program, Reconciler, SyncOutcome},
     select::DesiredPort,
+    service_ranges::ranges,
     settings,
     source::{self, Batch, Change, Update, manifests},
 };
@@ -45,12 +53,18 @@ pub fn engine(directory: &Path, node: &NodeConfig, addresses: &[IpAddr]) -> anyh
 
 /// Tables in which the objects have room.
 fn sizes(objects: &Batch) -> Sizes {
-    let (mut ports, mut endpoints) = (0, 0);
+    let (mut ports, mut front_ends, mut endpoints) = (0, 0, 0);
     for change in objects {
         match change {
             Change::Service(Update::Relist(services)) => {
-                let services = services.iter().filter_map(|service| service.value.as_ref());
-                ports += services.map(|service| service.ports.len()).sum::<usize>();
+                for service in services.iter().filter_map(|service| service.value.as_ref()) {
+                    let addresses =
+                        1 + service.external_ips.len() + service.load_balancer_ips.len();
+                    ports += service.ports.len();
+                    // Each address also has an entry of its own, and each port
+                    // may be a NodePort.
+                    front_ends += (service.ports.len() + 1) * (addresses + 1);
+                }
             }
             Change::EndpointSlice(Update::Relist(slices)) => {
                 let slices = slices.iter().filter_map(|slice| slice.value.as_ref());
@@ -61,17 +75,16 @@ fn sizes(objects: &Batch) -> Sizes {
             _ => {}
         }
     }
-    let size = |count: usize| u32::try_from(count.max(LEAST)).unwrap_or(u32::MAX);
+    let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(LEAST);
     Sizes {
-        // Twice: external addresses need room, too.
-        services: size(ports * 2),
+        services: size(ports).max(size(front_ends).div_ceil(Sizes::FRONTENDS_PER_SERVICE)),
         endpoints: size(endpoints),
         flows: size(0),
     }
 }
 
 /// No table is smaller.
-const LEAST: usize = 64;
+const LEAST: u32 = 64;
 
 impl Engine {
     /// Makes the tables those of a node with these objects, of which there is
@@ -83,34 +96,37 @@ impl Engine {
         config: &NodeConfig,
         addresses: &[IpAddr],
     ) -> anyhow::Result<()> {
-        let node = self.program(objects, &config.name)?;
+        let cluster = self.program(objects, config)?;
         let mut settings = Config {
             // Any key will do; always the same one makes answers repeatable.
             hash_key: [0; 2],
             layout: LAYOUT_VERSION,
             ..Config::default()
         };
-        settings::describe_node(&mut settings, config, node.as_ref());
+        settings::describe_node(&mut settings, config, cluster.node.as_ref());
+        settings.service_ranges_v4 = ranges::<V4>(&cluster.service_ranges).prefixes;
+        settings.service_ranges_v6 = ranges::<V6>(&cluster.service_ranges).prefixes;
         // One row, which is there.
         let _ = self.config.set(0, settings);
-        self.set_addresses(config, node.as_ref(), addresses)?;
+        self.set_addresses(config, cluster.node.as_ref(), addresses)?;
         self.v4.forget();
         self.v6.forget();
         Ok(())
     }
 
-    /// Runs the agent's chain on the objects, once. Returns this node's object.
-    fn program(&self, objects: Batch, node_name: &str) -> anyhow::Result<Option<Node>> {
+    /// Runs the agent's chain on the objects, once.
+    fn program(&self, objects: Batch, config: &NodeConfig) -> anyhow::Result<Surroundings> {
         let failure = Failure::default();
         let never = Duration::from_hours(24);
         let intervals = Intervals {
             audit: never,
             ..Intervals::default()
         };
-        let reconciler = Reconciler::new(node_name, intervals, Metrics::default())
+        let reconciler = Reconciler::new(&config.name, intervals, Metrics::default())
+            .with_external_ips(config.feature_gates.service_external_ips)
             .with_family::<V4>(Watched::<V4>::new(self.maps(), &failure)?)
             .with_family::<V6>(Watched::<V6>::new(self.maps(), &failure)?);
-        let node = reconciler.node();
+        let (node, service_ranges) = (reconciler.node(), reconciler.service_ranges());
         let (sender, changes) = source::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -127,7 +143,10 @@ impl Engine {
         })?;
         match failure.take() {
             Some(error) => Err(error.context("fill the tables")),
-            None => Ok(node.borrow().clone()),
+            None => Ok(Surroundings {
+                node: node.borrow().clone(),
+                service_ranges: service_ranges.borrow().clone().unwrap_or_default(),
+            }),
         }
     }
 
@@ -160,6 +179,14 @@ impl Engine {
         self.v6.local_addrs.write(&entries)?;
         Ok(())
     }
+}
+
+/// What else the objects say.
+struct Surroundings {
+    /// This node's object.
+    node: Option<Node>,
+    /// Where cluster IPs come from.
+    service_ranges: BTreeSet<IpNet>,
 }
 
 /// Why a family could not be programmed.

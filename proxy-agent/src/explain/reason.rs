@@ -19,7 +19,7 @@ pub fn sentence(facts: &Facts) -> String {
             )
         }
         Decision::Pass => format!(
-            "No Service of this node has {to} {}, nor has the address any other port of one: the host's routing decides.",
+            "No Service has {to} {}: the host's routing decides.",
             protocol(facts)
         ),
         Decision::Forward => format!("{} {}", set(facts), masquerade(facts)),

@@ -126,3 +126,123 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
     rewrites.push((name, format!("{back}: source {chosen} becomes {front_end}")));
     rewrites
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proxy_common::{config::Config, net::Protocol};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{
+        explain::flow::{Flow, Transport},
+        model::{ObjectKey, ServicePortName},
+        select::FrontendKind,
+    };
+
+    fn facts(from: &str, to: &str, via: Via) -> Facts {
+        let from = from.parse().expect("a client");
+        let to = to.parse().expect("a destination");
+        let flow = Flow::new(from, to, Transport::Tcp, Some(via)).expect("one family");
+        Facts::new(flow, via, &Config::default())
+    }
+
+    /// A flow to an external front end of policy Local.
+    fn forwarded(from: &str, to: &str, via: Via, client: Client, endpoint: &str) -> Facts {
+        let endpoint: SocketAddr = endpoint.parse().expect("an endpoint");
+        Facts {
+            decision: Decision::Forward,
+            client,
+            kind: Some(FrontendKind::NodePort),
+            service: Some(ServicePortName {
+                service: ObjectKey::new("shop", "web"),
+                port: "http".to_owned(),
+                protocol: Protocol::TCP,
+            }),
+            local_policy: true,
+            local_set: client == Client::External,
+            endpoints: vec![endpoint],
+            chosen: Some(endpoint),
+            masquerade: client == Client::Host,
+            ..facts(from, to, via)
+        }
+    }
+
+    #[test]
+    fn shows_what_is_rewritten_where() {
+        let facts = forwarded(
+            "[fd00::7]:4000",
+            "[fd00:192::1]:30080",
+            Via::External,
+            Client::External,
+            "[fd00:244::9]:8080",
+        );
+        assert_eq!(
+            render(&facts.into()),
+            "[fd00::7]:4000 -> [fd00:192::1]:30080 TCP, from outside this node
+  verdict     forward
+  service     shop/web:http, by its NodePort
+  endpoints   [fd00:244::9]:8080
+  chosen      [fd00:244::9]:8080, not on this node
+  masquerade  no
+  because     externalTrafficPolicy is Local: only endpoints of this node may answer. \
+             The endpoint sees the client's address: externalTrafficPolicy Local keeps it.
+  there       ingress of the client's device: destination [fd00:192::1]:30080 becomes [fd00:244::9]:8080
+  back        egress of the client's device: source [fd00:244::9]:8080 becomes [fd00:192::1]:30080
+"
+        );
+    }
+
+    #[test]
+    fn shows_what_is_rewritten_for_the_nodes_own_processes() {
+        let facts = forwarded(
+            "192.168.1.1:4000",
+            "192.168.1.1:30080",
+            Via::Node,
+            Client::Host,
+            "10.244.1.9:8080",
+        );
+        let text = render(&facts.into());
+        for line in [
+            "not for this node's own processes",
+            "there       egress of the device that the route to it names: destination",
+            "egress of the endpoint's device: source 192.168.1.1 becomes that device's address",
+            "back        ingress of the endpoint's device: destination becomes 192.168.1.1",
+            "ingress of the endpoint's device: source 10.244.1.9:8080 becomes 192.168.1.1:30080",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+
+    #[rstest]
+    #[case(Decision::Pass, "pass", "the host's routing decides")]
+    #[case(Decision::NoEndpoint, "reject", "on any node")]
+    #[case(Decision::NoLocalEndpoint, "drop", "internalTrafficPolicy is Local")]
+    #[case(Decision::UnknownPort, "reject", "no Service has port 80 TCP there")]
+    #[case(Decision::Denied, "drop", "loadBalancerSourceRanges")]
+    #[case(Decision::Unallocated, "drop", "range of cluster IPs")]
+    fn refusals_say_why(#[case] decision: Decision, #[case] verdict: &str, #[case] why: &str) {
+        for (from, to) in [("10.0.0.1", "10.96.0.1:80"), ("fd00::1", "[fd00:96::1]:80")] {
+            let facts = Facts {
+                decision,
+                kind: Some(FrontendKind::ClusterIp),
+                ..facts(from, to, Via::Pod)
+            };
+            let text = render(&facts.into());
+            assert!(
+                text.contains(&format!("  verdict     {verdict}\n")),
+                "{text}"
+            );
+            assert!(text.contains(why), "{text}");
+            assert!(!text.contains("endpoints   "), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let all: Vec<_> = (1..=25).map(|n| format!("10.0.0.{n}:80")).collect();
+        let text = endpoints(&all);
+        assert!(text.ends_with("10.0.0.20:80 and 5 more"), "{text}");
+    }
+}
