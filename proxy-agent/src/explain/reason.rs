@@ -28,7 +28,7 @@ pub fn sentence(facts: &Facts) -> String {
             service(facts)
         ),
         Decision::NoLocalEndpoint => format!(
-            "{} is Local, and the endpoints there are run on other nodes: this node drops what it may not pass on.",
+            "{} is Local, and only other nodes have endpoints that can serve: this node drops what it may not pass on.",
             policy(facts)
         ),
         Decision::UnknownPort => format!(
