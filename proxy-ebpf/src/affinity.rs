@@ -60,10 +60,11 @@ fn by_set<F: Tables>(
         service: scratch.frontend.service,
         set,
     };
+    let key = &scratch.affinity_key;
     // SAFETY: every field that is used is compared below with what it must be;
     // an entry that another client takes over meanwhile leads to a backend of
     // this very Service port or to none.
-    let affinity = unsafe { F::affinities().get(&scratch.affinity_key) }?;
+    let affinity = unsafe { F::affinities().get(key) }?;
     let age = now().wrapping_sub(affinity.last_used);
     if affinity.round != stickiness.round || age > ticks_from_seconds(stickiness.seconds) {
         return None;
@@ -106,6 +107,7 @@ pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
         epoch: backend.epoch,
         zero: [0; 3],
     };
+    let (key, affinity) = (&scratch.affinity_key, &scratch.affinity);
     // A table without room forgets the client that came longest ago.
-    let _ = F::affinities().insert(&scratch.affinity_key, &scratch.affinity, BPF_ANY);
+    let _ = F::affinities().insert(key, affinity, BPF_ANY);
 }

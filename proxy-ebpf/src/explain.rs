@@ -36,7 +36,7 @@ fn answer<F: IpHeader + Route>(skb: Skb) {
     // the answer before it touches it again.
     let explain = unsafe { &mut *explain };
     let decision: Decision =
-        open::explain::<F>(&skb, scratch, &explain.question, &mut explain.answer);
+        open::explain::<F>(&skb, scratch, explain.question, &mut explain.answer);
     let answer: &mut Answer = &mut explain.answer;
     answer.decision = decision as u8;
 }

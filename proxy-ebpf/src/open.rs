@@ -137,7 +137,7 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
 pub fn explain<F: IpHeader + Route>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
-    question: &Question,
+    question: Question,
     answer: &mut Answer,
 ) -> Decision {
     match choose::frontend::<F>(scratch) {

@@ -278,9 +278,9 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             *service != Service::FREE && *service != ZERO
         });
         // A port without any backend has the same row as nobody.
-        let named = names.last_key_value().map_or(0, |(row, _)| row + 1);
+        let owned = names.last_key_value().map_or(0, |(row, _)| row + 1);
         let found = services.len().try_into().unwrap_or(u32::MAX);
-        services.extend((found..named).filter_map(|row| self.services.get(row)));
+        services.extend((found..owned).filter_map(|row| self.services.get(row)));
         let slots = services
             .iter()
             .flat_map(|service| [service.cluster, service.local])
