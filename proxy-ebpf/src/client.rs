@@ -60,6 +60,13 @@ pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
     local
 }
 
+/// Whether the address is one of the loopback: nobody else may dial it, though
+/// it takes NodePorts of this node's own sockets (S56, CVE-2020-8558).
+#[inline(never)]
+pub fn is_loopback<F: Tables>(addr: &F::Addr) -> bool {
+    local_addr::<F>(addr).is_some_and(|local| local.flags & LocalAddr::LOOPBACK != 0)
+}
+
 /// What the local routing table says of an address; nothing if it is not one
 /// of this node.
 #[inline(always)]
@@ -112,7 +119,7 @@ pub fn masquerade<F: Tables>(
     local_policy: bool,
     device_flags: u32,
 ) -> Masquerade {
-    if scratch.headers.ip.src == scratch.flow.backend_addr || client == Client::Host {
+    if scratch.headers.ip.src == scratch.flow.backend_addr {
         return Masquerade::Yes;
     }
     if scratch.frontend.kind == Frontend::CLUSTER_IP {
@@ -126,7 +133,9 @@ pub fn masquerade<F: Tables>(
             Masquerade::No
         };
     }
-    if local_policy && client == Client::External || is_pod_device(device_flags) {
+    if client == Client::Host {
+        Masquerade::Yes
+    } else if local_policy && client == Client::External || is_pod_device(device_flags) {
         Masquerade::No
     } else {
         Masquerade::UnlessRepliesPass

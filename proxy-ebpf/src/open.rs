@@ -92,6 +92,11 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
             _ => Opened::NotOurs,
         };
     }
+    if scratch.frontend.kind == Frontend::NODE_PORT
+        && opaque(client::is_loopback::<F>(&scratch.headers.ip.dst))
+    {
+        return Opened::NotOurs;
+    }
     if scratch.headers.tcp_flags & tcp::RST != 0 {
         return Opened::Reset;
     }
@@ -118,7 +123,10 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         local_policy,
         device_flags,
     ));
-    if masquerade == Masquerade::Yes
+    // The host's own flows always are: their replies have to be told from those
+    // to its sockets (E5).
+    if uplink != 0
+        || masquerade == Masquerade::Yes
         || masquerade == Masquerade::UnlessRepliesPass
             && !opaque(client::replies_pass::<F>(skb, scratch))
     {

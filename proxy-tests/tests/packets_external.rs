@@ -248,6 +248,29 @@ fn node_ports_are_on_addresses_that_take_them(#[values(Family::V4, Family::V6)] 
     }
 }
 
+/// NodePorts of the loopback are for this node's own sockets: a packet from a
+/// device that is addressed to them goes its way, which ends in the kernel
+/// (S56, CVE-2020-8558).
+#[rstest]
+fn nobody_else_dials_the_loopback(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let loopback: IpAddr = match family {
+        Family::V4 => [127, 0, 0, 1].into(),
+        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    datapath.local_addr(loopback, LocalAddr::NODE_PORTS | LocalAddr::LOOPBACK);
+    datapath.serve(
+        &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(FrontEnd::node_port(NODE_PORT)),
+    );
+    for client in [cast.outsider(), cast.pod()] {
+        let request = Packet::syn(client, SocketAddr::new(loopback, NODE_PORT));
+        datapath
+            .run(Hook::Ingress, &request)
+            .left_alone(&request.bytes());
+    }
+}
+
 /// A node's address that is also an external IP is that first (S51).
 #[rstest]
 fn exact_addresses_come_before_node_ports(#[values(Family::V4, Family::V6)] family: Family) {

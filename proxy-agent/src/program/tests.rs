@@ -179,13 +179,6 @@ fn filter_lost<F: Family, const FILTER: usize>(tables: &mut Tables<F>) {
     tables.filters[FILTER].fill(0);
 }
 
-fn node_port_added<F: Family>(tables: &mut Tables<F>) {
-    let bit = prefilter::node_port_bit(BePort::new(31000), Protocol::UDP) as usize;
-    let filter = &mut tables.filters[prefilter::NODE_PORTS as usize];
-    filter.resize(prefilter::WORDS, 0);
-    filter[bit / 64] |= 1 << (bit % 64);
-}
-
 fn name_added<F: Family>(tables: &mut Tables<F>) {
     let name = tables.names[&0].clone();
     tables.names.insert(6, name);
@@ -218,7 +211,6 @@ audits_repair! {
     audits_find_a_lost_filter_of_front_ends(filter_lost, 0);
     audits_find_a_lost_filter_of_backends(filter_lost, 1);
     audits_find_a_lost_filter_of_node_ports(filter_lost, 3);
-    audits_find_an_added_node_port(node_port_added);
     audits_find_an_added_name(name_added);
 }
 

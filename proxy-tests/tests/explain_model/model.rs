@@ -93,13 +93,13 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
         if endpoint.ip(family) == flow.from {
             return true; // S65
         }
-        if client == Client::Host {
-            return true; // its packets are redirected: see ARCHITECTURE.md
-        }
         if kind == "ClusterIP" {
             // S63
             let detector = cluster.detector.contains(&family);
             return cluster.masquerade_all || detector && client != Client::Pod;
+        }
+        if client == Client::Host {
+            return true; // S39
         }
         if is_local_policy && client == Client::External {
             return false; // S39

@@ -476,6 +476,6 @@ fn a_health_check_port_that_is_none_is_named(#[case] fields: Value, #[case] port
     let (service, problems) = service(spec);
     assert_eq!(service.health_check_port, None);
     let problem =
-        format!("healthCheckNodePort {port} is not in 1-65535, so no load balancer can ask for it");
+        format!("healthCheckNodePort {port} is not in 1-65535, no health check is answered");
     assert_eq!(problems, [problem]);
 }
