@@ -51,6 +51,9 @@ impl Config {
     /// The socket programs translate for processes in other network
     /// namespaces.
     pub const SOCKETS_PODS: u32 = 128;
+    /// `EXCEPTIONS` has cgroups whose processes the socket programs leave
+    /// alone.
+    pub const SOCKETS_EXCEPTIONS: u32 = 256;
 }
 
 /// A CIDR: `addr & mask`.

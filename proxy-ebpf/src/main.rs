@@ -57,15 +57,20 @@ mod refuse;
 mod rewrite;
 mod sctp;
 mod service_range;
+mod socket;
 mod sweep;
 mod tables;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 use proxy_common::family::{V4, V6};
 
 use crate::{
     outcome::Outcome,
     packet::{Link, Skb},
+    socket::{CallV4, CallV6},
 };
 
 /// Ingress of devices with Ethernet headers.
@@ -127,6 +132,54 @@ pub fn host_slow_v4(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn host_slow_v6(ctx: TcContext) -> i32 {
     host::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// `connect` of IPv4 sockets.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect::<CallV4>(&ctx)
+}
+
+/// `connect` of IPv6 sockets.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect::<CallV6>(&ctx)
+}
+
+/// `sendto` and `sendmsg` of IPv4 UDP sockets, with an address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<CallV4>(&ctx)
+}
+
+/// `sendto` and `sendmsg` of IPv6 UDP sockets, with an address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<CallV6>(&ctx)
+}
+
+/// `recvfrom` and `recvmsg` of IPv4 UDP sockets.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::name_peer::<CallV4>(&ctx)
+}
+
+/// `recvfrom` and `recvmsg` of IPv6 UDP sockets.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::name_peer::<CallV6>(&ctx)
+}
+
+/// `getpeername` of IPv4 sockets.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::name_peer::<CallV4>(&ctx)
+}
+
+/// `getpeername` of IPv6 sockets.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::name_peer::<CallV6>(&ctx)
 }
 
 /// Removes idle flows. Not attached: the agent runs it by test run.

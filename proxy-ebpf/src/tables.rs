@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SkStorage},
     macros::btf_map,
 };
 use proxy_common::{
@@ -21,6 +21,7 @@ use proxy_common::{
     net::{AddrV4, AddrV6, BePort, Protocol},
     prefilter::{self, Filter},
     service::{Service, ServiceName, Slot},
+    socket::Peers,
     source_range::SourceRange,
 };
 
@@ -56,6 +57,12 @@ static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
 static EXPLAIN: Array<Explain, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SWEEPS: Array<Sweep, 2> = Array::new();
+/// What sockets dialled. The kernel keeps each value with its socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<Peers> = SkStorage::new();
+/// Ids of the cgroups whose processes the socket programs leave alone.
+#[btf_map]
+static EXCEPTIONS: HashMap<u64, u32, SMALL, ON_DEMAND> = HashMap::new();
 
 /// The slow path's programs, at the index [`Slow`].
 #[btf_map]
@@ -320,6 +327,29 @@ pub fn count(counter: Counter) {
         // SAFETY: a per-CPU value; only this CPU writes it.
         unsafe { *value += 1 };
     }
+}
+
+/// The same for programs that run in process context, where others that count
+/// may come in between.
+#[inline(always)]
+pub fn count_preemptible(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: one atomic addition to a valid, aligned value.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({0} + 0) += {1}",
+                in(reg) value,
+                in(reg) 1_u64,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// Whether the socket programs leave the processes of this cgroup alone.
+#[inline(always)]
+pub fn is_exception(cgroup: u64) -> bool {
+    EXCEPTIONS.get_ptr(cgroup).is_some()
 }
 
 /// This CPU's record of refusals.

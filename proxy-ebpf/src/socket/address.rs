@@ -1,0 +1,135 @@
+//! Addresses of calls: where they stand in the context, and their one form for
+//! both families.
+
+use aya_ebpf::programs::SockAddrContext;
+use proxy_common::{
+    family::{V4, V6},
+    net::{AddrV4, AddrV6, Address as _, BePort},
+};
+
+use crate::tables::Tables;
+
+/// A call's address, in the context of one of its two kinds of programs.
+pub trait Call {
+    /// Address and port; IPv4 in the mapped form.
+    fn read(ctx: &SockAddrContext) -> (AddrV6, BePort);
+
+    /// Replaces them by others of the same family.
+    fn write(ctx: &SockAddrContext, addr: &AddrV6, port: BePort);
+}
+
+/// Programs for `struct sockaddr_in`.
+pub struct CallV4;
+
+/// Programs for `struct sockaddr_in6`. The addresses may be mapped ones of
+/// IPv4 (E14).
+pub struct CallV6;
+
+impl Call for CallV4 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> (AddrV6, BePort) {
+        // SAFETY: the program's own context. Volatile, because the verifier
+        // wants each field read on its own.
+        let addr = unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() };
+        let addr = AddrV4 {
+            octets: addr.to_ne_bytes(),
+        };
+        (addr.mapped(), read_port(ctx))
+    }
+
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(addr.word(3)) };
+        write_port(ctx, port);
+    }
+}
+
+impl Call for CallV6 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> (AddrV6, BePort) {
+        // SAFETY: as above.
+        let words = unsafe {
+            let words = (&raw const (*ctx.sock_addr).user_ip6).cast::<u32>();
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ]
+        };
+        // SAFETY: both are sixteen plain bytes.
+        let octets = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
+        (AddrV6 { octets }, read_port(ctx))
+    }
+
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
+        // SAFETY: as above.
+        unsafe {
+            let words = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+            words.write_volatile(addr.word(0));
+            words.add(1).write_volatile(addr.word(1));
+            words.add(2).write_volatile(addr.word(2));
+            words.add(3).write_volatile(addr.word(3));
+        }
+        write_port(ctx, port);
+    }
+}
+
+#[inline(always)]
+fn read_port(ctx: &SockAddrContext) -> BePort {
+    // SAFETY: as above; the field is wider than a port.
+    let port = unsafe { (&raw const (*ctx.sock_addr).user_port).read_volatile() };
+    BePort::from_bits(port as u16)
+}
+
+#[inline(always)]
+fn write_port(ctx: &SockAddrContext, port: BePort) {
+    // SAFETY: as above.
+    unsafe { (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port.to_bits())) };
+}
+
+/// A family whose addresses have the form of `SOCKETS`.
+pub trait Wide: Tables {
+    /// The address as `SOCKETS` has it.
+    fn wide(addr: &Self::Addr) -> AddrV6;
+
+    /// Of the loopback; so is the unspecified address for those who dial it.
+    fn is_loopback(addr: &Self::Addr) -> bool;
+
+    /// The loopback address that is meant by an address of the loopback.
+    const LOOPBACK: Self::Addr;
+}
+
+impl Wide for V4 {
+    const LOOPBACK: AddrV4 = AddrV4 {
+        octets: [127, 0, 0, 1],
+    };
+
+    #[inline(always)]
+    fn wide(addr: &AddrV4) -> AddrV6 {
+        addr.mapped()
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &AddrV4) -> bool {
+        addr.octets[0] == 127 || addr.is_zero()
+    }
+}
+
+impl Wide for V6 {
+    const LOOPBACK: AddrV6 = AddrV6 {
+        octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    };
+
+    #[inline(always)]
+    fn wide(addr: &AddrV6) -> AddrV6 {
+        *addr
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &AddrV6) -> bool {
+        *addr == Self::LOOPBACK || addr.is_zero()
+    }
+}

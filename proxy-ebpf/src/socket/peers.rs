@@ -1,0 +1,194 @@
+//! What a socket dialled: its value in `SOCKETS`.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::SockAddrContext,
+};
+use proxy_common::{
+    flow::ticks_from_seconds,
+    net::{AddrV6, BePort},
+    socket::{Peer, Peers},
+};
+
+use super::raw;
+use crate::tables::SOCKETS;
+
+/// How long a front end must not have been dialled before its entry is given
+/// to another one: as long as an unanswered UDP flow is kept.
+const IDLE: u32 = ticks_from_seconds(30);
+
+/// The socket's value, if anything of it was ever translated.
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the value is the kernel's, not the context's; each program has one reference at a time"
+)]
+#[inline(always)]
+fn get(ctx: &SockAddrContext) -> Option<&mut Peers> {
+    // SAFETY: the context has its socket; the value lives as long as that, and
+    // the socket's lock, which is held, keeps others away.
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }
+}
+
+/// The same, made if it is not there. None if the socket's memory is used up.
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the value is the kernel's, not the context's; each program has one reference at a time"
+)]
+#[inline(always)]
+fn get_or_create(ctx: &SockAddrContext) -> Option<&mut Peers> {
+    // SAFETY: as above.
+    let peers = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() }?;
+    if peers.cookie == 0 {
+        // SAFETY: the program's own context.
+        unsafe {
+            peers.netns_cookie = bpf_get_netns_cookie(raw(ctx));
+            peers.cookie = bpf_get_socket_cookie(raw(ctx));
+        }
+    }
+    Some(peers)
+}
+
+/// Makes this the one thing the socket talks to. False if that cannot be
+/// remembered.
+#[inline(always)]
+pub fn replace(ctx: &SockAddrContext, peer: &Peer) -> bool {
+    let Some(peers) = get_or_create(ctx) else {
+        return false;
+    };
+    vacate(peers);
+    peers.peers[0] = *peer;
+    true
+}
+
+/// Adds one more front end, or gives one that is known another backend. False
+/// if another front end has the backend, or if there is no room.
+#[inline(always)]
+pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
+    let Some(peers) = get_or_create(ctx) else {
+        return false;
+    };
+    let [a, b, c, d] = &mut peers.peers;
+    let (in_a, in_b) = (fitness(a, peer), fitness(b, peer));
+    let (in_c, in_d) = (fitness(c, peer), fitness(d, peer));
+    if in_a == CLASH || in_b == CLASH || in_c == CLASH || in_d == CLASH {
+        return false;
+    }
+    let (front, in_front) = if in_a >= in_b { (a, in_a) } else { (b, in_b) };
+    let (back, in_back) = if in_c >= in_d { (c, in_c) } else { (d, in_d) };
+    let (best, fitness) = if in_front >= in_back {
+        (front, in_front)
+    } else {
+        (back, in_back)
+    };
+    if fitness <= IDLE {
+        return false;
+    }
+    *best = *peer;
+    true
+}
+
+/// Another front end has the backend.
+const CLASH: u32 = u32::MAX;
+/// The entry is the front end's own.
+const OWN: u32 = u32::MAX - 1;
+/// The entry is not in use.
+const FREE: u32 = u32::MAX - 2;
+
+/// How well an entry suits a peer that is to be remembered: the better, the
+/// longer it has not been used.
+#[inline(always)]
+fn fitness(entry: &Peer, peer: &Peer) -> u32 {
+    if entry.has_frontend(&peer.frontend_addr, peer.frontend_port) {
+        OWN
+    } else if entry.has_backend(&peer.backend_addr, peer.backend_port) {
+        CLASH
+    } else if entry.frontend_port == BePort::ZERO {
+        FREE
+    } else {
+        peer.last_used.wrapping_sub(entry.last_used).min(FREE - 1)
+    }
+}
+
+/// Forgets everything: the socket connects to something that is not a Service.
+#[inline(always)]
+pub fn clear(ctx: &SockAddrContext) {
+    if let Some(peers) = get(ctx) {
+        vacate(peers);
+    }
+}
+
+#[inline(always)]
+fn vacate(peers: &mut Peers) {
+    let [a, b, c, d] = &mut peers.peers;
+    a.frontend_port = BePort::ZERO;
+    b.frontend_port = BePort::ZERO;
+    c.frontend_port = BePort::ZERO;
+    d.frontend_port = BePort::ZERO;
+    peers.flags = 0;
+}
+
+/// Whether the socket is the packet path's: see [`Peers::CROWDED`].
+#[inline(always)]
+pub fn is_crowded(ctx: &SockAddrContext) -> bool {
+    get(ctx).is_some_and(|peers| peers.flags & Peers::CROWDED != 0)
+}
+
+/// Leaves the socket to the packet path until it connects.
+#[inline(always)]
+pub fn set_crowded(ctx: &SockAddrContext) {
+    if let Some(peers) = get(ctx) {
+        peers.flags |= Peers::CROWDED;
+    }
+}
+
+/// Forgets who led to this backend: the socket dials it directly.
+#[inline(always)]
+pub fn forget_backend(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
+    if let Some(peer) = by_backend(ctx, addr, port) {
+        peer.frontend_port = BePort::ZERO;
+    }
+}
+
+/// Whether the socket is connected to this backend.
+#[inline(always)]
+pub fn is_connected_to(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) -> bool {
+    by_backend(ctx, addr, port).is_some_and(|peer| peer.flags & Peer::CONNECTED != 0)
+}
+
+/// The entry with this backend.
+#[inline(always)]
+pub fn by_backend<'a>(
+    ctx: &'a SockAddrContext,
+    addr: &AddrV6,
+    port: BePort,
+) -> Option<&'a mut Peer> {
+    find(ctx, |peer| peer.has_backend(addr, port))
+}
+
+/// The entry with this front end.
+#[inline(always)]
+pub fn by_frontend<'a>(
+    ctx: &'a SockAddrContext,
+    addr: &AddrV6,
+    port: BePort,
+) -> Option<&'a mut Peer> {
+    find(ctx, |peer| peer.has_frontend(addr, port))
+}
+
+/// Not a loop: the compiler would count it by pointers, which the verifier
+/// cannot follow.
+#[inline(always)]
+fn find(ctx: &SockAddrContext, is_wanted: impl Fn(&Peer) -> bool) -> Option<&mut Peer> {
+    let [a, b, c, d] = &mut get(ctx)?.peers;
+    if is_wanted(a) {
+        Some(a)
+    } else if is_wanted(b) {
+        Some(b)
+    } else if is_wanted(c) {
+        Some(c)
+    } else if is_wanted(d) {
+        Some(d)
+    } else {
+        None
+    }
+}

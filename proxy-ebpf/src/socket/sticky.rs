@@ -1,0 +1,82 @@
+//! Session affinity of loopback `NodePorts`, the only front ends with affinity
+//! that are served here: no packet of theirs leaves the host. The client is the
+//! loopback address, whichever process dials.
+
+use proxy_common::{
+    affinity::{Affinity, AffinityKey},
+    backend::Backend,
+    flow::ticks_from_seconds,
+    net::Address,
+    service::Stickiness,
+};
+
+use crate::{flow::now, tables::Tables};
+
+/// `bpf_map_update_elem`: create or replace.
+const BPF_ANY: u64 = 0;
+
+/// Who is remembered, and for how long.
+pub struct Remembered<A> {
+    pub client: A,
+    /// Row of `SERVICES`.
+    pub service: u32,
+    pub stickiness: Stickiness,
+}
+
+impl<A: Address> Remembered<A> {
+    /// Host processes use the cluster set (S39).
+    #[inline(always)]
+    fn key(&self) -> AffinityKey<A> {
+        AffinityKey {
+            client: self.client,
+            service: self.service,
+            set: 0,
+        }
+    }
+}
+
+/// The row of the backend that the client had last.
+#[inline(always)]
+pub fn recall<F: Tables>(remembered: &Remembered<F::Addr>) -> Option<u32> {
+    let Stickiness { seconds, round } = remembered.stickiness;
+    if seconds == 0 {
+        return None;
+    }
+    // SAFETY: every field that is used is compared below with what it must be.
+    let affinity = unsafe { F::affinities().get(remembered.key()) }?;
+    let age = now().wrapping_sub(affinity.last_used);
+    if affinity.round != round || age > ticks_from_seconds(seconds) {
+        return None;
+    }
+    let row = affinity.backend;
+    let backend = F::backends().get(row)?;
+    (backend.flags & Backend::<F::Addr>::CLUSTER != 0
+        && backend.service == remembered.service
+        && backend.generation == affinity.generation
+        && backend.epoch == affinity.epoch)
+        .then_some(row)
+}
+
+/// Notes the backend that the client has now.
+#[inline(always)]
+pub fn remember<F: Tables>(
+    remembered: &Remembered<F::Addr>,
+    backend: u32,
+    generation: u32,
+    epoch: u8,
+) {
+    let Stickiness { seconds, round } = remembered.stickiness;
+    if seconds == 0 {
+        return;
+    }
+    let affinity = Affinity {
+        backend,
+        generation,
+        round,
+        last_used: now(),
+        epoch,
+        zero: [0; 3],
+    };
+    // A table without room forgets the client that came longest ago.
+    let _ = F::affinities().insert(remembered.key(), affinity, BPF_ANY);
+}
