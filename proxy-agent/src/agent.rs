@@ -1,8 +1,13 @@
 //! `proxy-agent run`: puts the parts together.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -21,6 +26,7 @@ use crate::{
     metrics::{Metrics, serve},
     program::Programmer,
     reconcile::Reconciler,
+    sockets::Sockets,
     source, system, telemetry,
 };
 
@@ -45,14 +51,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let counters = Counters::open(&pins).context("open the datapath's counters")?;
     registry.register_collector(Box::new(counters));
 
+    let departures = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
         .with_external_ips(config.node.feature_gates.service_external_ips)
-        .with_family::<V4>(programmer::<V4>(&pins)?)
-        .with_family::<V6>(programmer::<V6>(&pins)?);
+        .with_family::<V4>(programmer::<V4>(&pins, &departures)?)
+        .with_family::<V6>(programmer::<V6>(&pins, &departures)?);
     log::forward(&mut loaded.ebpf);
-    let keeper = Keeper::start(
+    let mut keeper = Keeper::start(
         loaded,
-        pins,
+        pins.clone(),
         keeper::Options {
             mode: config.attach,
             node: config.node.clone(),
@@ -67,6 +74,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     )
     .await?;
 
+    let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics.clone())?;
+
     let shutdown = CancellationToken::new();
     stop_on_signal(shutdown.clone())?;
     tokio::spawn(health::serve::serve(reconciler.health(), keeper.listen()));
@@ -74,13 +83,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::spawn(serve::serve(address, registry));
     }
     let (sender, changes) = source::channel();
-    let source = config.source.run(&config.node.name, sender, metrics);
+    let sockets = sockets.run(departures, &config.source, &config.node.name);
+    let source = config
+        .source
+        .clone()
+        .run(&config.node.name, sender, metrics);
     tokio::select! {
         ended = reconciler.run(changes, shutdown) => {
             info!(?ended, "stopping; forwarding goes on");
             Ok(())
         }
         () = keeper.run() => Ok(()),
+        () = sockets => Ok(()),
         result = run_source(source) => result,
     }
 }
@@ -94,8 +108,12 @@ async fn run_source(
     std::future::pending().await
 }
 
-fn programmer<F: KernelFamily>(pins: &Pins) -> anyhow::Result<Programmer<F, KernelTables<F>>> {
-    Programmer::new(KernelTables::open(pins, Access::Write)?)
+fn programmer<F: KernelFamily>(
+    pins: &Pins,
+    departures: &Arc<Notify>,
+) -> anyhow::Result<Programmer<F, KernelTables<F>>> {
+    let tables = KernelTables::open(pins, Access::Write)?;
+    Programmer::new(tables.announcing(Arc::clone(departures)))
 }
 
 fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {

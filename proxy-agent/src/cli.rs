@@ -22,6 +22,7 @@ use crate::{
     dataplane::load::Sizes,
     explain::flow::{Destination, FlowError, Source, Transport, Via},
     model::IpFamily,
+    sockets,
     telemetry::LogError,
 };
 
@@ -112,6 +113,25 @@ pub struct RunArgs {
         default_value = "auto"
     )]
     pub attach: Attach,
+    /// Whose connections are translated in the calls of their sockets, rather
+    /// than in packets
+    #[arg(
+        long,
+        value_name = "WHOSE",
+        env = "TANDEM_SOCKETS",
+        default_value = "all"
+    )]
+    pub sockets: sockets::Mode,
+    /// Cgroup, by its path below the cgroup root, whose processes' packets are
+    /// translated rather than their calls; `*` stands for any part of a name.
+    /// May be repeated, or a list with commas
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TANDEM_SOCKETS_EXCLUDE_CGROUP",
+        value_delimiter = ','
+    )]
+    pub sockets_exclude_cgroup: Vec<sockets::exceptions::Pattern>,
     /// Where metrics are served; empty for nowhere
     #[arg(
         long,

@@ -22,6 +22,7 @@ use crate::{
         address::{parse_cidr, prefix_of},
     },
     reconcile::Intervals,
+    sockets::SocketConfig,
     source::Source,
 };
 
@@ -31,8 +32,7 @@ pub struct Config {
     pub node: NodeConfig,
     pub source: Source,
     pub bpf_root: PathBuf,
-    /// None for the cgroup2 mount, wherever that is.
-    pub cgroup_root: Option<PathBuf>,
+    pub sockets: SocketConfig,
     pub sizes: Sizes,
     pub attach: Mode,
     /// None to serve no metrics.
@@ -81,6 +81,8 @@ impl TryFrom<RunArgs> for Config {
                     flow_table_size,
                 },
             attach,
+            sockets,
+            sockets_exclude_cgroup,
             metrics_bind_address,
             min_sync_period,
             audit_period,
@@ -92,7 +94,11 @@ impl TryFrom<RunArgs> for Config {
                 None => Source::Kubernetes { kubeconfig },
             },
             bpf_root,
-            cgroup_root,
+            sockets: SocketConfig {
+                mode: sockets,
+                cgroup_root,
+                exceptions: sockets_exclude_cgroup,
+            },
             sizes: Sizes {
                 services: max_service_ports,
                 endpoints: max_endpoints,

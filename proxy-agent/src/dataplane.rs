@@ -7,6 +7,7 @@
 //! <bpf root>/v1/maps/FRONTENDS_V4 …      the tables
 //! <bpf root>/v1/programs/ingress …       the programs, for bpftool
 //! <bpf root>/v1/links/7-ingress …        one link for each device and hook
+//! <bpf root>/v1/links/cgroup-1-connect4 … one for each call of sockets
 //! ```
 //!
 //! The pins keep the datapath alive without the agent (P4). An agent that
@@ -14,6 +15,8 @@
 //! them in link by link.
 
 pub mod attach;
+pub mod bpf;
+pub mod cgroup;
 pub mod counters;
 pub mod devices;
 pub mod explain;
@@ -24,6 +27,8 @@ pub mod log;
 pub mod mapped;
 pub mod maps;
 pub mod pins;
+pub mod serving;
+pub mod stale;
 pub mod sweep;
 pub mod tables;
 

@@ -166,6 +166,11 @@ impl Keeper {
         self.listen.subscribe()
     }
 
+    /// The programs and tables, for those who use others of them.
+    pub fn loaded(&mut self) -> &mut Loaded {
+        &mut self.loaded
+    }
+
     /// Keeps going until polled no more.
     pub async fn run(mut self) {
         let mut sweep_at = Instant::now() + SWEEP;

@@ -29,6 +29,7 @@ pub mod reconcile;
 pub mod select;
 pub mod service_ranges;
 pub mod settings;
+pub mod sockets;
 pub mod source;
 pub mod system;
 pub mod telemetry;

@@ -46,6 +46,7 @@ pub struct Metrics {
     object_problems: Labelled<KindAndReason, Counter>,
     table_problems: Labelled<FamilyAndReason, Counter>,
     watch_errors: Labelled<KindOnly, Counter>,
+    sockets_ended: Counter,
 }
 
 /// Whether a sync covers all Services.
@@ -210,6 +211,11 @@ impl Metrics {
             "Errors while watching the API server or the manifests",
             self.watch_errors.clone(),
         );
+        registry.register(
+            "sockets_ended",
+            "Connected UDP sockets ended because their backend serves no more",
+            self.sockets_ended.clone(),
+        );
     }
 
     /// Services changed.
@@ -242,6 +248,11 @@ impl Metrics {
     pub fn watch_error(&self, kind: &impl ToString) {
         let kind = kind.to_string();
         self.watch_errors.get_or_create(&KindOnly { kind }).inc();
+    }
+
+    /// Sockets of UDP backends that left were ended.
+    pub fn sockets_ended(&self, count: usize) {
+        self.sockets_ended.inc_by(count as u64);
     }
 
     /// A sync was asked for.

@@ -3,12 +3,13 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use nix::{
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
 
 use crate::dataplane::load::kernel_version;
@@ -38,6 +39,10 @@ pub enum SystemError {
     },
     #[error("no cgroup2 file system is mounted; `mount -t cgroup2 none /sys/fs/cgroup` does it")]
     NoCgroup2,
+    #[error(
+        "{0} is no folder of a cgroup2 file system; without --cgroup-root, the one that is mounted is used"
+    )]
+    NotCgroup2(PathBuf),
     #[error("read the mount table")]
     Mounts(#[source] io::Error),
 }
@@ -125,6 +130,18 @@ pub fn release_memory() {
 /// Whether the path is in a bpf file system.
 pub fn is_bpf(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether the path is in a cgroup2 file system.
+pub fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// Whether the folder is the root of all cgroups, which a container with a
+/// cgroup namespace of its own does not see.
+pub fn is_root_cgroup(path: &Path) -> bool {
+    const ROOT: u64 = 1;
+    fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ROOT)
 }
 
 /// Where cgroup2 is mounted. Hosts with both versions have it elsewhere than

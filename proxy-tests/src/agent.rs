@@ -50,10 +50,34 @@ pub enum Source {
     Kubeconfig(PathBuf),
 }
 
-/// How an agent is started. The default is what an installer would give it.
+/// Whose calls the socket programs translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sockets {
+    /// All processes'.
+    All,
+    /// The host's own.
+    Host,
+    /// Nobody's: everything goes by the packet path.
+    #[default]
+    Off,
+}
+
+impl Sockets {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How an agent is started. The default is what an installer would give it,
+/// but for the socket path: tests say when they mean that.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub source: Source,
+    pub sockets: Sockets,
     /// Flows at the same time, of each family.
     pub flow_table_size: u32,
     /// More command line arguments, such as `--attach clsact`.
@@ -64,6 +88,7 @@ impl Default for AgentOptions {
     fn default() -> Self {
         Self {
             source: Source::default(),
+            sockets: Sockets::default(),
             flow_table_size: FEW_FLOWS,
             arguments: Vec::new(),
         }
@@ -75,6 +100,14 @@ impl AgentOptions {
     pub fn for_many_flows() -> Self {
         Self {
             flow_table_size: MANY_FLOWS,
+            ..Self::default()
+        }
+    }
+
+    /// The default with calls translated for these.
+    pub fn with_sockets(sockets: Sockets) -> Self {
+        Self {
+            sockets,
             ..Self::default()
         }
     }
@@ -131,6 +164,7 @@ impl<'lab> Agent<'lab> {
                 .args(["--metrics-bind-address", &metrics.to_string()])
                 .args(TABLES)
                 .args(["--flow-table-size", &options.flow_table_size.to_string()])
+                .args(["--sockets", options.sockets.argument()])
                 .args(&options.arguments)
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
@@ -259,6 +293,13 @@ fn output(node: &Node, arguments: &[&str], prepare: fn() -> Result<()>) -> Resul
         }
         command.output().context("the agent cannot be started")
     })
+}
+
+/// Flows in the tables of a node: what the packet path did.
+pub fn flows(node: &Node) -> Result<usize> {
+    let flows = command(node, &["get", "flows", "-o", "json"])?;
+    let flows: serde_json::Value = serde_json::from_str(&flows)?;
+    Ok(flows.as_array().context("flows are an array")?.len())
 }
 
 /// `$PROXY_AGENT_BIN`, else the one built beside this test.

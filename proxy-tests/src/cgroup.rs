@@ -22,7 +22,15 @@ pub struct Cgroup {
 impl Cgroup {
     /// Creates the cgroup `name` below the one this process is in.
     pub fn create(name: &str) -> Result<Self> {
-        let path = own_cgroup()?.join(name);
+        Self::create_at(own_cgroup()?.join(name))
+    }
+
+    /// Creates a cgroup within this one.
+    pub fn create_within(&self, name: &str) -> Result<Self> {
+        Self::create_at(self.path.join(name))
+    }
+
+    fn create_at(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("create cgroup {}", path.display()))?;
         let cgroup = Self { path };
         write(&cgroup.path.join("cgroup.type"), "threaded")?;

@@ -27,6 +27,7 @@ pub mod cgroup;
 pub mod exec;
 pub mod family;
 pub mod firewall;
+pub mod foreign;
 pub mod host;
 pub mod kubernetes;
 pub mod lab;
@@ -43,7 +44,7 @@ pub mod traffic;
 pub mod tunnel;
 pub mod underlay;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, Sockets};
 pub use family::{Families, Family};
 pub use host::Host;
 pub use lab::Lab;

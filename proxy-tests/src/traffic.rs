@@ -18,6 +18,8 @@ mod server_udp;
 mod socket_option;
 mod tcp;
 mod udp;
+mod udp_unconnected;
+mod way;
 
 pub use answer::Answer;
 pub use heartbeat::{Heartbeat, HeartbeatReport};
@@ -29,6 +31,8 @@ pub use sctp::{SctpServer, ask_sctp};
 pub use server::Server;
 pub use tcp::{Connection, Dial, ask_tcp, spread_tcp};
 pub use udp::{UdpClient, ask_udp, ask_udp_patiently, spread_udp};
+pub use udp_unconnected::UdpTalker;
+pub use way::{Way, mapped};
 
 use std::time::Duration;
 

@@ -76,6 +76,7 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
     assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
     assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
     assert_eq!(args.attach, Attach::Auto);
+    assert_eq!(args.sockets, sockets::Mode::All);
     assert_eq!((args.kubeconfig, args.manifests), (None, None));
 }
 
@@ -129,6 +130,9 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::no_size("proxy-agent run --flow-table-size 0")]
 #[case::no_unit("proxy-agent run --min-sync-period 5")]
 #[case::no_audit("proxy-agent run --audit-period 0s")]
+#[case::unknown_sockets("proxy-agent run --sockets pods")]
+#[case::no_cgroup("proxy-agent run --sockets-exclude-cgroup=")]
+#[case::cgroup_above("proxy-agent run --sockets-exclude-cgroup ../other")]
 #[case::nothing_to_get("proxy-agent get")]
 #[case::unknown_resource("proxy-agent get pods")]
 #[case::unknown_family("proxy-agent get flows --family 5")]

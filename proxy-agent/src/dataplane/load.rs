@@ -21,6 +21,9 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// First kernel whose checksum helper knows `BPF_F_IPV6`.
 pub const BPF_F_IPV6_SINCE: (u32, u32) = (6, 16);
 
+/// First kernel whose programs can say which error a call fails with.
+pub const SET_RETVAL_SINCE: (u32, u32) = (5, 18);
+
 /// Programs that are attached to devices, by name.
 pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
 
@@ -145,9 +148,11 @@ pub(super) fn load_object(
 ) -> Result<Ebpf, LoadError> {
     let names: Vec<String> = Pins::map_names().collect();
     let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
+    let set_retval = u8::from(kernel_version() >= SET_RETVAL_SINCE);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
+        .override_global("KERNEL_HAS_SET_RETVAL", &set_retval, true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for name in &names {
         if let Some(pins) = pins {
@@ -258,6 +263,9 @@ pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
 
 /// Entries of a map, where they are not fixed.
 fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
+    if name == "EXCEPTIONS" {
+        return Some(4096);
+    }
     let table = name
         .strip_suffix("_V4")
         .or_else(|| name.strip_suffix("_V6"))?;

@@ -158,6 +158,7 @@ impl<T: Pod> Mapped<T> {
 /// Integers that one instruction stores.
 pub trait Store: Copy {}
 impl Store for u16 {}
+impl Store for u32 {}
 impl Store for u64 {}
 
 impl<T> Drop for Mapped<T> {

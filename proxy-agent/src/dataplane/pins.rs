@@ -27,8 +27,15 @@ pub const FAMILY_MAPS: [&str; 12] = [
 ];
 
 /// Names of the pinned maps that both families share.
-pub const SHARED_MAPS: [&str; 6] = [
-    "CONFIG", "COUNTERS", "DEVICES", "PROGRAMS", "REFUSALS", "SWEEPS",
+pub const SHARED_MAPS: [&str; 8] = [
+    "CONFIG",
+    "COUNTERS",
+    "DEVICES",
+    "PROGRAMS",
+    "REFUSALS",
+    "SWEEPS",
+    "SOCKETS",
+    "EXCEPTIONS",
 ];
 
 impl Pins {

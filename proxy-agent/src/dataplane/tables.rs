@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     mem::offset_of,
+    sync::Arc,
 };
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
@@ -19,6 +20,7 @@ use proxy_common::{
     service::{NAME_LEN, Run, Service, ServiceName, Slot, Stickiness},
     source_range::SourceRange,
 };
+use tokio::sync::Notify;
 
 use crate::{
     dataplane::{
@@ -100,6 +102,7 @@ pub struct KernelTables<F: KernelFamily> {
     filters: Mapped<Filter>,
     flows: HashMap<MapData, F::FlowKey, F::Flow>,
     capacity: Capacity,
+    departures: Arc<Notify>,
 }
 
 impl<F: KernelFamily> KernelTables<F> {
@@ -141,7 +144,14 @@ impl<F: KernelFamily> KernelTables<F> {
             services,
             slots,
             backends,
+            departures: Arc::default(),
         })
+    }
+
+    /// Tells whenever a backend stops serving.
+    #[must_use]
+    pub fn announcing(self, departures: Arc<Notify>) -> Self {
+        Self { departures, ..self }
     }
 }
 
@@ -355,7 +365,11 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             } => {
                 let offset = offset_of!(Backend<F::Addr>, flags);
                 let state = u16::from_ne_bytes([*flags, *epoch]);
-                row(self.backends.store(*index, offset, state))
+                row(self.backends.store(*index, offset, state))?;
+                if flags & Backend::<F::Addr>::SERVING == 0 {
+                    self.departures.notify_one();
+                }
+                Ok(())
             }
             Write::Slots { first, backends } => {
                 for (slot, backend) in (*first..).zip(backends) {

@@ -6,6 +6,7 @@
 //! as it likes; the last state then stays in force (S98).
 
 pub mod error_log;
+pub mod packet_pods;
 pub mod watch;
 
 use std::{fmt, path::Path, time::Duration};
@@ -66,7 +67,6 @@ pub async fn api_server(kubeconfig: Option<&Path>) -> Result<ApiServer, ConnectE
     };
     config.read_timeout = Some(READ_TIMEOUT);
     let url = config.cluster_url.to_string();
-    info!(server = url, "watching the API server");
     let client = Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
     Ok(ApiServer { client, url })
 }
@@ -101,6 +101,7 @@ pub async fn run(
     let node = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
 
     let ApiServer { client, url } = server;
+    info!(server = url, "watching the API server");
     let mut all = stream::select_all([
         watch_kind::<Service>(client.clone(), services),
         watch_kind::<EndpointSlice>(client.clone(), slices),

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Answer, PATIENCE, bulk, socket_option};
 
@@ -15,6 +15,7 @@ pub struct Dial {
     target: SocketAddr,
     source: Option<SocketAddr>,
     timeout: Duration,
+    protocol: Option<Protocol>,
 }
 
 impl Dial {
@@ -24,6 +25,7 @@ impl Dial {
             target,
             source: None,
             timeout: PATIENCE,
+            protocol: None,
         }
     }
 
@@ -36,6 +38,15 @@ impl Dial {
         }
     }
 
+    /// Dials by MPTCP.
+    #[must_use]
+    pub fn multipath(self) -> Self {
+        Self {
+            protocol: Some(Protocol::MPTCP),
+            ..self
+        }
+    }
+
     /// Gives up after this time.
     #[must_use]
     pub fn within(self, timeout: Duration) -> Self {
@@ -44,7 +55,11 @@ impl Dial {
 
     /// Connects and reads the server's greeting.
     pub fn connect(self) -> io::Result<Connection> {
-        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
+        let socket = Socket::new(
+            Domain::for_address(self.target),
+            Type::STREAM,
+            self.protocol,
+        )?;
         if let Some(source) = self.source {
             socket.set_reuse_address(true)?;
             socket.bind(&source.into())?;

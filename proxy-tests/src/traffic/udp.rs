@@ -45,6 +45,11 @@ impl UdpClient {
         Ok(Self { socket })
     }
 
+    /// Connects the same socket to something else.
+    pub fn connect_again(&self, target: SocketAddr) -> io::Result<()> {
+        self.socket.connect(target)
+    }
+
     /// Waits this long for answers.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(patience))

@@ -1,0 +1,304 @@
+//! The socket path's side of the agent: which processes it serves, and what is
+//! done for sockets whose backend went away.
+//!
+//! The programs themselves are `dataplane::cgroup`'s. Whatever a kernel or host
+//! lacks for them is the packet path's to serve, so it is logged and no reason
+//! to stop.
+
+pub mod diag;
+pub mod ending;
+pub mod exceptions;
+pub mod namespaces;
+pub mod pods;
+
+use std::{collections::BTreeSet, io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::{
+    net::unix::pipe,
+    sync::{Notify, watch},
+    time::sleep,
+};
+use tracing::{info, warn};
+
+use self::{
+    ending::end_stale,
+    exceptions::{Exceptions, Pattern},
+};
+use crate::{
+    dataplane::{cgroup, load::Loaded, pins::Pins, serving::Serving, stale::StaleSockets},
+    metrics::Metrics,
+    source::{
+        Source,
+        kubernetes::{self, packet_pods},
+    },
+    system,
+};
+
+/// How long to wait for more backends to leave before sockets are looked for.
+const GATHER: Duration = Duration::from_millis(50);
+/// When to look once more: a call that was under way may have taken a backend
+/// while it left.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Time between two looks at the cgroups without news of any.
+const REFRESH: Duration = Duration::from_mins(1);
+
+/// The value of `--sockets`: whose calls are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Of all processes
+    All,
+    /// Of the host's own processes; pods' traffic is translated in packets
+    Host,
+    /// Of none; all traffic is translated in packets
+    Off,
+}
+
+/// What the socket path is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketConfig {
+    pub mode: Mode,
+    /// None for the cgroup2 mount, wherever that is.
+    pub cgroup_root: Option<PathBuf>,
+    pub exceptions: Vec<Pattern>,
+}
+
+/// The socket path of one node.
+pub struct Sockets {
+    mode: Mode,
+    stale: Option<Arc<StaleSockets>>,
+    exceptions: Option<Excepted>,
+    metrics: Metrics,
+}
+
+impl Sockets {
+    /// Puts the socket programs in place, or takes them away, as configured.
+    /// The cookie of the network namespace must be in `CONFIG` already.
+    pub fn start(
+        loaded: &mut Loaded,
+        pins: &Pins,
+        config: &SocketConfig,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let mut sockets = Self {
+            mode: config.mode,
+            stale: None,
+            exceptions: None,
+            metrics,
+        };
+        let mut serving = Serving::open(loaded)?;
+        let Some(root) = root(config)? else {
+            serving.serve(false, false);
+            cgroup::detach(pins)?;
+            return Ok(sockets);
+        };
+        serving.serve(true, config.mode == Mode::All);
+        if let Err(error) = cgroup::attach(loaded, pins, &root) {
+            let error = anyhow::Error::new(error);
+            warn!("calls of sockets are not translated, packets are instead: {error:#}");
+            serving.serve(false, false);
+            cgroup::detach(pins)?;
+            return Ok(sockets);
+        }
+        info!(cgroup = %root.display(), mode = ?config.mode, "socket programs attached");
+        sockets.stale = match StaleSockets::open(loaded) {
+            Ok(stale) => Some(Arc::new(stale)),
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                warn!(
+                    "sockets of removed UDP backends cannot be found on this kernel and stay connected to them: {error:#}"
+                );
+                None
+            }
+        };
+        let mut excepted = Excepted::open(serving, root, config.exceptions.clone())?;
+        excepted.refresh();
+        sockets.exceptions = Some(excepted);
+        Ok(sockets)
+    }
+
+    /// Keeps going until polled no more. `departures` tells when backends stop
+    /// serving; `source` knows which pods of the node ask for the packet path.
+    pub async fn run(self, departures: Arc<Notify>, source: &Source, node: &str) {
+        let Self {
+            mode,
+            stale,
+            exceptions,
+            metrics,
+        } = self;
+        let (sender, uids) = watch::channel(BTreeSet::new());
+        let serves = exceptions.is_some();
+        let ask = async {
+            if let Source::Kubernetes { kubeconfig } = source
+                && mode == Mode::All
+                && serves
+                // If not, the source says why and the agent ends.
+                && let Ok(server) = kubernetes::api_server(kubeconfig.as_deref()).await
+            {
+                packet_pods::follow(server, node, sender).await;
+            }
+        };
+        let end = async {
+            if let Some(stale) = stale {
+                end_departed(&stale, &departures, &metrics).await;
+            }
+        };
+        let except = async {
+            if let Some(mut exceptions) = exceptions {
+                exceptions.follow(uids).await;
+            }
+        };
+        tokio::join!(end, ask, except);
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Ends stale sockets whenever backends stop serving, and at the start: some
+/// may have while no agent ran.
+async fn end_departed(stale: &Arc<StaleSockets>, departures: &Notify, metrics: &Metrics) {
+    loop {
+        look(stale, metrics).await;
+        sleep(AGAIN).await;
+        look(stale, metrics).await;
+        departures.notified().await;
+        sleep(GATHER).await;
+    }
+}
+
+/// Ends the sockets that are stale now.
+async fn look(stale: &Arc<StaleSockets>, metrics: &Metrics) {
+    let stale = Arc::clone(stale);
+    let ended = tokio::task::spawn_blocking(move || end_stale(&stale)).await;
+    if let Ok(ended) = ended
+        && ended > 0
+    {
+        info!(
+            sockets = ended,
+            "ended UDP sockets whose backend serves no more"
+        );
+        metrics.sockets_ended(ended);
+    }
+}
+
+/// The cgroup to attach to, if any.
+fn root(config: &SocketConfig) -> anyhow::Result<Option<PathBuf>> {
+    if config.mode == Mode::Off {
+        return Ok(None);
+    }
+    match &config.cgroup_root {
+        Some(root) if system::is_cgroup2(root) => Ok(Some(root.clone())),
+        Some(root) => Err(system::SystemError::NotCgroup2(root.clone()).into()),
+        None => match system::cgroup2_mount() {
+            Ok(root) => {
+                if !system::is_root_cgroup(&root) {
+                    warn!(
+                        cgroup = %root.display(),
+                        "only the processes of this container are in the cgroup that is mounted; mount the host's and name it by --cgroup-root"
+                    );
+                }
+                Ok(Some(root))
+            }
+            Err(error) => {
+                warn!("no translation in socket calls, packets are translated instead: {error}");
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// The cgroups that are left alone, as they come and go.
+struct Excepted {
+    serving: Serving,
+    root: PathBuf,
+    /// What the operator took out, and what pods ask for.
+    patterns: Vec<Pattern>,
+    pods: Vec<Pattern>,
+    watch: Inotify,
+    events: pipe::Receiver,
+    watched: BTreeSet<PathBuf>,
+}
+
+impl Excepted {
+    fn open(serving: Serving, root: PathBuf, patterns: Vec<Pattern>) -> anyhow::Result<Self> {
+        let (watch, events) = open_watch().context("watch cgroups")?;
+        Ok(Self {
+            serving,
+            root,
+            patterns,
+            pods: Vec::new(),
+            watch,
+            events,
+            watched: BTreeSet::new(),
+        })
+    }
+
+    /// Finds the cgroups that are there now.
+    fn refresh(&mut self) {
+        let find = |all: &Self| Exceptions::find(&all.root, all.patterns.iter().chain(&all.pods));
+        let mut found = find(self);
+        // A folder is watched before it is read for the last time, so that
+        // nothing appears in between.
+        while self.follow_folders(&found.folders) {
+            found = find(self);
+        }
+        if let Err(error) = self.serving.except(&found.cgroups) {
+            let error = anyhow::Error::new(error);
+            warn!("cannot leave the processes of a cgroup alone: {error:#}");
+        }
+    }
+
+    /// Watches these folders and no others. Whether there was a new one.
+    fn follow_folders(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
+        let mut more = false;
+        self.watched.retain(|folder| folders.contains(folder));
+        for folder in folders {
+            let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR;
+            if !self.watched.contains(folder) && self.watch.add_watch(folder, events).is_ok() {
+                self.watched.insert(folder.clone());
+                more = true;
+            }
+        }
+        more
+    }
+
+    /// Follows them until polled no more.
+    async fn follow(&mut self, mut uids: watch::Receiver<BTreeSet<String>>) {
+        loop {
+            let refresh = sleep(REFRESH);
+            tokio::select! {
+                changed = changed(&self.events) => if let Err(error) = changed {
+                    warn!("new cgroups go unnoticed for up to {REFRESH:?}: {error}");
+                    sleep(REFRESH).await;
+                },
+                Ok(()) = uids.changed() => {
+                    let asking = uids.borrow_and_update();
+                    self.pods = asking.iter().flat_map(|uid| pods::cgroups(uid)).collect();
+                }
+                () = refresh, if !self.watched.is_empty() => {}
+            }
+            self.refresh();
+        }
+    }
+}
+
+fn open_watch() -> io::Result<(Inotify, pipe::Receiver)> {
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let events = watch.as_fd().try_clone_to_owned()?;
+    // It reads like a pipe.
+    Ok((watch, pipe::Receiver::from_owned_fd_unchecked(events)?))
+}
+
+/// Waits for events. What they were does not matter: all folders are read.
+async fn changed(events: &pipe::Receiver) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        events.readable().await?;
+        match events.try_read(&mut buffer) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
