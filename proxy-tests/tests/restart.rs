@@ -6,14 +6,17 @@ use anyhow::{Result, ensure};
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::manifest::Lease;
 use proxy_tests::traffic::{ConnectLoad, Dial, Heartbeat, Server, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Sockets, Topology, eventually,
+};
+use rstest::rstest;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Killed and started again under load, three times: no packet is lost, no new
 /// connection fails, and the changes made meanwhile are found.
-#[test]
-fn a_crash_loses_no_packet() -> Result<()> {
+#[rstest]
+fn a_crash_loses_no_packet(#[values(Sockets::Off, Sockets::All)] sockets: Sockets) -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, kept, added] = node.add_pods(["client", "kept", "added"])?;
@@ -23,7 +26,10 @@ fn a_crash_loses_no_packet() -> Result<()> {
     ];
     let service = Service::echo(lab.families()).endpoint(&kept);
     lab.manifests.write(&service)?;
-    let options = AgentOptions::for_many_flows();
+    let options = AgentOptions {
+        sockets,
+        ..AgentOptions::for_many_flows()
+    };
     let mut agent = Agent::start(node, &lab, &options)?;
     agent.wait_ready()?;
 
@@ -80,15 +86,17 @@ fn a_crash_loses_no_packet() -> Result<()> {
 }
 
 /// An agent asked to end leaves everything in force; `cleanup` removes it.
-#[test]
-fn the_end_leaves_forwarding_and_cleanup_removes_it() -> Result<()> {
+#[rstest]
+fn the_end_leaves_forwarding_and_cleanup_removes_it(
+    #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let service = Service::echo(lab.families()).endpoint(&backend);
     lab.manifests.write(&service)?;
-    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    let agent = Agent::start(node, &lab, &AgentOptions::with_sockets(sockets))?;
     agent.wait_ready()?;
 
     let status = agent.terminate()?;

@@ -1,0 +1,279 @@
+//! The socket path: calls are translated, not packets, and nobody who dials can
+//! tell the difference.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use proxy_tests::agent;
+use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, UdpTalker, Way, mapped};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, PodNetwork, Service,
+    Sockets, Topology, Wiring, eventually,
+};
+use rstest::rstest;
+
+const TWO_NODES: Topology = Topology {
+    nodes: 2,
+    wiring: Wiring::RoutedVeth,
+    pod_network: PodNetwork::Routes,
+    ..Topology::ONE_NODE
+};
+/// With two backends, one is missed this many times in a row once in 10^9.
+const ENOUGH: usize = 30;
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// Pods and processes of the node, every way to dial: all backends answer, see
+/// the client, and to it seem to be the Service, whichever path it takes. And
+/// it takes the one that is configured.
+#[rstest]
+fn both_paths_answer_alike(
+    #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(TWO_NODES)?;
+    let node = &lab.nodes[0];
+    let [client, local] = node.add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [local, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
+
+    let both: BTreeSet<_> = backends.iter().map(|pod| pod.name().to_owned()).collect();
+    let clients: [(&Host, bool); 2] = [
+        (&client, sockets == Sockets::All),
+        (node, sockets != Sockets::Off),
+    ];
+    for (host, by_socket) in clients {
+        let before = agent::flows(node)?;
+        for &family in lab.families().list() {
+            let front_end = service.at(family, ECHO_PORT);
+            for way in Way::ALL {
+                if !way.fits(family) {
+                    continue;
+                }
+                let context = || format!("{} {family} {way:?}", host.name());
+                let mut servers = BTreeSet::new();
+                for _ in 0..ENOUGH {
+                    let answer = host.run(|| way.ask(front_end)).with_context(context)?;
+                    assert_eq!(answer.client.ip(), host.address(family), "{}", context());
+                    servers.insert(answer.server);
+                }
+                assert_eq!(servers, both, "{}", context());
+            }
+        }
+        let recorded = agent::flows(node)? > before;
+        assert_eq!(recorded, !by_socket, "{}: flows recorded", host.name());
+    }
+    Ok(())
+}
+
+/// No endpoint, and a port the Service does not have: the call itself says so,
+/// and at once.
+#[test]
+fn refused_by_the_call_itself() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let served = Service::echo(lab.families()).endpoint(&backend);
+    let empty = Service::new("empty", 2, lab.families())
+        .tcp(ECHO_PORT, ECHO_TARGET)
+        .udp(ECHO_PORT, ECHO_TARGET);
+    lab.manifests.write(&served)?;
+    lab.manifests.write(&empty)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for host in [&*client, &**node] {
+        for &family in lab.families().list() {
+            for target in [empty.at(family, ECHO_PORT), served.at(family, 81)] {
+                for target in [target, mapped(target)] {
+                    host.run(|| {
+                        let start = Instant::now();
+                        let errors = [
+                            Dial::to(target).connect().err(),
+                            UdpClient::connect(target).err(),
+                            UdpTalker::new(Family::of(target.ip()))
+                                .and_then(|socket| socket.send(target, b"?"))
+                                .err(),
+                        ];
+                        for error in errors {
+                            let kind = error.map(|error| error.kind());
+                            assert_eq!(kind, Some(ErrorKind::ConnectionRefused), "{target}");
+                        }
+                        assert!(start.elapsed() < AT_ONCE, "{target}");
+                    });
+                }
+            }
+        }
+    }
+    assert_eq!(agent::flows(node)?, 0);
+    Ok(())
+}
+
+/// One unconnected socket talks to several Services of the same pods: each
+/// answer comes from the one that was asked, also when there are more of them
+/// than backends to tell them apart by.
+#[rstest]
+fn one_socket_talks_to_several_services(
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let client = node.add_pod("client")?;
+    let backends = node.add_pods(["a", "b"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let services: Vec<_> = (1..=6)
+        .map(|number| {
+            Service::new(&format!("echo-{number}"), number, lab.families())
+                .udp(ECHO_PORT, ECHO_TARGET)
+                .endpoints(&backends)
+        })
+        .collect();
+    for service in &services {
+        lab.manifests.write(service)?;
+    }
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
+
+    for &family in lab.families().list() {
+        for count in [2, 3, services.len()] {
+            client.run(|| -> Result<()> {
+                let socket = UdpTalker::new(family)?;
+                for _ in 0..3 {
+                    for service in &services[..count] {
+                        let target = service.at(family, ECHO_PORT);
+                        let (_, source) = socket
+                            .ask(target)
+                            .with_context(|| format!("{family}, {count} Services"))?;
+                        assert_eq!(source, target, "{family}, {count} Services");
+                    }
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A socket that goes elsewhere is told the truth: nothing of an earlier
+/// Service sticks to it.
+#[test]
+fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for &family in lab.families().list() {
+        let (front_end, direct) = (
+            service.at(family, ECHO_PORT),
+            backend.at(family, ECHO_TARGET),
+        );
+        client.run(|| -> Result<()> {
+            let socket = UdpTalker::new(family)?;
+            for target in [front_end, direct, front_end, direct] {
+                assert_eq!(socket.ask(target)?.1, target);
+            }
+            let socket = UdpClient::connect(front_end)?;
+            assert_eq!(socket.peer_addr()?, front_end);
+            for target in [direct, front_end] {
+                socket.connect_again(target)?;
+                assert_eq!(socket.peer_addr()?, target);
+                socket.ask(b"question")?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A connected UDP socket whose backend goes away is ended, so that the
+/// application connects again and gets one that serves; unconnected ones get
+/// it at once, and TCP connections are left alone.
+#[test]
+fn sockets_of_removed_udp_backends_are_ended() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let client = node.add_pod("client")?;
+    let backends = node.add_pods(["a", "b"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for host in [&*client, &**node] {
+        for family in Family::BOTH {
+            let front_end = service.at(family, ECHO_PORT);
+            let targets = BTreeSet::from([front_end, mapped(front_end)]);
+            for target in targets {
+                lab.manifests.write(&service)?;
+                wait_for_backends(node, 2)?;
+                let context = || format!("{} {target}", host.name());
+                host.run(|| leave_backend(&lab, &service, &backends, target))
+                    .with_context(context)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn leave_backend(lab: &Lab, service: &Service, backends: &[Pod], target: SocketAddr) -> Result<()> {
+    let connected = UdpClient::connect(target)?;
+    let unconnected = UdpTalker::new(Family::of(target.ip()))?;
+    unconnected.ask(target)?;
+    let mut tcp = Dial::to(target).connect()?;
+    tcp.start_echo()?;
+
+    let old = connected.ask(b"question")?.server;
+    let left = backends.iter().filter(|pod| pod.name() != old);
+    lab.manifests
+        .write(&service.clone().without_endpoints().endpoints(left))?;
+    let error = connected.receive().err().map(|error| error.kind());
+    assert_eq!(error, Some(ErrorKind::ConnectionAborted));
+    assert_ne!(UdpClient::connect(target)?.ask(b"question")?.server, old);
+    let (answer, source) = unconnected.ask(target)?;
+    assert_ne!(answer.server, old);
+    assert_eq!(source, target);
+    tcp.echo(b"still there")?;
+    Ok(())
+}
+
+/// Waits until the tables have this many serving backends of each port and
+/// family.
+fn wait_for_backends(node: &Node, count: usize) -> Result<()> {
+    eventually("backends are in the tables", PATIENCE, || {
+        let backends = agent::command(node, &["get", "backends", "-o", "json"])?;
+        let backends: serde_json::Value = serde_json::from_str(&backends)?;
+        let found = backends.as_array().context("an array")?.len();
+        ensure!(found == count * 4, "{found}");
+        Ok(())
+    })
+}
+
+/// The kernel makes an MPTCP connection's first subflow with a call of its own.
+#[test]
+fn mptcp_sockets_reach_services() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for &family in lab.families().list() {
+        let target = service.at(family, ECHO_PORT);
+        let answer = client
+            .run(|| Dial::to(target).multipath().connect())?
+            .answer;
+        assert_eq!(answer.server, "backend", "{family}");
+    }
+    assert_eq!(agent::flows(node)?, 0);
+    Ok(())
+}

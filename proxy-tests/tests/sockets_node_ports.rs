@@ -1,0 +1,235 @@
+//! External front ends in the calls of sockets: what the host reaches, also on
+//! its loopback, what pods reach, and what is the packet path's.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use proxy_tests::agent;
+use proxy_tests::traffic::{Dial, Server, UdpClient, Way, ask_tcp, ask_udp};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Service, Sockets,
+    Topology, Wiring,
+};
+use rstest::rstest;
+use serde_json::json;
+
+const TWO_NODES: Topology = Topology {
+    nodes: 2,
+    wiring: Wiring::RoutedVeth,
+    pod_network: PodNetwork::Routes,
+    ..Topology::ONE_NODE
+};
+const NODE_PORT: u16 = 30_080;
+/// With two backends, one is missed this many times in a row once in 10^6.
+const ENOUGH: usize = 20;
+
+fn with_node_port(service: Service) -> Service {
+    service
+        .with("/spec/type", json!("NodePort"))
+        .with("/spec/ports/0/nodePort", json!(NODE_PORT))
+        .with("/spec/ports/1/nodePort", json!(NODE_PORT))
+}
+
+fn loopback(family: Family) -> SocketAddr {
+    let ip: IpAddr = match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    };
+    (ip, NODE_PORT).into()
+}
+
+/// Who answers, in every way.
+fn servers(host: &Host, target: SocketAddr, attempts: usize) -> Result<BTreeSet<String>> {
+    let family = Family::of(target.ip());
+    let mut servers = BTreeSet::new();
+    for way in Way::ALL.into_iter().filter(|way| way.fits(family)) {
+        for _ in 0..attempts {
+            let answer = host.run(|| way.ask(target));
+            let answer = answer.with_context(|| format!("{} {target} {way:?}", host.name()))?;
+            servers.insert(answer.server);
+        }
+    }
+    Ok(servers)
+}
+
+/// NodePorts at the loopback are the host's own, in both families and TCP and
+/// UDP (E18): a pod that dials its own loopback reaches itself or nobody.
+#[rstest]
+fn loopback_node_ports_are_the_hosts(
+    #[values(Sockets::Host, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(TWO_NODES)?;
+    let node = &lab.nodes[0];
+    let [client, local] = node.add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let backends = [local, remote];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = with_node_port(Service::echo(lab.families())).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
+
+    let both: BTreeSet<_> = ["local", "remote"].map(str::to_owned).into();
+    for family in Family::BOTH {
+        assert_eq!(servers(node, loopback(family), ENOUGH)?, both, "{family}");
+        let refused = client.run(|| Dial::to(loopback(family)).connect());
+        let refused = refused.err().map(|error| error.kind());
+        assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{family}");
+        let own = Server::start_at(&client, &[loopback(family)])?;
+        let found = servers(&client, loopback(family), 2)?;
+        assert_eq!(found, BTreeSet::from(["client".to_owned()]), "{family}");
+        drop(own);
+    }
+    assert_eq!(agent::flows(node)?, 0);
+    Ok(())
+}
+
+/// A NodePort at the node's own address, an external IP and a load balancer's
+/// address: host and pods reach every backend, whatever the external policy
+/// says (S39, S40), by whichever path.
+#[rstest]
+fn external_front_ends_answer_alike(
+    #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
+    #[values("Cluster", "Local")] policy: &str,
+) -> Result<()> {
+    let lab = Lab::start(TWO_NODES)?;
+    let node = &lab.nodes[0];
+    let client = node.add_pod("client")?;
+    let backends = lab.nodes[1].add_pods(["a", "b"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let external: [IpAddr; 2] = [[203, 0, 113, 10].into(), "2001:db8::10".parse()?];
+    let balancer: [IpAddr; 2] = [[203, 0, 113, 20].into(), "2001:db8::20".parse()?];
+    let service = with_node_port(Service::echo(lab.families()))
+        .with("/spec/type", json!("LoadBalancer"))
+        .with("/spec/externalTrafficPolicy", json!(policy))
+        .with("/spec/externalIPs", json!(external))
+        .with(
+            "/status/loadBalancer/ingress",
+            json!(balancer.map(|ip| json!({ "ip": ip }))),
+        )
+        .endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
+
+    let both: BTreeSet<_> = ["a", "b"].map(str::to_owned).into();
+    // Pods' external connections depend on their address under policy Local.
+    let clients: [(&Host, bool); 2] = [
+        (node, sockets != Sockets::Off),
+        (&client, sockets == Sockets::All && policy == "Cluster"),
+    ];
+    for (host, by_socket) in clients {
+        let before = agent::flows(node)?;
+        for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
+            for target in [
+                node.at(family, NODE_PORT),
+                (external[index], ECHO_PORT).into(),
+                (balancer[index], ECHO_PORT).into(),
+            ] {
+                let to_itself = host.name() == node.name() && target.port() == NODE_PORT;
+                if to_itself && sockets == Sockets::Off {
+                    // By its loopback device, which has no programs.
+                    continue;
+                }
+                assert_eq!(servers(host, target, ENOUGH / 2)?, both, "{target}");
+            }
+        }
+        let recorded = agent::flows(node)? > before;
+        assert_eq!(recorded, !by_socket, "{}: flows recorded", host.name());
+    }
+    Ok(())
+}
+
+/// Session affinity holds on the loopback, where no packet could be led; at
+/// other front ends it is the packet path's, which knows the client.
+#[test]
+fn affinity_holds() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let client = node.add_pod("client")?;
+    let backends = node.add_pods(["a", "b", "c", "d"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = with_node_port(Service::echo(lab.families()))
+        .with("/spec/sessionAffinity", json!("ClientIP"))
+        .with(
+            "/spec/sessionAffinityConfig",
+            json!({ "clientIP": { "timeoutSeconds": 60 } }),
+        )
+        .endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for family in Family::BOTH {
+        for udp in [false, true] {
+            let sticks = |host: &Host, target: SocketAddr| -> Result<()> {
+                let mut found = BTreeSet::new();
+                for _ in 0..ENOUGH {
+                    found.insert(host.run(|| -> Result<String> {
+                        Ok(if udp {
+                            UdpClient::connect(target)?.ask(b"question")?.server
+                        } else {
+                            Dial::to(target).connect()?.answer.server
+                        })
+                    })?);
+                }
+                assert_eq!(found.len(), 1, "{} {target}: {found:?}", host.name());
+                Ok(())
+            };
+            let before = agent::flows(node)?;
+            sticks(node, loopback(family))?;
+            assert_eq!(agent::flows(node)?, before);
+            for host in [&**node, &client] {
+                let before = agent::flows(node)?;
+                sticks(host, service.at(family, ECHO_PORT))?;
+                assert!(agent::flows(node)? > before, "{}", host.name());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Source ranges and `--masquerade-all` need packets, and get them from pods
+/// whose calls are translated otherwise.
+#[test]
+fn what_needs_the_clients_address_goes_by_packets() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, other, backend] = node.add_pods(["client", "other", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let balancer: [IpAddr; 2] = [[203, 0, 113, 20].into(), "2001:db8::20".parse()?];
+    let ranges = client.addresses().list();
+    let ranges = ranges.iter().map(|ip| match ip {
+        IpAddr::V4(ip) => format!("{ip}/32"),
+        IpAddr::V6(ip) => format!("{ip}/128"),
+    });
+    let service = Service::echo(lab.families())
+        .with("/spec/type", json!("LoadBalancer"))
+        .with(
+            "/spec/loadBalancerSourceRanges",
+            json!(ranges.collect::<Vec<_>>()),
+        )
+        .with(
+            "/status/loadBalancer/ingress",
+            json!(balancer.map(|ip| json!({ "ip": ip }))),
+        )
+        .endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let options = AgentOptions {
+        arguments: vec!["--masquerade-all".to_owned()],
+        ..AgentOptions::with_sockets(Sockets::All)
+    };
+    let _agents = lab.start_agents(&options)?;
+
+    for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
+        let target: SocketAddr = (balancer[index], ECHO_PORT).into();
+        client.run(|| ask_tcp(target))?;
+        client.run(|| ask_udp(target, 64))?;
+        let denied = Dial::to(target).within(Duration::from_millis(300));
+        assert!(other.run(|| denied.connect()).is_err(), "{target}");
+
+        let answer = other.run(|| ask_tcp(service.at(family, ECHO_PORT)))?;
+        assert_ne!(answer.client.ip(), other.address(family));
+    }
+    Ok(())
+}
