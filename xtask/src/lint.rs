@@ -1,5 +1,7 @@
 //! `lint`: what must hold before a change is merged, tests aside.
 
+mod parity;
+
 use std::process::Command;
 
 use anyhow::Result;
@@ -14,6 +16,7 @@ pub(crate) fn run() -> Result<()> {
     exec::timed("clippy, host", || clippy_host(&cache))?;
     exec::timed("clippy, BPF", || clippy_bpf(&cache))?;
     exec::timed("documentation", || documentation(&cache))?;
+    exec::timed("parity", || parity::check(workspace::root()))?;
     dependencies(&cache)
 }
 

@@ -4,7 +4,6 @@ use proxy_common::{
     family::{V4, V6},
     frontend::FrontendKey,
     net::{Address as _, BePort, Protocol},
-    prefilter,
     service::{Run, Stickiness},
 };
 

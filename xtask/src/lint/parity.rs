@@ -1,0 +1,56 @@
+//! Every test that docs/parity.md names exists.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// What the page calls the folders of tests, and where they are.
+const FOLDERS: [(&str, &str); 3] = [
+    ("agent/", "proxy-agent/src/"),
+    ("common/", "proxy-common/src/"),
+    ("tests/", "proxy-tests/tests/"),
+];
+
+/// Checks the page of the workspace at `root`.
+pub(super) fn check(root: &Path) -> Result<()> {
+    let page = fs::read_to_string(root.join("docs/parity.md")).context("read docs/parity.md")?;
+    let named = tests(&page);
+    ensure!(!named.is_empty(), "docs/parity.md names no test");
+    for (file, function) in named {
+        let source = fs::read_to_string(root.join(&file)).unwrap_or_default();
+        ensure!(
+            source.contains(&format!("fn {function}("))
+                || source.contains(&format!("fn {function}<")),
+            "docs/parity.md names {file}::{function}, which is not there"
+        );
+    }
+    Ok(())
+}
+
+/// The tests that a page names: `` `folder/file.rs::function` ``.
+fn tests(page: &str) -> Vec<(String, &str)> {
+    page.split('`')
+        .filter_map(|code| {
+            let (file, function) = code.split_once(".rs::")?;
+            let folder = FOLDERS.iter().find(|(name, _)| file.starts_with(name))?;
+            let file = format!("{}{}.rs", folder.1, &file[folder.0.len()..]);
+            Some((file, function))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tests;
+
+    #[test]
+    fn tests_are_found_by_their_file() {
+        let page = "| S1 | `Local` | `tests/udp.rs::it_works`, `agent/a/b.rs::too`; `x.rs::y` |";
+        let expected = [
+            ("proxy-tests/tests/udp.rs".to_owned(), "it_works"),
+            ("proxy-agent/src/a/b.rs".to_owned(), "too"),
+        ];
+        assert_eq!(tests(page), expected);
+    }
+}
