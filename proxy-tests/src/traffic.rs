@@ -36,5 +36,6 @@ pub use way::{Way, mapped};
 
 use std::time::Duration;
 
-/// How long a client waits for something that should come at once.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a client waits for something that should come at once, on a machine
+/// that is busy with other things and may make it send again.
+pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use proxy_tests::{AgentOptions, Family, Lab, Node, Topology, Wiring, agent, even
 use serde::Deserialize;
 
 /// From a change of routes to its effect; routes are read once a second.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A row of `proxy-agent get devices`.
 #[derive(Debug, Deserialize)]

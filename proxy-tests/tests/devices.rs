@@ -10,7 +10,7 @@ use proxy_tests::{
 use rstest::rstest;
 
 /// From the pod's device to its first answer.
-const HOOKED_WITHIN: Duration = Duration::from_secs(1);
+const HOOKED_WITHIN: Duration = Duration::from_secs(5);
 const BRIDGE: Topology = Topology {
     wiring: Wiring::Bridge,
     ..Topology::ONE_NODE

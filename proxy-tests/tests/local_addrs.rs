@@ -15,7 +15,7 @@ use rstest::rstest;
 use serde::Deserialize;
 
 /// From a change of routes or addresses to its effect.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A row of `proxy-agent get addresses`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

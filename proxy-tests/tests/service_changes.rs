@@ -15,7 +15,7 @@ use proxy_tests::{
 use serde_json::json;
 
 /// From the change of the manifest to its effect.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_millis(5);
 
 /// A client, two backends, and a Service with traffic that must not notice.
@@ -98,7 +98,7 @@ fn services_come_and_go() -> Result<()> {
             lab.manifests.delete(&service)?;
             for (front_end, connection, socket) in &mut conversations {
                 gone(&scene.client, *front_end).with_context(|| format!("round {round}"))?;
-                socket.set_patience(Duration::from_millis(20))?;
+                socket.set_patience(Duration::from_millis(100))?;
                 let late = socket.ask(b"after");
                 ensure!(late.is_err(), "{front_end} still answers: {late:?}");
                 connection.echo(b"after").context("open connection")?;
@@ -262,10 +262,10 @@ fn ask_both(client: &Host, front_end: SocketAddr) -> Result<[Answer; 2]> {
 fn served(client: &Host, front_end: SocketAddr) -> Result<()> {
     eventually("service", AT_ONCE, || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(front_end).within(Duration::from_millis(50));
+            let dial = Dial::to(front_end).within(Duration::from_millis(200));
             dial.connect()?;
             let socket = UdpClient::connect(front_end)?;
-            socket.set_patience(Duration::from_millis(50))?;
+            socket.set_patience(Duration::from_millis(200))?;
             socket.ask(b"there?")?;
             Ok(())
         })
@@ -280,10 +280,10 @@ fn served(client: &Host, front_end: SocketAddr) -> Result<()> {
 fn gone(client: &Host, front_end: SocketAddr) -> Result<()> {
     let silent = || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(front_end).within(Duration::from_millis(20));
+            let dial = Dial::to(front_end).within(Duration::from_millis(100));
             ensure!(dial.connect().is_err(), "TCP is answered");
             let socket = UdpClient::connect(front_end)?;
-            socket.set_patience(Duration::from_millis(20))?;
+            socket.set_patience(Duration::from_millis(100))?;
             ensure!(socket.ask(b"there?").is_err(), "UDP is answered");
             Ok(())
         })
