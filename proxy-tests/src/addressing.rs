@@ -8,6 +8,7 @@
 //! | external client e | .(99+e) | ::(99+e) |
 //! | pods of node n, gateway .1 | 10.244.n.0/24 | `fd00:10:244:n::/64` |
 //! | Services | 10.96.0.0/16 | `fd00:10:96::/112` |
+//! | load balancers and external IPs | 203.0.113.0/24 | `2001:db8:71::/64` |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -51,6 +52,15 @@ pub fn cluster_ip(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
         Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, hextet(number)).into(),
+    }
+}
+
+/// An address that no device of any host has, for load balancers and external
+/// IPs.
+pub fn public(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(203, 0, 113, number).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x71, 0, 0, 0, 0, hextet(number)).into(),
     }
 }
 

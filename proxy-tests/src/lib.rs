@@ -48,7 +48,7 @@ pub use agent::{Agent, AgentOptions, Sockets};
 pub use family::{Families, Family};
 pub use host::Host;
 pub use lab::Lab;
-pub use manifest::{ECHO_PORT, ECHO_TARGET, ManifestDir, Service};
+pub use manifest::{ECHO_PORT, ECHO_TARGET, Endpoint, ManifestDir, Policy, Service};
 pub use node::Node;
 pub use pod::Pod;
 pub use poll::eventually;

@@ -1,6 +1,7 @@
 //! The directory of manifests the agents read, and what is written there:
 //! objects as `kubectl get -o yaml` prints them.
 
+mod endpoint;
 mod lease;
 mod service;
 
@@ -14,8 +15,9 @@ use crate::addressing::pod_cidr;
 use crate::family::Family;
 use crate::node::Node;
 
+pub use endpoint::Endpoint;
 pub use lease::Lease;
-pub use service::{ECHO_PORT, ECHO_TARGET, Endpoint, Service};
+pub use service::{ECHO_PORT, ECHO_TARGET, Policy, Service};
 
 /// A directory of manifests. Each file replaces its predecessor by rename, so
 /// that readers see one change however many objects it holds.

@@ -235,3 +235,14 @@ pub fn route_services(host: &Host, node: &Host) -> Result<()> {
     }
     host.ip(&batch)
 }
+
+/// Sends the addresses of load balancers and external IPs to `next`.
+pub fn route_public(host: &Host, next: &Host) -> Result<()> {
+    let mut batch = String::new();
+    for address in next.addresses().list() {
+        let family = Family::of(address);
+        let (public, length) = (addressing::public(family, 0), subnet_length(family));
+        writeln!(batch, "route replace {public}/{length} via {address}")?;
+    }
+    host.ip(&batch)
+}

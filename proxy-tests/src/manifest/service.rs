@@ -4,14 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
+use super::Endpoint;
 use crate::addressing::cluster_ip;
 use crate::family::{Families, Family};
 use crate::host::Addresses;
-use crate::node::Node;
-use crate::pod::Pod;
-use crate::tunnel::TunnelHost;
 
-/// A Service of type ClusterIP, dual-stack unless told otherwise, with the
+/// A Service, dual-stack and of type ClusterIP unless told otherwise, with the
 /// endpoints behind it.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -29,48 +27,22 @@ struct ServicePort {
     protocol: &'static str,
     port: u16,
     target: u16,
+    node_port: Option<u16>,
 }
 
-/// An endpoint: the same pod in the slices of both families.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    pub name: String,
-    pub addresses: Addresses,
-    pub node_name: String,
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
+/// A traffic policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    Cluster,
+    Local,
 }
 
-impl Endpoint {
-    fn healthy(name: &str, addresses: Addresses, node_name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            addresses,
-            node_name: node_name.to_owned(),
-            ready: true,
-            serving: true,
-            terminating: false,
+impl Policy {
+    fn api_name(self) -> &'static str {
+        match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
         }
-    }
-}
-
-impl From<&Pod> for Endpoint {
-    fn from(pod: &Pod) -> Self {
-        Self::healthy(pod.name(), pod.addresses(), pod.node_name())
-    }
-}
-
-impl From<&TunnelHost> for Endpoint {
-    fn from(host: &TunnelHost) -> Self {
-        Self::healthy(host.name(), host.addresses(), host.node_name())
-    }
-}
-
-/// A pod with `hostNetwork`.
-impl From<&Node> for Endpoint {
-    fn from(node: &Node) -> Self {
-        Self::healthy(node.name(), node.addresses(), node.name())
     }
 }
 
@@ -124,8 +96,63 @@ impl Service {
             protocol,
             port,
             target,
+            node_port: None,
         });
         self
+    }
+
+    /// Gives `port` a NodePort, in each protocol it has, and the Service the
+    /// type NodePort.
+    #[must_use]
+    pub fn node_port(mut self, port: u16, node_port: u16) -> Self {
+        let ports = self.ports.iter_mut().filter(|each| each.port == port);
+        ports.for_each(|each| each.node_port = Some(node_port));
+        self.with("/spec/type", json!("NodePort"))
+    }
+
+    /// Sets the external IPs.
+    #[must_use]
+    pub fn external_ips(self, addresses: Addresses) -> Self {
+        self.with("/spec/externalIPs", json!(addresses.list()))
+    }
+
+    /// Makes it a load balancer with these addresses, whose packets arrive
+    /// (`VIP`) or do not (`Proxy`) with that destination.
+    #[must_use]
+    pub fn load_balancer(self, addresses: Addresses, ip_mode: &str) -> Self {
+        let addresses = addresses.list().into_iter();
+        let ingress: Vec<_> = addresses
+            .map(|address| json!({ "ip": address, "ipMode": ip_mode }))
+            .collect();
+        self.with("/spec/type", json!("LoadBalancer"))
+            .with("/status/loadBalancer/ingress", json!(ingress))
+    }
+
+    /// Sets who may use its load balancer.
+    #[must_use]
+    pub fn source_ranges(self, ranges: &[String]) -> Self {
+        self.with("/spec/loadBalancerSourceRanges", json!(ranges))
+    }
+
+    /// Sets the externalTrafficPolicy.
+    #[must_use]
+    pub fn external_policy(self, policy: Policy) -> Self {
+        self.with("/spec/externalTrafficPolicy", json!(policy.api_name()))
+    }
+
+    /// Sets the internalTrafficPolicy.
+    #[must_use]
+    pub fn internal_policy(self, policy: Policy) -> Self {
+        self.with("/spec/internalTrafficPolicy", json!(policy.api_name()))
+    }
+
+    /// A client stays with one endpoint until it has not dialled for so many
+    /// seconds.
+    #[must_use]
+    pub fn client_ip_affinity(self, seconds: u32) -> Self {
+        let timeout = json!({ "clientIP": { "timeoutSeconds": seconds } });
+        self.with("/spec/sessionAffinity", json!("ClientIP"))
+            .with("/spec/sessionAffinityConfig", timeout)
     }
 
     /// Adds a pod, or a node as host-network endpoint.
@@ -198,12 +225,16 @@ impl Service {
             .ports
             .iter()
             .map(|port| {
-                json!({
+                let mut object = json!({
                     "name": port.name,
                     "port": port.port,
                     "protocol": port.protocol,
                     "targetPort": port.target,
-                })
+                });
+                if let Some(node_port) = port.node_port {
+                    object["nodePort"] = json!(node_port);
+                }
+                object
             })
             .collect();
         let mut object = json!({
@@ -238,20 +269,7 @@ impl Service {
             .iter()
             .filter_map(|endpoint| {
                 let address = endpoint.addresses.get(family)?;
-                Some(json!({
-                    "addresses": [address.to_string()],
-                    "conditions": {
-                        "ready": endpoint.ready,
-                        "serving": endpoint.serving,
-                        "terminating": endpoint.terminating,
-                    },
-                    "nodeName": endpoint.node_name,
-                    "targetRef": {
-                        "kind": "Pod",
-                        "name": endpoint.name,
-                        "namespace": "default",
-                    },
-                }))
+                Some(endpoint.object(address))
             })
             .collect();
         let ports: Vec<_> = self

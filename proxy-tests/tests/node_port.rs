@@ -1,0 +1,289 @@
+//! `NodePorts`: who reaches which backends, and whom the backends see (S39,
+//! S40, S43, S52, S55, S63–S70).
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use proxy_tests::traffic::{
+    Answer, Dial, Server, UdpClient, ask_tcp, ask_udp, ask_udp_patiently, spread_tcp,
+};
+use proxy_tests::{
+    Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Policy, Service,
+    Topology, Wiring, eventually,
+};
+use rstest::rstest;
+
+const NEAR: u16 = 30_001;
+const FAR: u16 = 30_002;
+/// From a change to its effect.
+const SOON: Duration = Duration::from_secs(2);
+/// How long a client waits for an answer that must not come.
+const SILENCE: Duration = Duration::from_millis(300);
+/// Bytes of a transfer.
+const LARGE: usize = 20 << 20;
+
+const BRIDGE: Topology = Topology {
+    wiring: Wiring::Bridge,
+    ..Topology::ROUTED
+};
+const FIREWALL: Topology = Topology {
+    drop_invalid: true,
+    ..Topology::FLANNEL
+};
+
+/// What happens to a client of the first node's `NodePorts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Served, and the backend sees the client's address and port.
+    Kept,
+    /// Served, and the backend sees an address of the first node.
+    Masqueraded,
+    /// Never answered.
+    Dropped,
+}
+
+/// Two Services, one with a backend on the first node, one with a backend on
+/// the second. The first node's `NodePorts` are dialled by everybody there is.
+#[rstest]
+fn node_ports_lead_to_backends_here_and_there(
+    #[values(Topology::ROUTED, BRIDGE, Topology::FLANNEL)] topology: Topology,
+    #[values(Policy::Cluster, Policy::Local)] policy: Policy,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
+    let [client, local] = here.add_pods(["client", "local"])?;
+    let [stranger, remote] = there.add_pods(["stranger", "remote"])?;
+    let _servers = [
+        Server::start(&local, ECHO_TARGET)?,
+        Server::start(&remote, ECHO_TARGET)?,
+    ];
+    for (number, node_port, pod) in [(1, NEAR, &local), (2, FAR, &remote)] {
+        let service = service(&lab, pod.name(), number).endpoint(pod);
+        let service = service.node_port(ECHO_PORT, node_port);
+        lab.manifests.write(&service.external_policy(policy))?;
+    }
+    let agents = lab.start_agents(&AgentOptions::default())?;
+
+    // What the second node sends outside, flannel's rules masquerade, and what
+    // comes in for pods, too: to the first node its pods are not there.
+    let (near, stranger_near, stranger_far) = match (topology.masquerade, policy) {
+        (false, _) => (Fate::Kept, Fate::Kept, Fate::Masqueraded),
+        (true, Policy::Cluster) => (Fate::Masqueraded, Fate::Masqueraded, Fate::Masqueraded),
+        (true, Policy::Local) => (Fate::Masqueraded, Fate::Masqueraded, Fate::Dropped),
+    };
+    let far = match policy {
+        Policy::Cluster => Fate::Masqueraded,
+        Policy::Local => Fate::Dropped,
+    };
+    let clients: [(&Host, Fate, Fate); 4] = [
+        (&lab.external, near, far),
+        (there, near, far),
+        (&client, Fate::Kept, Fate::Kept),
+        // S69: a pod, but not of this node.
+        (&stranger, stranger_near, stranger_far),
+    ];
+    for &family in lab.families().list() {
+        for (host, near, far) in clients {
+            for (node_port, server, fate) in [(NEAR, "local", near), (FAR, "remote", far)] {
+                expect(&agents[0], host, here.at(family, node_port), server, fate)
+                    .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Dials `target` over TCP and UDP.
+fn expect(
+    agent: &Agent,
+    client: &Host,
+    target: SocketAddr,
+    server: &str,
+    fate: Fate,
+) -> Result<()> {
+    if fate == Fate::Dropped {
+        return expect_dropped(agent, client, target);
+    }
+    let (own, over_tcp, over_udp) = client.run(|| -> Result<_> {
+        let mut connection = Dial::to(target).connect().context("TCP")?;
+        ensure!(connection.peer_addr()? == target);
+        connection.start_echo()?;
+        connection.echo(b"again")?;
+        // Connected, so that only what comes from the dialled address is heard.
+        let socket = UdpClient::connect(target)?;
+        let answer = socket.ask(b"question").context("UDP")?;
+        let again = socket.ask_patiently(&[7; 2000]);
+        let again = again.context("UDP in fragments")?;
+        ensure!(again == answer, "{again:?} after {answer:?}");
+        let own = [connection.local_addr()?, socket.local_addr()?];
+        Ok((own, connection.answer, answer))
+    })?;
+    for (own, answer) in own.into_iter().zip([over_tcp, over_udp]) {
+        ensure!(answer.server == server, "{answer:?}");
+        match fate {
+            Fate::Kept => ensure!(answer.client == own, "{answer:?}, not {own}"),
+            _ => ensure_of(agent.node(), &answer)?,
+        }
+    }
+    Ok(())
+}
+
+fn ensure_of(node: &Node, answer: &Answer) -> Result<()> {
+    let own = node.device_addresses(Family::of(answer.client.ip()))?;
+    ensure!(own.contains(&answer.client.ip()), "{answer:?}");
+    Ok(())
+}
+
+fn expect_dropped(agent: &Agent, client: &Host, target: SocketAddr) -> Result<()> {
+    let before = agent.counted("no_local_endpoint")?;
+    client.run(|| -> Result<()> {
+        match Dial::to(target).within(SILENCE).connect() {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {}
+            other => bail!("TCP: {other:?}"),
+        }
+        let socket = UdpClient::connect(target)?;
+        socket.set_patience(SILENCE)?;
+        match socket.ask(b"anybody?") {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            other => bail!("UDP: {other:?}"),
+        }
+    })?;
+    let dropped = agent.counted("no_local_endpoint")? - before;
+    ensure!(dropped >= 2, "{dropped} packets dropped");
+    Ok(())
+}
+
+/// A client outside, a node in the middle, a backend on another node: large
+/// transfers, and datagrams in many pieces.
+#[rstest]
+fn everything_arrives_by_way_of_a_node_port(
+    #[values(Topology::ROUTED, BRIDGE, FIREWALL)] topology: Topology,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let _server = Server::start(&remote, ECHO_TARGET)?;
+    let service = service(&lab, "far", 1).endpoint(&remote);
+    lab.manifests.write(&service.node_port(ECHO_PORT, FAR))?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        let target = lab.nodes[0].at(family, FAR);
+        lab.external.run(|| -> Result<()> {
+            let dial = || Dial::to(target).connect();
+            dial()?.upload(LARGE).context("upload")?;
+            dial()?.download(LARGE).context("download")?;
+            for length in [2000, 8000, 30_000] {
+                // The tunnel is narrower than the uplink.
+                ask_udp_patiently(target, length).with_context(|| format!("{length} bytes"))?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// S55: an address that the node gets takes NodePorts at once, also one that
+/// others have to route to the node; S52: unless it is not one of those that
+/// were named.
+#[rstest]
+#[case::all("all", true)]
+#[case::named("192.168.77.0/24,fd77::/64", false)]
+fn addresses_take_node_ports_when_they_come(
+    #[case] node_port_addresses: &str,
+    #[case] routed_too: bool,
+) -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let backend = node.add_pod("backend")?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = service(&lab, "web", 1).endpoint(&backend);
+    lab.manifests.write(&service.node_port(ECHO_PORT, NEAR))?;
+    let options = AgentOptions::with(&["--nodeport-addresses", node_port_addresses]);
+    let _agents = lab.start_agents(&options)?;
+
+    node.ip(
+        "addr add 192.168.77.200/24 dev eth0\naddr add fd77::200/64 dev eth0 nodad\n\
+         addr add 198.51.100.7/32 dev lo\naddr add 2001:db8::7/128 dev lo",
+    )?;
+    for (prefix, family) in [("198.51.100.7", Family::V4), ("2001:db8::7", Family::V6)] {
+        let next = node.address(family);
+        lab.external.ip(&format!("route add {prefix} via {next}"))?;
+    }
+    for (address, serves) in [
+        ("192.168.77.200", true),
+        ("fd77::200", true),
+        ("198.51.100.7", routed_too),
+        ("2001:db8::7", routed_too),
+    ] {
+        let address: IpAddr = address.parse()?;
+        let target = SocketAddr::new(address, NEAR);
+        eventually("the address is known", SOON, || {
+            let over_tcp = lab.external.run(|| ask_tcp(target));
+            let over_udp = lab.external.run(|| ask_udp(target, 2000));
+            for outcome in [over_tcp, over_udp] {
+                match outcome {
+                    Ok(_) if serves => {}
+                    Err(error) if !serves && error.kind() == ErrorKind::ConnectionRefused => {}
+                    other => bail!("{other:?}"),
+                }
+            }
+            Ok(())
+        })
+        .context(address)?;
+    }
+    Ok(())
+}
+
+/// S43: without endpoints anywhere a NodePort is refused, whatever its policy.
+/// With one here and one elsewhere everybody gets those that the policy allows.
+#[rstest]
+fn node_ports_without_endpoints_are_refused(
+    #[values(Policy::Cluster, Policy::Local)] policy: Policy,
+) -> Result<()> {
+    let lab = Lab::start(Topology::ROUTED)?;
+    let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let _servers = [
+        Server::start(&local, ECHO_TARGET)?,
+        Server::start(&remote, ECHO_TARGET)?,
+    ];
+    let empty = service(&lab, "web", 1)
+        .node_port(ECHO_PORT, NEAR)
+        .external_policy(policy);
+    lab.manifests.write(&empty)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        let target = lab.nodes[0].at(family, NEAR);
+        for host in [&*client, &lab.external] {
+            let refusals = [
+                host.run(|| ask_tcp(target)),
+                host.run(|| ask_udp(target, 16)),
+            ];
+            for outcome in refusals {
+                let kind = outcome.map_err(|error| error.kind());
+                assert_eq!(kind, Err(ErrorKind::ConnectionRefused), "{}", host.name());
+            }
+        }
+    }
+    let full = empty.endpoint(&local).endpoint(&remote);
+    lab.manifests.write(&full)?;
+    for &family in lab.families().list() {
+        let target = lab.nodes[0].at(family, NEAR);
+        for (host, all) in [(&*client, true), (&lab.external, policy == Policy::Cluster)] {
+            eventually("the endpoints", SOON, || Ok(host.run(|| ask_tcp(target))?))?;
+            let servers = host.run(|| spread_tcp(target, 40))?;
+            assert!(servers.contains_key("local"), "{servers:?}");
+            assert_eq!(servers.contains_key("remote"), all, "{}", host.name());
+        }
+    }
+    Ok(())
+}
+
+fn service(lab: &Lab, name: &str, number: u8) -> Service {
+    Service::new(name, number, lab.families())
+        .tcp(ECHO_PORT, ECHO_TARGET)
+        .udp(ECHO_PORT, ECHO_TARGET)
+}
