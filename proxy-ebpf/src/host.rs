@@ -23,6 +23,7 @@ use proxy_common::{
 };
 
 use crate::{
+    choose::{self, Dialled},
     echo,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
@@ -86,11 +87,21 @@ pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
         return Outcome::NEXT.action();
     };
     let headers = &mut scratch.headers;
-    if headers.ip.part == Part::Later {
-        // Not known: dropped below.
-        let _ = fragment::complete::<F>(headers, Hook::Egress);
+    if headers.ip.part == Part::Later && !fragment::complete::<F>(headers, Hook::Egress) {
+        return unknown_fragment::<F>(scratch).action();
     }
     to_frontend::<F>(&skb, scratch).action()
+}
+
+/// A later fragment whose first one was not translated. What is addressed to a
+/// Service is dropped, as at ingress; the filter takes more than that for ours.
+#[inline(never)]
+fn unknown_fragment<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Outcome {
+    if choose::frontend::<F>(scratch) == Dialled::NotOurs {
+        Outcome::NEXT
+    } else {
+        Outcome::drop(Counter::FragmentUnknown)
+    }
 }
 
 /// Host to front end: dst := backend, and off to the backend's device.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proxy_common::counter::Counter;
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -129,6 +129,31 @@ fn fragments_that_are_not_ours_pass(#[values(Family::V4, Family::V6)] family: Fa
     datapath.serve(&ServicePort::udp(cast.vip(), &cast.endpoints(1)));
     for hook in [Hook::Ingress, Hook::Egress] {
         for fragment in fragments(cast.pod(), cast.stranger(), 5) {
+            datapath.run(hook, &fragment).left_alone(&fragment.bytes());
+        }
+    }
+}
+
+/// Nor are those to an address that was a front end's, or to another port of an
+/// external IP (S48), although the filter may take both for ours.
+#[rstest]
+fn fragments_to_former_front_ends_pass(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Hook::Ingress, Hook::HostEgress)] hook: Hook,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let dialled = SocketAddr::new(cast.stranger().ip(), 53);
+    let other = SocketAddr::new(dialled.ip(), 54);
+    let port =
+        ServicePort::udp(cast.vip(), &cast.endpoints(1)).with(FrontEnd::external_ip(dialled));
+    datapath.serve(&port);
+    for fragment in fragments(cast.pod(), other, 5) {
+        datapath.run(hook, &fragment).left_alone(&fragment.bytes());
+    }
+    datapath.unserve(&port);
+    for target in [cast.vip(), dialled] {
+        for fragment in fragments(cast.pod(), target, 6) {
             datapath.run(hook, &fragment).left_alone(&fragment.bytes());
         }
     }
