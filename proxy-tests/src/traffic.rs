@@ -6,8 +6,10 @@
 
 mod answer;
 mod bulk;
+mod expect;
 mod heartbeat;
 mod load;
+mod open_flows;
 mod path_error;
 mod ping;
 mod redirects;
@@ -22,8 +24,10 @@ mod udp_unconnected;
 mod way;
 
 pub use answer::Answer;
+pub use expect::{expect_refusal, expect_silence};
 pub use heartbeat::{Heartbeat, HeartbeatReport};
 pub use load::{ConnectLoad, LoadReport};
+pub use open_flows::OpenFlows;
 pub use path_error::PathError;
 pub use ping::{ping, ping_with};
 pub use redirects::Redirects;

@@ -1,13 +1,13 @@
 //! `NodePorts`: who reaches which backends, and whom the backends see (S39,
 //! S40, S43, S52, S55, S63–S70).
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use proxy_tests::traffic::{
-    Answer, Dial, Server, UdpClient, ask_tcp, ask_udp, ask_udp_patiently, spread_tcp,
+    Answer, Dial, Server, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal, expect_silence,
+    spread_tcp,
 };
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Policy, Service,
@@ -19,8 +19,6 @@ const NEAR: u16 = 30_001;
 const FAR: u16 = 30_002;
 /// From a change to its effect.
 const SOON: Duration = Duration::from_secs(2);
-/// How long a client waits for an answer that must not come.
-const SILENCE: Duration = Duration::from_millis(300);
 /// Bytes of a transfer.
 const LARGE: usize = 20 << 20;
 
@@ -138,18 +136,7 @@ fn ensure_of(node: &Node, answer: &Answer) -> Result<()> {
 
 fn expect_dropped(agent: &Agent, client: &Host, target: SocketAddr) -> Result<()> {
     let before = agent.counted("no_local_endpoint")?;
-    client.run(|| -> Result<()> {
-        match Dial::to(target).within(SILENCE).connect() {
-            Err(error) if error.kind() == ErrorKind::TimedOut => {}
-            other => bail!("TCP: {other:?}"),
-        }
-        let socket = UdpClient::connect(target)?;
-        socket.set_patience(SILENCE)?;
-        match socket.ask(b"anybody?") {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            other => bail!("UDP: {other:?}"),
-        }
-    })?;
+    client.run(|| expect_silence(target))?;
     let dropped = agent.counted("no_local_endpoint")? - before;
     ensure!(dropped >= 2, "{dropped} packets dropped");
     Ok(())
@@ -220,16 +207,14 @@ fn addresses_take_node_ports_when_they_come(
         let address: IpAddr = address.parse()?;
         let target = SocketAddr::new(address, NEAR);
         eventually("the address is known", SOON, || {
-            let over_tcp = lab.external.run(|| ask_tcp(target));
-            let over_udp = lab.external.run(|| ask_udp(target, 2000));
-            for outcome in [over_tcp, over_udp] {
-                match outcome {
-                    Ok(_) if serves => {}
-                    Err(error) if !serves && error.kind() == ErrorKind::ConnectionRefused => {}
-                    other => bail!("{other:?}"),
+            lab.external.run(|| {
+                if serves {
+                    ask_tcp(target)?;
+                    ask_udp_patiently(target, 2000).map(drop)
+                } else {
+                    expect_refusal(target)
                 }
-            }
-            Ok(())
+            })
         })
         .context(address)?;
     }
@@ -258,14 +243,8 @@ fn node_ports_without_endpoints_are_refused(
     for &family in lab.families().list() {
         let target = lab.nodes[0].at(family, NEAR);
         for host in [&*client, &lab.external] {
-            let refusals = [
-                host.run(|| ask_tcp(target)),
-                host.run(|| ask_udp(target, 16)),
-            ];
-            for outcome in refusals {
-                let kind = outcome.map_err(|error| error.kind());
-                assert_eq!(kind, Err(ErrorKind::ConnectionRefused), "{}", host.name());
-            }
+            host.run(|| expect_refusal(target))
+                .with_context(|| host.name().to_owned())?;
         }
     }
     let full = empty.endpoint(&local).endpoint(&remote);

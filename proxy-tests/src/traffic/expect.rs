@@ -1,0 +1,36 @@
+//! What a client hears that is not served.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::{Answer, Dial, UdpClient, ask_tcp, ask_udp};
+
+/// How long to wait for an answer that must not come.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// Nothing comes back, neither over TCP nor over UDP.
+pub fn expect_silence(target: SocketAddr) -> Result<()> {
+    match Dial::to(target).within(SILENCE).connect() {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {}
+        other => bail!("TCP {target}: {other:?}"),
+    }
+    let socket = UdpClient::connect(target)?;
+    socket.set_patience(SILENCE)?;
+    match socket.ask(b"anybody?") {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        other => bail!("UDP {target}: {other:?}"),
+    }
+}
+
+/// Both are refused.
+pub fn expect_refusal(target: SocketAddr) -> Result<()> {
+    let refused = |outcome: io::Result<Answer>| match outcome {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        other => bail!("{target}: {other:?}"),
+    };
+    refused(ask_tcp(target))?;
+    refused(ask_udp(target, 16))
+}

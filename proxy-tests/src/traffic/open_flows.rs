@@ -1,0 +1,61 @@
+//! A TCP connection and a UDP socket that talk to one front end for a while.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Connection, Dial, UdpClient};
+use crate::host::Host;
+
+/// Flows that have had answers in both directions.
+#[derive(Debug)]
+pub struct OpenFlows {
+    connection: Connection,
+    socket: UdpClient,
+    /// Whom the connection is with.
+    pub over_tcp: String,
+    /// Who answered the socket first.
+    pub over_udp: String,
+}
+
+impl OpenFlows {
+    /// Opens both from `client`.
+    pub fn start(client: &Host, target: SocketAddr) -> Result<Self> {
+        client.run(|| {
+            let mut connection = Dial::to(target).connect().context("TCP")?;
+            connection.start_echo()?;
+            connection.echo(b"first")?;
+            let socket = UdpClient::connect(target)?;
+            let over_udp = socket.ask(b"first").context("UDP")?.server;
+            Ok(Self {
+                over_tcp: connection.answer.server.clone(),
+                over_udp,
+                connection,
+                socket,
+            })
+        })
+    }
+
+    /// The connection still works.
+    pub fn tcp(&mut self) -> Result<()> {
+        self.connection.echo(b"still there?").context("TCP")
+    }
+
+    /// Who answers the socket now.
+    pub fn udp(&self) -> Result<String> {
+        let answer = self.socket.ask(b"still there?");
+        Ok(answer.context("UDP")?.server)
+    }
+
+    /// Both are where they were.
+    pub fn stay(&mut self) -> Result<()> {
+        self.tcp()?;
+        let server = self.udp()?;
+        ensure!(
+            server == self.over_udp,
+            "UDP went from {} to {server}",
+            self.over_udp
+        );
+        Ok(())
+    }
+}
