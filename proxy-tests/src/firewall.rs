@@ -16,7 +16,7 @@ table inet filter {
 ";
 
 /// flannel's masquerade rules for node `node`: its pods to the world, and the
-/// world to pods.
+/// world to pods of other nodes.
 pub fn flannel_masquerade(family: Family, node: u8) -> String {
     let (ip, multicast) = match family {
         Family::V4 => ("ip", "224.0.0.0/4"),
@@ -31,6 +31,7 @@ table {ip} flannel {{
     {ip} saddr {own} {ip} daddr {cluster} return
     {ip} saddr {cluster} {ip} daddr {own} return
     {ip} saddr {cluster} {ip} daddr != {multicast} masquerade fully-random
+    {ip} saddr != {cluster} {ip} daddr {own} return
     {ip} saddr != {cluster} {ip} daddr {cluster} masquerade fully-random
   }}
 }}
