@@ -1,10 +1,11 @@
 //! A Kubernetes namespace of one test, and what it puts there.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::{ContainerPort, Kubectl, objects};
 use crate::agent;
@@ -56,9 +57,11 @@ impl<'cluster> Namespace<'cluster> {
         self.kubectl.feed(&arguments, input)
     }
 
-    /// `kubectl apply` of these documents.
+    /// `kubectl apply` of these documents, by the server: the client would take
+    /// ports of one number for one port, whatever their protocols.
     pub fn apply(&self, yaml: &str) -> Result<()> {
-        self.feed(&["apply", "-f", "-"], yaml).map(drop)
+        let arguments = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+        self.feed(&arguments, yaml).map(drop)
     }
 
     /// Applies a Service for the pods with label `app: echo`: port 80 over TCP
@@ -86,6 +89,20 @@ spec: {{
     /// A strategic merge patch of an object: `service/echo`.
     pub fn patch(&self, object: &str, patch: &Value) -> Result<()> {
         self.kubectl(&["patch", object, "--patch", &patch.to_string()])
+            .map(drop)
+    }
+
+    /// Says that a load balancer leads to a Service, as a cloud provider would:
+    /// each address with its `ipMode`.
+    pub fn set_ingress(&self, service: &str, ingress: &[(IpAddr, &str)]) -> Result<()> {
+        let ingress: Vec<_> = ingress
+            .iter()
+            .map(|(address, mode)| json!({ "ip": address.to_string(), "ipMode": mode }))
+            .collect();
+        let patch = json!({ "status": { "loadBalancer": { "ingress": ingress } } });
+        let object = format!("service/{service}");
+        let arguments = ["patch", &object, "--subresource=status", "--patch"];
+        self.kubectl(&[&arguments[..], &[&patch.to_string()]].concat())
             .map(drop)
     }
 
@@ -180,6 +197,22 @@ impl ApiPod {
         object["status"] = objects::status(self.pod.addresses(), ready);
         self.kubectl.replace_status(&[object])
     }
+
+    /// Asks the pod to end. The kubelet would let it serve until it has.
+    pub fn terminate(&self) -> Result<()> {
+        self.kubectl.run(&[
+            "--namespace",
+            self.object["metadata"]["namespace"]
+                .as_str()
+                .unwrap_or_default(),
+            "delete",
+            "pod",
+            self.pod.name(),
+            "--grace-period=60",
+            "--wait=false",
+        ])?;
+        Ok(())
+    }
 }
 
 impl Deref for ApiPod {
@@ -217,5 +250,20 @@ impl ServiceView {
             .find(|&address| Family::of(address) == family)
             .map(|address| SocketAddr::new(address, port))
             .with_context(|| format!("the Service has no {family} cluster IP: {}", self.0["spec"]))
+    }
+
+    /// The port at every node, the same for all ports of the Service.
+    pub fn node_port(&self) -> Result<u16> {
+        let ports = self.0["spec"]["ports"].as_array().into_iter().flatten();
+        let ports: BTreeSet<_> = ports.filter_map(|port| port["nodePort"].as_u64()).collect();
+        let port = ports.first().context("no nodePort")?;
+        ensure!(ports.len() == 1, "{ports:?}");
+        Ok(u16::try_from(*port)?)
+    }
+
+    /// The port at which nodes tell how many endpoints they have.
+    pub fn health_check_port(&self) -> Result<u16> {
+        let port = self.0["spec"]["healthCheckNodePort"].as_u64();
+        Ok(u16::try_from(port.context("no healthCheckNodePort")?)?)
     }
 }

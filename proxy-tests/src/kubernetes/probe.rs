@@ -6,10 +6,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
+use crate::addressing::is_pod_of;
 use crate::family::Family;
 use crate::host::Host;
+use crate::node::Node;
 use crate::poll::eventually;
 use crate::traffic::{Answer, Dial, UdpClient};
 
@@ -46,16 +48,31 @@ impl fmt::Display for Protocol {
 pub struct Probe<'lab> {
     client: &'lab Host,
     target: SocketAddr,
+    through: Option<&'lab Node>,
 }
 
 impl<'lab> Probe<'lab> {
-    /// From a host to an address of a Service.
+    /// From a pod to an address of a Service. Servers see the pod's address.
     pub fn new(client: &'lab Host, target: SocketAddr) -> Self {
-        Self { client, target }
+        Self {
+            client,
+            target,
+            through: None,
+        }
+    }
+
+    /// From a host outside the cluster to an address of a Service that leads
+    /// it to `node`. Pods of that node see the host's address, those of others
+    /// one of the node's.
+    pub fn through(node: &'lab Node, client: &'lab Host, target: SocketAddr) -> Self {
+        Self {
+            through: Some(node),
+            ..Self::new(client, target)
+        }
     }
 
     /// Waits until exactly these servers answer, over TCP and UDP, and checks
-    /// that they see the client's own address.
+    /// whose address they see.
     pub fn reaches(&self, servers: &[&Host]) -> Result<()> {
         Protocol::BOTH
             .into_iter()
@@ -84,7 +101,7 @@ impl<'lab> Probe<'lab> {
         eventually(&self.describe(protocol), LIMIT, || {
             match self.ask(protocol) {
                 Err(_) => Ok(()),
-                Ok(answer) => anyhow::bail!("{} still answers", answer.server),
+                Ok(answer) => bail!("{} still answers", answer.server),
             }
         })
     }
@@ -95,7 +112,7 @@ impl<'lab> Probe<'lab> {
         for protocol in Protocol::BOTH {
             eventually(&self.describe(protocol), LIMIT, || {
                 let error = match self.ask(protocol) {
-                    Ok(answer) => anyhow::bail!("{} answers", answer.server),
+                    Ok(answer) => bail!("{} answers", answer.server),
                     Err(error) => error,
                 };
                 ensure!(error.kind() == io::ErrorKind::ConnectionRefused, "{error}");
@@ -105,27 +122,70 @@ impl<'lab> Probe<'lab> {
         Ok(())
     }
 
+    /// Waits until questions are dropped, over TCP and UDP: nobody answers, nor
+    /// refuses.
+    pub fn is_ignored(&self) -> Result<()> {
+        for protocol in Protocol::BOTH {
+            eventually(&self.describe(protocol), LIMIT, || {
+                let error = match self.ask(protocol) {
+                    Ok(answer) => bail!("{} answers", answer.server),
+                    Err(error) => error,
+                };
+                ensure!(
+                    matches!(
+                        error.kind(),
+                        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+                    ),
+                    "{error}"
+                );
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until one and the same server answers again and again over
+    /// `protocol`, and returns its name.
+    pub fn sticks(&self, protocol: Protocol) -> Result<String> {
+        eventually(&self.describe(protocol), LIMIT, || {
+            let mut found = self.servers(protocol)?;
+            ensure!(found.len() == 1, "found {found:?}");
+            found.pop_first().context("nobody answers")
+        })
+    }
+
     /// One question, now.
     pub fn ask(&self, protocol: Protocol) -> io::Result<Answer> {
         self.client.run(|| ask(protocol, self.target))
     }
 
-    /// Who answers a number of questions. Each must come from the client's own
-    /// address: pods are never masqueraded on their way to a cluster IP.
+    /// Who answers a number of questions. Each must see the address that
+    /// [`Probe::new`] or [`Probe::through`] speaks of.
     pub fn servers(&self, protocol: Protocol) -> Result<BTreeSet<String>> {
         let family = Family::of(self.target.ip());
+        let masqueraded = match self.through {
+            Some(node) => node.device_addresses(family)?,
+            None => Vec::new(),
+        };
         let mut servers = BTreeSet::new();
         self.client.run(|| {
             for attempt in 0..ASKS {
                 let answer =
                     ask(protocol, self.target).with_context(|| format!("attempt {attempt}"))?;
-                ensure!(
-                    answer.client.ip() == self.client.address(family),
-                    "{} sees {}",
-                    answer.server,
-                    answer.client
-                );
                 ensure!(Family::of(answer.local.ip()) == family, "{answer:?}");
+                let is_masqueraded = self
+                    .through
+                    .is_some_and(|node| !is_pod_of(node.index(), answer.local.ip()));
+                let seen = answer.client.ip();
+                ensure!(
+                    if is_masqueraded {
+                        masqueraded.contains(&seen)
+                    } else {
+                        seen == self.client.address(family)
+                    },
+                    "{} sees {seen}",
+                    answer.server
+                );
                 servers.insert(answer.server);
             }
             Ok(())
