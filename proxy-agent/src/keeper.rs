@@ -5,6 +5,7 @@
 mod devices;
 mod local_addrs;
 mod settings;
+mod trouble;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,11 +24,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::devices::Gateways;
+use self::{devices::Gateways, trouble::Troubles};
 use crate::{
     config::NodeConfig,
     dataplane::{
         attach::{Mode, clsact::Filters},
+        counters::Counters,
         devices::DeviceTable,
         load::{self, Loaded},
         local_addrs::LocalAddrTable,
@@ -105,6 +107,8 @@ pub struct Keeper {
     /// Service ranges that the programs could not be told of.
     left_out: Vec<IpNet>,
     metrics: Metrics,
+    counters: Counters,
+    troubles: Troubles,
     started: Instant,
     /// When to follow devices and addresses again although nothing changed.
     retry_at: Option<Instant>,
@@ -122,7 +126,10 @@ impl Keeper {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
+        let counters = Counters::open(&pins).context("open table COUNTERS")?;
         let mut keeper = Self {
+            counters,
+            troubles: Troubles::default(),
             loaded,
             local_v4: LocalAddrTable::open(&pins)?,
             local_v6: LocalAddrTable::open(&pins)?,
@@ -274,6 +281,7 @@ impl Keeper {
     fn sweep(&mut self) -> Duration {
         match sweep::sweep(&mut self.loaded.ebpf) {
             Ok(swept) => {
+                self.troubles.tell(self.counters.read());
                 self.write_settings(swept);
                 if swept.iter().any(|swept| self.is_pressed(*swept)) {
                     SWEEP_PRESSED

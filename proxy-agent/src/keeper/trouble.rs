@@ -1,0 +1,109 @@
+//! Counters that an operator should hear of: what they count is lost traffic
+//! that somebody can do something about.
+
+use std::collections::BTreeMap;
+
+use proxy_common::counter::Counter;
+use tracing::warn;
+
+/// These counters, and what to do when one rises.
+const TROUBLES: [(Counter, &str); 6] = [
+    (
+        Counter::FlowTableFull,
+        "raise --flow-table-size; open flows are not harmed",
+    ),
+    (
+        Counter::MasqueradePortsExhausted,
+        "too many masqueraded flows lead to one backend; add backends",
+    ),
+    (
+        Counter::MasqueradeNoAddress,
+        "give the device or the Node object an address of the family",
+    ),
+    (
+        Counter::NoRoute,
+        "this node has no route to a backend; see `ip route get`",
+    ),
+    (
+        Counter::SctpFragment,
+        "use the same port and targetPort for SCTP, or a smaller message size",
+    ),
+    (
+        Counter::RewriteFailed,
+        "packets could not be rewritten; please report this with the kernel's version",
+    ),
+];
+
+/// What was counted when it was last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Troubles {
+    seen: Option<BTreeMap<&'static str, u64>>,
+}
+
+impl Troubles {
+    /// Logs what rose since the last time. The first time nothing is said: an
+    /// earlier agent has said it.
+    pub(super) fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
+        for (counter, count, advice) in self.news(counted) {
+            warn!(
+                counter = counter.label(),
+                count,
+                "{} {advice}",
+                counter.help().trim()
+            );
+        }
+    }
+
+    fn news(&mut self, counted: BTreeMap<&'static str, u64>) -> Vec<(Counter, u64, &'static str)> {
+        let Some(seen) = self.seen.replace(counted.clone()) else {
+            return Vec::new();
+        };
+        let of = |counts: &BTreeMap<&'static str, u64>, counter: Counter| {
+            counts.get(counter.label()).copied().unwrap_or(0)
+        };
+        TROUBLES
+            .into_iter()
+            .map(|(counter, advice)| {
+                let rise = of(&counted, counter).saturating_sub(of(&seen, counter));
+                (counter, rise, advice)
+            })
+            .filter(|(_, rise, _)| *rise > 0)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(counts: &[(Counter, u64)]) -> BTreeMap<&'static str, u64> {
+        let counts = counts.iter();
+        counts
+            .map(|(counter, count)| (counter.label(), *count))
+            .collect()
+    }
+
+    #[test]
+    fn what_rises_is_told_once() {
+        let mut troubles = Troubles::default();
+        let full = |count| {
+            counted(&[
+                (Counter::FlowTableFull, count),
+                (Counter::FlowCreated, count),
+            ])
+        };
+        assert_eq!(troubles.news(full(7)), []);
+        assert_eq!(troubles.news(full(7)), []);
+        let news = troubles.news(full(9));
+        assert_eq!(news.len(), 1, "flows that are opened are no trouble");
+        assert_eq!((news[0].0, news[0].1), (Counter::FlowTableFull, 2));
+        assert_eq!(troubles.news(full(9)), []);
+    }
+
+    #[test]
+    fn a_new_table_begins_at_nothing() {
+        let mut troubles = Troubles::default();
+        troubles.news(counted(&[(Counter::NoRoute, 9)]));
+        assert_eq!(troubles.news(counted(&[(Counter::NoRoute, 3)])), []);
+    }
+}
