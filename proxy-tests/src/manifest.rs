@@ -56,6 +56,13 @@ impl ManifestDir {
         self.write_objects(node.name(), &[node_object(node)])
     }
 
+    /// [`ManifestDir::write_node`] of a node that is in a zone.
+    pub fn write_node_in_zone(&self, node: &Node, zone: &str) -> Result<()> {
+        let mut object = node_object(node);
+        object["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!(zone);
+        self.write_objects(node.name(), &[object])
+    }
+
     /// Writes objects into the file `name`.yaml.
     pub fn write_objects(&self, name: &str, objects: &[Value]) -> Result<()> {
         let documents = objects
