@@ -10,8 +10,8 @@ use proxy_tests::traffic::{
     spread_tcp,
 };
 use proxy_tests::{
-    Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Policy, Service,
-    Topology, Wiring, eventually,
+    Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Endpoint, Family, Host, Lab, Node, Policy,
+    Service, Topology, UnderlayKind, Wiring, eventually,
 };
 use rstest::rstest;
 
@@ -29,6 +29,10 @@ const BRIDGE: Topology = Topology {
 const FIREWALL: Topology = Topology {
     drop_invalid: true,
     ..Topology::FLANNEL
+};
+const NARROW: Topology = Topology {
+    underlay: UnderlayKind::Routed { mtu: 1400 },
+    ..Topology::ROUTED
 };
 
 /// What happens to a client of the first node's `NodePorts`.
@@ -142,11 +146,64 @@ fn expect_dropped(agent: &Agent, client: &Host, target: SocketAddr) -> Result<()
     Ok(())
 }
 
+/// Backends with the network of either node, and one that gets its own packets
+/// back by way of the first node.
+#[rstest]
+fn node_ports_lead_to_hosts_and_back(
+    #[values(Topology::ROUTED, BRIDGE)] topology: Topology,
+    #[values(Policy::Cluster, Policy::Local)] policy: Policy,
+) -> Result<()> {
+    const BACK: u16 = 30_003;
+    let lab = Lab::start(topology)?;
+    let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
+    let [client, stranger] = [here.add_pod("client")?, there.add_pod("stranger")?];
+    let _servers = [
+        Server::start(here, ECHO_TARGET)?,
+        Server::start(there, ECHO_TARGET)?,
+        Server::start(&stranger, ECHO_TARGET)?,
+    ];
+    let endpoints = [
+        (NEAR, Endpoint::from(here)),
+        (FAR, Endpoint::from(there)),
+        (BACK, Endpoint::from(&stranger)),
+    ];
+    for (number, (node_port, endpoint)) in (1..).zip(endpoints) {
+        let service = service(&lab, &format!("service-{number}"), number).endpoint(endpoint);
+        let service = service.node_port(ECHO_PORT, node_port);
+        lab.manifests.write(&service.external_policy(policy))?;
+    }
+    let agents = lab.start_agents(&AgentOptions::default())?;
+
+    let far = match policy {
+        Policy::Cluster => Fate::Masqueraded,
+        Policy::Local => Fate::Dropped,
+    };
+    let clients: [(&Host, [Fate; 3]); 4] = [
+        (&lab.external, [Fate::Kept, far, far]),
+        (there, [Fate::Kept, far, far]),
+        (&client, [Fate::Kept; 3]),
+        (
+            &stranger,
+            [Fate::Kept, Fate::Masqueraded, Fate::Masqueraded],
+        ),
+    ];
+    let servers = [(NEAR, "node-1"), (FAR, "node-2"), (BACK, "stranger")];
+    for &family in lab.families().list() {
+        for (host, fates) in clients {
+            for ((node_port, server), fate) in servers.into_iter().zip(fates) {
+                expect(&agents[0], host, here.at(family, node_port), server, fate)
+                    .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A client outside, a node in the middle, a backend on another node: large
 /// transfers, and datagrams in many pieces.
 #[rstest]
 fn everything_arrives_by_way_of_a_node_port(
-    #[values(Topology::ROUTED, BRIDGE, FIREWALL)] topology: Topology,
+    #[values(Topology::ROUTED, BRIDGE, FIREWALL, NARROW)] topology: Topology,
 ) -> Result<()> {
     let lab = Lab::start(topology)?;
     let remote = lab.nodes[1].add_pod("remote")?;
