@@ -72,3 +72,45 @@ fn affinity_is_switched_on_and_off() -> Result<()> {
     }
     Ok(())
 }
+
+/// S73, S76: a policy comes before what affinity remembers, and does not make
+/// it forget: what its clients had before is theirs again afterwards.
+#[test]
+fn affinity_keeps_to_the_policy() -> Result<()> {
+    let cluster = cluster()?;
+    let namespace = cluster.namespace("affinity-local")?;
+    let pods = namespace.backends([(0, "local"), (1, "remote")])?;
+    let backends: [&Host; 2] = [&pods[0], &pods[1]];
+    namespace.apply_echo("echo", NODE_PORT)?;
+    let port = namespace.service("echo")?.node_port()?;
+    let [here, there] = [0, 1].map(|node| from_outside(&namespace, node, port));
+    let doors = [here, there].concat();
+    let policy = |policy: &str| {
+        let patch = json!({ "spec": { "externalTrafficPolicy": policy } });
+        namespace.patch("service/echo", &patch)
+    };
+    reach(&doors, &backends)?;
+    set(&namespace, "ClientIP")?;
+    let mut remembered = Vec::new();
+    for door in &doors {
+        for protocol in Protocol::BOTH {
+            remembered.push((door, protocol, door.sticks(protocol)?));
+        }
+    }
+    for _ in 0..2 {
+        policy("Local")?;
+        reach(&here, &backends[..1])?;
+        reach(&there, &backends[1..])?;
+        policy("Cluster")?;
+        for (door, protocol, server) in &remembered {
+            let server = if pods[0].name() == server {
+                backends[0]
+            } else {
+                backends[1]
+            };
+            door.reaches_over(*protocol, &[server])?;
+        }
+    }
+    set(&namespace, "None")?;
+    reach(&doors, &backends)
+}

@@ -158,6 +158,37 @@ fn protocols_share_a_number() -> Result<()> {
     Ok(())
 }
 
+/// The nodes' port gets another number; the old one leads nowhere.
+#[test]
+fn a_node_port_moves() -> Result<()> {
+    let cluster = cluster()?;
+    let namespace = cluster.namespace("moved-port")?;
+    let client = namespace.client(0, "client")?;
+    let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
+    let backends: [&Host; 2] = [&local, &remote];
+    namespace.apply_echo("echo", NODE_PORT)?;
+    let doors = |port| {
+        let inside = node_ports(&namespace, &client, port);
+        [inside, from_outside(&namespace, 1, port)].concat()
+    };
+    let first = namespace.service("echo")?.node_port()?;
+    reach(&doors(first), &backends)?;
+    let mut old = first;
+    // Never chosen by the API server unless all others are in use.
+    for new in [30_081, 30_082, first] {
+        let patch = json!([
+            { "op": "replace", "path": "/spec/ports/0/nodePort", "value": new },
+            { "op": "replace", "path": "/spec/ports/1/nodePort", "value": new },
+        ]);
+        let patch = patch.to_string();
+        namespace.kubectl(&["patch", "service", "echo", "--type=json", "--patch", &patch])?;
+        reach(&doors(new), &backends)?;
+        doors(old).iter().try_for_each(Probe::reaches_nobody)?;
+        old = new;
+    }
+    Ok(())
+}
+
 /// S20: the controller makes a slice for each number that a name stands for,
 /// and a pod with another number may take the place of one that goes.
 #[test]
