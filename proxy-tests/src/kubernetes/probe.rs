@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -83,7 +83,7 @@ impl<'lab> Probe<'lab> {
     pub fn reaches_over(&self, protocol: Protocol, servers: &[&Host]) -> Result<()> {
         let expected: BTreeSet<_> = servers.iter().map(|host| host.name().to_owned()).collect();
         eventually(&self.describe(protocol), LIMIT, || {
-            let found = self.servers(protocol)?;
+            let found = self.servers(protocol, |found| found.is_subset(&expected))?;
             ensure!(found == expected, "found {found:?}, expected {expected:?}");
             Ok(())
         })
@@ -148,7 +148,7 @@ impl<'lab> Probe<'lab> {
     /// `protocol`, and returns its name.
     pub fn sticks(&self, protocol: Protocol) -> Result<String> {
         eventually(&self.describe(protocol), LIMIT, || {
-            let mut found = self.servers(protocol)?;
+            let mut found = self.servers(protocol, |found| found.len() == 1)?;
             ensure!(found.len() == 1, "found {found:?}");
             found.pop_first().context("nobody answers")
         })
@@ -159,38 +159,49 @@ impl<'lab> Probe<'lab> {
         self.client.run(|| ask(protocol, self.target))
     }
 
-    /// Who answers a number of questions. Each must see the address that
-    /// [`Probe::new`] or [`Probe::through`] speaks of.
-    pub fn servers(&self, protocol: Protocol) -> Result<BTreeSet<String>> {
-        let family = Family::of(self.target.ip());
+    /// Who answers a number of questions, or fewer if what was found so far will
+    /// not do: every question takes room in the nodes' tables for some time.
+    /// Each server must see the address that [`Probe::new`] or
+    /// [`Probe::through`] speaks of.
+    fn servers(
+        &self,
+        protocol: Protocol,
+        will_do: impl Fn(&BTreeSet<String>) -> bool + Sync,
+    ) -> Result<BTreeSet<String>> {
         let masqueraded = match self.through {
-            Some(node) => node.device_addresses(family)?,
+            Some(node) => node.device_addresses(Family::of(self.target.ip()))?,
             None => Vec::new(),
         };
-        let mut servers = BTreeSet::new();
         self.client.run(|| {
+            let mut servers = BTreeSet::new();
             for attempt in 0..ASKS {
                 let answer =
                     ask(protocol, self.target).with_context(|| format!("attempt {attempt}"))?;
-                ensure!(Family::of(answer.local.ip()) == family, "{answer:?}");
-                let is_masqueraded = self
-                    .through
-                    .is_some_and(|node| !is_pod_of(node.index(), answer.local.ip()));
-                let seen = answer.client.ip();
-                ensure!(
-                    if is_masqueraded {
-                        masqueraded.contains(&seen)
-                    } else {
-                        seen == self.client.address(family)
-                    },
-                    "{} sees {seen}",
-                    answer.server
-                );
+                self.check_addresses(&answer, &masqueraded)?;
                 servers.insert(answer.server);
+                if !will_do(&servers) {
+                    break;
+                }
             }
-            Ok(())
-        })?;
-        Ok(servers)
+            Ok(servers)
+        })
+    }
+
+    /// The server has seen the address that it should.
+    fn check_addresses(&self, answer: &Answer, masqueraded: &[IpAddr]) -> Result<()> {
+        let family = Family::of(self.target.ip());
+        let Answer { client, local, .. } = answer;
+        ensure!(Family::of(local.ip()) == family, "{answer:?}");
+        let elsewhere = self
+            .through
+            .is_some_and(|node| !is_pod_of(node.index(), local.ip()));
+        let is_right = if elsewhere {
+            masqueraded.contains(&client.ip())
+        } else {
+            client.ip() == self.client.address(family)
+        };
+        ensure!(is_right, "{} sees {client}", answer.server);
+        Ok(())
     }
 
     fn describe(&self, protocol: Protocol) -> String {
