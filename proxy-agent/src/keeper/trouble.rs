@@ -55,20 +55,20 @@ impl Troubles {
     }
 
     fn news(&mut self, counted: BTreeMap<&'static str, u64>) -> Vec<(Counter, u64, &'static str)> {
-        let Some(seen) = self.seen.replace(counted.clone()) else {
-            return Vec::new();
-        };
         let of = |counts: &BTreeMap<&'static str, u64>, counter: Counter| {
             counts.get(counter.label()).copied().unwrap_or(0)
         };
-        TROUBLES
+        let rise = |counter: Counter| {
+            let seen = self.seen.as_ref()?;
+            Some(of(&counted, counter).saturating_sub(of(seen, counter)))
+        };
+        let news = TROUBLES
             .into_iter()
-            .map(|(counter, advice)| {
-                let rise = of(&counted, counter).saturating_sub(of(&seen, counter));
-                (counter, rise, advice)
-            })
+            .filter_map(|(counter, advice)| Some((counter, rise(counter)?, advice)))
             .filter(|(_, rise, _)| *rise > 0)
-            .collect()
+            .collect();
+        self.seen = Some(counted);
+        news
     }
 }
 
