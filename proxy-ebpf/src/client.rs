@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::bpf_fib_lookup as fib_lookup,
@@ -179,7 +179,8 @@ pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
         )
     } as u32;
     match result {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+        // This packet may be too long for the device; those that follow are not.
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             is_pod_device(device_flags(route.ifindex))
         }
         // This host itself: its replies leave by the client's device.

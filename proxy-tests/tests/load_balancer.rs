@@ -119,8 +119,7 @@ fn public_addresses_lead_to_backends_here_and_there(
                     continue;
                 }
                 for answer in ask_both(&lab.external, target).context("outside")? {
-                    // flannel's rules masquerade what comes in for pods.
-                    if number == NEAR && !topology.masquerade {
+                    if number == NEAR {
                         assert_eq!(answer.client.ip(), lab.external.address(family));
                         assert_eq!(answer.server, backend.name());
                     } else {

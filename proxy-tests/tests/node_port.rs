@@ -40,8 +40,8 @@ const NARROW: Topology = Topology {
 enum Fate {
     /// Served, and the backend sees the client's address and port.
     Kept,
-    /// Served, and the backend sees an address of the first node.
-    Masqueraded,
+    /// Served, and the backend sees an address of this node of the lab.
+    As(usize),
     /// Never answered.
     Dropped,
 }
@@ -68,20 +68,20 @@ fn node_ports_lead_to_backends_here_and_there(
     }
     let agents = lab.start_agents(&AgentOptions::default())?;
 
-    // What the second node sends outside, flannel's rules masquerade, and what
-    // comes in for pods, too: to the first node its pods are not there.
-    let (near, stranger_near, stranger_far) = match (topology.masquerade, policy) {
-        (false, _) => (Fate::Kept, Fate::Kept, Fate::Masqueraded),
-        (true, Policy::Cluster) => (Fate::Masqueraded, Fate::Masqueraded, Fate::Masqueraded),
-        (true, Policy::Local) => (Fate::Masqueraded, Fate::Masqueraded, Fate::Dropped),
-    };
     let far = match policy {
-        Policy::Cluster => Fate::Masqueraded,
+        Policy::Cluster => Fate::As(0),
         Policy::Local => Fate::Dropped,
     };
+    // flannel's rules masquerade what the second node's pods send outside, so
+    // that the first node sees no pod.
+    let [stranger_near, stranger_far] = if topology.masquerade {
+        [Fate::As(1), far]
+    } else {
+        [Fate::Kept, Fate::As(0)]
+    };
     let clients: [(&Host, Fate, Fate); 4] = [
-        (&lab.external, near, far),
-        (there, near, far),
+        (&lab.external, Fate::Kept, far),
+        (there, Fate::Kept, far),
         (&client, Fate::Kept, Fate::Kept),
         // S69: a pod, but not of this node.
         (&stranger, stranger_near, stranger_far),
@@ -89,8 +89,15 @@ fn node_ports_lead_to_backends_here_and_there(
     for &family in lab.families().list() {
         for (host, near, far) in clients {
             for (node_port, server, fate) in [(NEAR, "local", near), (FAR, "remote", far)] {
-                expect(&agents[0], host, here.at(family, node_port), server, fate)
-                    .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
+                expect(
+                    &lab,
+                    &agents[0],
+                    host,
+                    here.at(family, node_port),
+                    server,
+                    fate,
+                )
+                .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
             }
         }
     }
@@ -99,6 +106,7 @@ fn node_ports_lead_to_backends_here_and_there(
 
 /// Dials `target` over TCP and UDP.
 fn expect(
+    lab: &Lab,
     agent: &Agent,
     client: &Host,
     target: SocketAddr,
@@ -108,7 +116,7 @@ fn expect(
     if fate == Fate::Dropped {
         return expect_dropped(agent, client, target);
     }
-    let (own, over_tcp, over_udp) = client.run(|| -> Result<_> {
+    let answers = client.run(|| -> Result<_> {
         let mut connection = Dial::to(target).connect().context("TCP")?;
         ensure!(connection.peer_addr()? == target);
         connection.start_echo()?;
@@ -119,14 +127,20 @@ fn expect(
         let again = socket.ask_patiently(&[7; 2000]);
         let again = again.context("UDP in fragments")?;
         ensure!(again == answer, "{again:?} after {answer:?}");
-        let own = [connection.local_addr()?, socket.local_addr()?];
-        Ok((own, connection.answer, answer))
+        // Longer than what a tunnel leaves, from the start.
+        let long = UdpClient::connect(target)?;
+        let long_answer = long.ask_patiently(&[7; 2000]).context("UDP, long")?;
+        Ok([
+            (connection.local_addr()?, connection.answer),
+            (socket.local_addr()?, answer),
+            (long.local_addr()?, long_answer),
+        ])
     })?;
-    for (own, answer) in own.into_iter().zip([over_tcp, over_udp]) {
+    for (own, answer) in answers {
         ensure!(answer.server == server, "{answer:?}");
         match fate {
-            Fate::Kept => ensure!(answer.client == own, "{answer:?}, not {own}"),
-            _ => ensure_of(agent.node(), &answer)?,
+            Fate::As(node) => ensure_of(&lab.nodes[node], &answer)?,
+            _ => ensure!(answer.client == own, "{answer:?}, not {own}"),
         }
     }
     Ok(())
@@ -175,24 +189,28 @@ fn node_ports_lead_to_hosts_and_back(
     let agents = lab.start_agents(&AgentOptions::default())?;
 
     let far = match policy {
-        Policy::Cluster => Fate::Masqueraded,
+        Policy::Cluster => Fate::As(0),
         Policy::Local => Fate::Dropped,
     };
     let clients: [(&Host, [Fate; 3]); 4] = [
         (&lab.external, [Fate::Kept, far, far]),
         (there, [Fate::Kept, far, far]),
         (&client, [Fate::Kept; 3]),
-        (
-            &stranger,
-            [Fate::Kept, Fate::Masqueraded, Fate::Masqueraded],
-        ),
+        (&stranger, [Fate::Kept, Fate::As(0), Fate::As(0)]),
     ];
     let servers = [(NEAR, "node-1"), (FAR, "node-2"), (BACK, "stranger")];
     for &family in lab.families().list() {
         for (host, fates) in clients {
             for ((node_port, server), fate) in servers.into_iter().zip(fates) {
-                expect(&agents[0], host, here.at(family, node_port), server, fate)
-                    .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
+                expect(
+                    &lab,
+                    &agents[0],
+                    host,
+                    here.at(family, node_port),
+                    server,
+                    fate,
+                )
+                .with_context(|| format!("{} to {server}: {fate:?}", host.name()))?;
             }
         }
     }
