@@ -97,6 +97,51 @@ fn all_front_ends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: F
     }
 }
 
+/// Two ports of one Service, with the same pods, remember clients each by
+/// themselves (S71).
+#[rstest]
+fn ports_of_one_service_do_not_share_it(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let port = |number, name| {
+        ServicePort::tcp(cast.vip_with(10, number), &cast.endpoints(8))
+            .named("web", name)
+            .sticky(TIMEOUT)
+    };
+    datapath.serve_all(&[port(80, "http"), port(443, "https")]);
+    let mut pinned = [Vec::new(), Vec::new()];
+    for client in 1..=12 {
+        for (backends, number) in pinned.iter_mut().zip([80, 443]) {
+            let backend = spread(&datapath, cast, client, cast.vip_with(10, number));
+            assert_eq!(backend.len(), 1, "one client, one port, one backend");
+            backends.extend(backend);
+        }
+    }
+    assert_ne!(pinned[0], pinned[1]);
+    assert_eq!(datapath.affinities(family).len(), 24);
+}
+
+/// A port with another name is another port, and knows no clients (S6).
+#[rstest]
+fn a_renamed_port_forgets_its_clients(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8)).sticky(TIMEOUT);
+    let backends = |datapath: &Datapath, number| -> Vec<_> {
+        (1..=12)
+            .map(|client| dial(datapath, cast.pod_with(client, number), cast.vip(), true))
+            .collect()
+    };
+    datapath.serve(&port.clone().named("web", "http"));
+    let pinned = backends(&datapath, 20_000);
+    datapath.serve(&port.clone().named("web", "http"));
+    assert_eq!(backends(&datapath, 20_001), pinned, "the same port");
+    datapath.serve(&port.named("web", "renamed"));
+    let chosen = backends(&datapath, 20_002);
+    assert_ne!(chosen, pinned);
+    assert_eq!(backends(&datapath, 20_003), chosen, "remembered anew");
+}
+
 /// Idle clients are forgotten; each new connection starts the time anew, and
 /// packets of open flows do not (S72).
 #[rstest]

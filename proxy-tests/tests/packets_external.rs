@@ -248,6 +248,46 @@ fn node_ports_are_on_addresses_that_take_them(#[values(Family::V4, Family::V6)] 
     }
 }
 
+/// Flows of others that have a NodePort's number at another address are none of
+/// its business, while it is there and when it goes (S81).
+#[rstest]
+fn flows_of_strangers_do_not_end_with_a_node_port(
+    #[values(Family::V4, Family::V6)] family: Family,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    datapath.local_addr(cast.router(), 0);
+    let backend = cast.endpoint(1);
+    let port = ServicePort::udp(cast.vip(), &[backend]).with(FrontEnd::node_port(NODE_PORT));
+    let strangers = [cast.router(), cast.stranger().ip()].map(|ip| {
+        let server = SocketAddr::new(ip, NODE_PORT);
+        [
+            (Hook::Ingress, Packet::udp(cast.outsider(), server)),
+            (Hook::Egress, Packet::udp(cast.outsider(), server)),
+            (Hook::Ingress, Packet::udp(server, cast.outsider())),
+            (Hook::Egress, Packet::udp(server, cast.outsider())),
+        ]
+    });
+    let undisturbed = |datapath: &Datapath| {
+        for (hook, packet) in strangers.as_flattened() {
+            datapath.run(*hook, packet).left_alone(&packet.bytes());
+        }
+    };
+    undisturbed(&datapath);
+    datapath.serve(&port);
+    undisturbed(&datapath);
+    let own = Packet::udp(cast.outsider(), SocketAddr::new(cast.node(), NODE_PORT));
+    datapath
+        .run(Hook::Ingress, &own)
+        .passed_as(&own.clone().to(backend));
+    undisturbed(&datapath);
+    datapath.unserve(&port);
+    undisturbed(&datapath);
+    datapath.run(Hook::Ingress, &own).left_alone(&own.bytes());
+    undisturbed(&datapath);
+}
+
 /// NodePorts of the loopback are for this node's own sockets: a packet from a
 /// device that is addressed to them goes its way, which ends in the kernel
 /// (S56, CVE-2020-8558).

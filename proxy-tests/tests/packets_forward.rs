@@ -1,5 +1,7 @@
 //! Client to front end and back.
 
+use std::net::SocketAddr;
+
 use proxy_common::{counter::Counter, net::Protocol};
 use proxy_tests::{
     Family,
@@ -124,6 +126,98 @@ fn udp_leaves_a_backend_that_left(#[values(Family::V4, Family::V6)] family: Fami
         .run(Hook::Ingress, &packet)
         .answered_by(&Packet::port_unreachable(cast.vip().ip(), &packet, 8).answering(&packet));
     assert_eq!(datapath.flows_of(cast.pod()), []);
+}
+
+/// The address stays and only its port is another: that is another endpoint
+/// (S77).
+#[rstest]
+fn udp_follows_a_changed_port(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let old = cast.endpoint(1);
+    let new = SocketAddr::new(old.ip(), old.port() + 1);
+    let packet = Packet::udp(cast.pod(), cast.vip());
+    datapath.serve(&ServicePort::udp(cast.vip(), &[old]));
+    datapath
+        .run(Hook::Ingress, &packet)
+        .passed_as(&packet.clone().to(old));
+    datapath.serve(&ServicePort::udp(cast.vip(), &[new]));
+    let ran = datapath.run(Hook::Ingress, &packet);
+    ran.passed_as(&packet.clone().to(new));
+    ran.counted(&[Counter::FlowReselected]);
+    let reply = Packet::udp(new, cast.pod());
+    datapath
+        .run(Hook::Egress, &reply)
+        .passed_as(&reply.clone().from(cast.vip()));
+}
+
+/// An endpoint that serves, but is for no new flow, keeps the UDP flows that it
+/// has until it serves no more (S77).
+#[rstest]
+fn udp_stays_while_its_backend_drains(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (old, new) = (cast.endpoint(1), cast.endpoint(2));
+    let packet = Packet::udp(cast.pod(), cast.vip());
+    datapath.serve(&ServicePort::udp(cast.vip(), &[old]));
+    datapath.run(Hook::Ingress, &packet);
+    let mut draining = ServicePort::udp(cast.vip(), &[new]);
+    draining.elsewhere = vec![old];
+    datapath.serve(&draining);
+    let ran = datapath.run(Hook::Ingress, &packet);
+    ran.passed_as(&packet.clone().to(old));
+    ran.counted(&[]);
+    let reply = Packet::udp(old, cast.pod());
+    datapath
+        .run(Hook::Egress, &reply)
+        .passed_as(&reply.clone().from(cast.vip()));
+    for port in 41_000..41_020 {
+        let other = Packet::udp(cast.pod_with(1, port), cast.vip());
+        datapath
+            .run(Hook::Ingress, &other)
+            .passed_as(&other.clone().to(new));
+    }
+    datapath.serve(&ServicePort::udp(cast.vip(), &[new]));
+    datapath
+        .run(Hook::Ingress, &packet)
+        .passed_as(&packet.clone().to(new));
+}
+
+/// Each packet is looked up anew as long as there is no record, so that what
+/// came before the Service was there spoils nothing (S84, S84a). A TCP
+/// connection that is open by then is led to a backend, which knows nothing of
+/// it.
+#[rstest]
+fn a_flow_from_before_the_service_is_translated(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    let (port, packet): (_, fn(_, _) -> _) = if tcp {
+        (ServicePort::tcp(cast.vip(), &[backend]), Packet::data)
+    } else {
+        (ServicePort::udp(cast.vip(), &[backend]), Packet::udp)
+    };
+    let request = packet(cast.pod(), cast.vip());
+    let answer = packet(cast.vip(), cast.pod());
+    datapath
+        .run(Hook::Ingress, &request)
+        .left_alone(&request.bytes());
+    datapath
+        .run(Hook::Egress, &answer)
+        .left_alone(&answer.bytes());
+    assert_eq!(datapath.flows(family), []);
+
+    datapath.serve(&port);
+    let ran = datapath.run(Hook::Ingress, &request);
+    ran.passed_as(&request.clone().to(backend));
+    ran.counted(&[Counter::FlowCreated]);
+    let reply = packet(backend, cast.pod());
+    datapath
+        .run(Hook::Egress, &reply)
+        .passed_as(&reply.clone().from(cast.vip()));
 }
 
 /// A connection attempt that no backend answered is not tied to a dead one.

@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use proxy_common::{
     config::Config,
     counter::Counter,
+    device::Device,
     net::{AddrV4, AddrV6},
     prefilter::frontend_bit,
 };
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+    packet::{Body, Cast, Datapath, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -231,6 +232,78 @@ fn pods_are_not_masqueraded(#[values(Family::V4, Family::V6)] family: Family) {
         .passed_as(&led);
     datapath.run(Hook::Egress, &led).left_alone(&led.bytes());
     assert_eq!(datapath.reply_tuples(family), 0);
+}
+
+/// Whatever its numbers, a segment of an open connection is translated both
+/// ways: nobody looks at windows (S83).
+#[rstest]
+#[case::ahead(0x2000_0000)]
+#[case::behind(0xe000_0000)]
+#[case::beyond(0x8000_0000)]
+fn segments_outside_the_window_are_translated(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] distance: u32,
+    #[values(true, false)] reset: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (client, front_end, backend) = (cast.outsider(), cast.vip(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(front_end, &[backend]));
+    let masquerade = open(&datapath, &Packet::syn(client, front_end), backend);
+    let shifted = |mut packet: Packet| {
+        if let Body::Tcp { seq, ack, .. } = &mut packet.body {
+            *seq = seq.wrapping_add(distance);
+            *ack = ack.wrapping_add(distance);
+        }
+        packet
+    };
+    let answer = Packet::syn_ack(backend, masquerade);
+    returns(&datapath, &answer, client, front_end);
+    open(&datapath, &Packet::data(client, front_end), backend);
+    let data = Packet::data(backend, masquerade);
+    returns(&datapath, &data, client, front_end);
+
+    open(
+        &datapath,
+        &shifted(Packet::data(client, front_end)),
+        backend,
+    );
+    returns(&datapath, &shifted(data), client, front_end);
+    if reset {
+        let reset = shifted(Packet::rst(backend, masquerade));
+        returns(&datapath, &reset, client, front_end);
+    }
+    open(&datapath, &Packet::data(client, front_end), backend);
+}
+
+/// Clients are told from pods by the device they come in by, whatever their
+/// address (S68).
+#[rstest]
+fn the_device_tells_who_is_a_pod(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    datapath.configure(|config| config.flags = Config::DETECT_DEVICE);
+    for (number, pods) in [(41_000, true), (41_001, false)] {
+        let flags = if pods { Device::LOCAL_CLIENTS } else { 0 };
+        datapath.device(|device| device.flags = flags);
+        for client in [cast.pod_with(1, number), cast.outsider_with(1, number)] {
+            let led = Packet::syn(client, backend);
+            datapath
+                .run(Hook::Ingress, &led.clone().to(cast.vip()))
+                .passed_as(&led);
+            let ran = datapath.run(Hook::Egress, &led);
+            if pods {
+                ran.left_alone(&led.bytes());
+            } else {
+                let masquerade = datapath.flows_of(client)[0].masquerade;
+                assert_eq!(masquerade.ip(), cast.node());
+                ran.passed_as(&led.from(masquerade));
+            }
+        }
+    }
+    assert_eq!(datapath.reply_tuples(family), 2);
 }
 
 /// A device without an address can masquerade nothing.

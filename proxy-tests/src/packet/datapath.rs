@@ -150,7 +150,7 @@ impl Datapath {
         self.serve_all(std::slice::from_ref(port));
     }
 
-    /// Sets many Service ports at once.
+    /// Sets many Service ports at once. Those of one Service are all that it has.
     pub fn serve_all(&mut self, ports: &[ServicePort]) {
         let (v4, v6): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.front_end.is_ipv4());
         self.v4.serve(&v4);

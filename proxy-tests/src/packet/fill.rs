@@ -30,6 +30,8 @@ pub struct ServicePort {
     pub local: bool,
     /// sessionAffinity: ClientIP, with its timeout in seconds.
     pub affinity: Option<u32>,
+    /// Service and port name, if more than the cluster IP and port name it.
+    pub name: Option<(String, String)>,
     /// CIDRs of loadBalancerSourceRanges. Which front ends they restrict is
     /// said there.
     pub source_ranges: Vec<String>,
@@ -59,6 +61,7 @@ impl ServicePort {
             uses: BTreeMap::new(),
             local: false,
             affinity: None,
+            name: None,
             source_ranges: Vec::new(),
         }
     }
@@ -91,8 +94,18 @@ impl ServicePort {
         self
     }
 
-    /// Name of the Service: one for each cluster IP and port.
+    /// As the port of that name of a Service, which may have others.
+    #[must_use]
+    pub fn named(mut self, service: &str, port: &str) -> Self {
+        self.name = Some((service.to_owned(), port.to_owned()));
+        self
+    }
+
+    /// Name of the Service: unless told, one for each cluster IP and port.
     pub fn service(&self) -> ObjectKey {
+        if let Some((service, _)) = &self.name {
+            return ObjectKey::new("test", service);
+        }
         ObjectKey {
             namespace: "test".to_owned(),
             name: format!("{}-{}", self.front_end, self.protocol),
@@ -116,7 +129,10 @@ impl ServicePort {
         DesiredPort {
             name: ServicePortName {
                 service: self.service(),
-                port: String::new(),
+                port: self
+                    .name
+                    .as_ref()
+                    .map_or_else(String::new, |(_, port)| port.clone()),
                 protocol: self.protocol,
             },
             frontends: std::iter::once(cluster_ip).chain(others).collect(),

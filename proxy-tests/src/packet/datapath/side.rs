@@ -108,10 +108,11 @@ impl<F: TestFamily> Side<F> {
         if ports.is_empty() {
             return;
         }
-        let desired: BTreeMap<ObjectKey, _> = ports
-            .iter()
-            .map(|port| (port.service(), vec![port.desired::<F>()]))
-            .collect();
+        let mut desired: BTreeMap<ObjectKey, Vec<_>> = BTreeMap::new();
+        for port in ports {
+            let of_service = desired.entry(port.service()).or_default();
+            of_service.push(port.desired::<F>());
+        }
         let outcome = self.programmer.sync(desired, false);
         assert!(outcome.error.is_none(), "{:?}", outcome.error);
         assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
