@@ -1,8 +1,10 @@
-//! What `CONFIG` tells the programs of the node (S63, S68).
+//! What `CONFIG` tells the programs of the node (S63, S68) and of idle flows
+//! (S82).
 
 use proxy_common::{
-    config::{Config as Settings, Prefix},
+    config::{Config as Settings, Prefix, Timeouts},
     family::{Family, V4, V6},
+    flow::ticks_from_seconds,
 };
 
 use crate::{config::NodeConfig, model::Node};
@@ -36,6 +38,19 @@ pub fn describe_node(settings: &mut Settings, config: &NodeConfig, node: Option<
                 .into(),
         ),
     });
+}
+
+/// Idle times of flows. TCP's are those that kube-proxy sets for conntrack
+/// (S82) or conntrack's own; UDP's are conntrack's.
+pub fn timeouts() -> Timeouts {
+    Timeouts {
+        tcp_established: ticks_from_seconds(24 * 3600),
+        tcp_opening: ticks_from_seconds(60),
+        tcp_closing: ticks_from_seconds(60),
+        other_replied: ticks_from_seconds(120),
+        other_unreplied: ticks_from_seconds(30),
+        pressed: ticks_from_seconds(2),
+    }
 }
 
 /// Sets or clears a flag.

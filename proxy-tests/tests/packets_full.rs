@@ -1,7 +1,7 @@
 //! A flow table that is too small for what comes.
 
-use proxy_agent::dataplane::load::Sizes;
-use proxy_common::{config::Config, counter::Counter};
+use proxy_agent::{dataplane::load::Sizes, settings};
+use proxy_common::{config::Config, counter::Counter, flow::ticks_from_seconds};
 use proxy_tests::{
     Family,
     packet::{Body, Cast, Datapath, Hook, Packet, ServicePort, Verdict},
@@ -126,6 +126,46 @@ fn idle_connections_expire_by_their_state(
     }
     // A tick may pass while the test runs.
     datapath.age(client, timeout - 2);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(client).len(), 1);
+    datapath.age(client, 3);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(client), []);
+}
+
+/// The idle times are those that the agent sets, in seconds (S82, S84a).
+#[rstest]
+#[case::established(true, true, 24 * 3600)]
+#[case::half_open(true, false, 60)]
+#[case::answered(false, true, 120)]
+#[case::unanswered(false, false, 30)]
+fn idle_times_are_the_agents(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] tcp: bool,
+    #[case] answered: bool,
+    #[case] seconds: u32,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.configure(|config| config.timeouts = settings::timeouts());
+    let (client, front_end, backend) = (cast.pod(), cast.vip(), cast.endpoint(1));
+    let (port, first, next): (_, Packet, fn(_, _) -> _) = if tcp {
+        let port = ServicePort::tcp(front_end, &[backend]);
+        (port, Packet::syn(client, front_end), Packet::data)
+    } else {
+        let port = ServicePort::udp(front_end, &[backend]);
+        (port, Packet::udp(client, front_end), Packet::udp)
+    };
+    datapath.serve(&port);
+    datapath.run(Hook::Ingress, &first);
+    if answered {
+        for _ in 0..2 {
+            datapath.run(Hook::Egress, &next(backend, client));
+            datapath.run(Hook::Ingress, &next(client, front_end));
+        }
+    }
+    // A tick may pass while the test runs.
+    datapath.age(client, ticks_from_seconds(seconds) - 2);
     datapath.sweep();
     assert_eq!(datapath.flows_of(client).len(), 1);
     datapath.age(client, 3);

@@ -4,9 +4,8 @@ use std::mem::offset_of;
 
 use ipnet::IpNet;
 use proxy_common::{
-    config::{Config as Settings, Prefix, Timeouts},
+    config::{Config as Settings, Prefix},
     family::{V4, V6},
-    flow::ticks_from_seconds,
     net::{AddrV4, AddrV6},
 };
 use tracing::warn;
@@ -18,19 +17,6 @@ use crate::{
     service_ranges::ranges,
     settings::{self, set_flag},
 };
-
-/// Idle times of flows. TCP's are those that kube-proxy sets for conntrack
-/// (S82) or conntrack's own; UDP's are conntrack's.
-fn timeouts() -> Timeouts {
-    Timeouts {
-        tcp_established: ticks_from_seconds(24 * 3600),
-        tcp_opening: ticks_from_seconds(60),
-        tcp_closing: ticks_from_seconds(60),
-        other_replied: ticks_from_seconds(120),
-        other_unreplied: ticks_from_seconds(30),
-        pressed: ticks_from_seconds(2),
-    }
-}
 
 impl Keeper {
     pub(super) fn settings(&self) -> Option<Settings> {
@@ -48,7 +34,7 @@ impl Keeper {
         let Some(mut settings) = self.settings() else {
             return;
         };
-        settings.timeouts = timeouts();
+        settings.timeouts = settings::timeouts();
         let pressed = [Settings::PRESSED_V4, Settings::PRESSED_V6];
         for (flag, swept) in pressed.into_iter().zip(swept) {
             set_flag(&mut settings.flags, flag, self.is_pressed(swept));

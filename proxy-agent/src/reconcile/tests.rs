@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use proxy_common::{
     family::{V4, V6},
     net::Protocol,
@@ -91,6 +92,7 @@ struct Rig {
     node: watch::Receiver<Option<Node>>,
     health: Health,
     metrics: Metrics,
+    registry: Registry,
     shutdown: CancellationToken,
     done: std::pin::Pin<Box<dyn Future<Output = Ended>>>,
 }
@@ -104,7 +106,7 @@ impl Rig {
             calls: Rc::clone(calls),
             outcomes,
         };
-        let (metrics, _) = Metrics::new();
+        let (metrics, registry) = Metrics::new();
         let reconciler = Reconciler::new("node-0", intervals, metrics.clone())
             .with_family::<V4>(fake(&v4_calls, v4))
             .with_family::<V6>(fake(&v6_calls, v6));
@@ -117,6 +119,7 @@ impl Rig {
             node: reconciler.node(),
             health: reconciler.health(),
             metrics,
+            registry,
             done: Box::pin(reconciler.run(receiver, shutdown.clone())),
             shutdown,
         }
@@ -138,6 +141,18 @@ impl Rig {
     /// Lets the reconciler do what it can do at once.
     async fn settle(&mut self) {
         self.run_for(Duration::from_millis(1)).await;
+    }
+
+    /// How many changes' latencies were measured, IPv4 first.
+    fn measured(&self) -> [u64; 2] {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("encode");
+        ["IPv4", "IPv6"].map(|family| {
+            let name = "kubeproxy_network_programming_duration_seconds_count";
+            let name = format!("{name}{{ip_family=\"{family}\"}} ");
+            let count = text.lines().find_map(|line| line.strip_prefix(&name));
+            count.map_or(0, |count| count.parse().expect("a count"))
+        })
     }
 
     /// The syncs since the last time, as (seconds, names, complete).
@@ -508,4 +523,56 @@ async fn a_family_that_fails_for_long_is_unhealthy() {
     assert!(!rig.health.is_healthy(Instant::now()));
     rig.run_for(Duration::from_secs(10)).await;
     assert!(rig.health.is_healthy(Instant::now()), "the seventh works");
+}
+
+/// A version of the slice of `a` that reflects a change of that time.
+fn triggered(last_octet: u8, time: SystemTime) -> Change {
+    let mut slice = slice("a", last_octet);
+    slice.triggered = Some(time);
+    Update::Apply(slice).into()
+}
+
+/// S28: for each change of a slice since the agent began, when its family is
+/// written.
+#[tokio::test(start_paused = true)]
+async fn latencies_are_those_of_changes_since_the_start() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    rig.send(lists(&["a"])).await;
+    rig.run_for(Duration::from_mins(1)).await;
+    assert_eq!(rig.measured(), [0, 0]);
+    let now = SystemTime::now;
+    let gone = || Update::<EndpointSlice>::Delete(ObjectKey::new("default", "a-1")).into();
+    let steps: [(&str, Batch, u64); 5] = [
+        ("before", vec![triggered(1, SystemTime::UNIX_EPOCH)], 0),
+        ("change", vec![triggered(2, now())], 1),
+        ("no change", vec![triggered(2, now())], 0),
+        ("two", vec![triggered(3, now()), triggered(4, now())], 2),
+        ("removed", vec![triggered(5, now()), gone()], 1),
+    ];
+    let mut measured = 0;
+    for (step, batch, count) in steps {
+        rig.send(batch).await;
+        rig.run_for(Duration::from_mins(1)).await;
+        measured += count;
+        assert_eq!(rig.measured(), [measured, 0], "{step}");
+    }
+}
+
+/// S28: a failed sync ends the measurement; what comes later is measured.
+#[tokio::test(start_paused = true)]
+async fn latencies_are_not_those_of_failures() {
+    let failing = Outcomes::fail([1]);
+    let mut rig = Rig::new(Intervals::default(), failing, Outcomes::default());
+    rig.send(lists(&["a"])).await;
+    rig.run_for(Duration::from_mins(1)).await;
+    for (last_octet, measured) in [(1, 0), (2, 1)] {
+        rig.send(vec![triggered(last_octet, SystemTime::now())])
+            .await;
+        rig.run_for(Duration::from_mins(1)).await;
+        assert_eq!(rig.measured(), [measured, 0]);
+    }
 }

@@ -149,3 +149,49 @@ where
         .map(|news| (T::KIND, news.map(Change::from)))
         .boxed_local()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use k8s_openapi::api::{core::v1::Pod, rbac::v1::ClusterRole};
+    use kube::Resource;
+
+    use super::*;
+
+    /// API group and resource.
+    type Asked = (String, String);
+
+    fn watched<R: Resource<DynamicType = ()>>() -> Asked {
+        (R::group(&()).into_owned(), R::plural(&()).into_owned())
+    }
+
+    /// The role allows to list and watch what is listed and watched, and no
+    /// more (S16).
+    #[test]
+    fn the_role_is_what_is_needed() {
+        let manifest = include_str!("../../../manifests/rbac.yaml");
+        let role = manifest
+            .split("\n---\n")
+            .find(|object| object.contains("\nkind: ClusterRole\n"))
+            .expect("a role");
+        let role: ClusterRole = serde_saphyr::from_str(role).expect("a role");
+        let mut allowed = BTreeSet::new();
+        for rule in role.rules.unwrap_or_default() {
+            assert_eq!(rule.verbs, ["list", "watch"]);
+            for group in rule.api_groups.unwrap_or_default() {
+                for resource in rule.resources.iter().flatten() {
+                    allowed.insert((group.clone(), resource.clone()));
+                }
+            }
+        }
+        let needed = BTreeSet::from([
+            watched::<<Service as Object>::Api>(),
+            watched::<<EndpointSlice as Object>::Api>(),
+            watched::<<Node as Object>::Api>(),
+            watched::<<ServiceCidr as Object>::Api>(),
+            watched::<Pod>(),
+        ]);
+        assert_eq!(allowed, needed);
+    }
+}

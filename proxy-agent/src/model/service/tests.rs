@@ -60,6 +60,44 @@ fn keeps_what_a_proxy_needs() {
     assert_eq!((service, problems), (expected, vec![]));
 }
 
+/// What only others read makes no other Service (S11).
+#[test]
+fn what_is_not_read_makes_no_difference() {
+    let with = |annotations: Value, app_protocol: Value, more: Value| {
+        let mut object = json!({
+            "metadata": {"namespace": "default", "name": "web", "annotations": annotations},
+            "spec": {
+                "clusterIP": "10.96.0.10",
+                "ports": [{"name": "http", "port": 80, "appProtocol": app_protocol}],
+            },
+        });
+        let spec = object["spec"].as_object_mut().expect("a spec");
+        spec.extend(more.as_object().cloned().expect("fields"));
+        parse_object(object)
+    };
+    let plain = with(Value::Null, Value::Null, json!({}));
+    assert!(plain.value.is_some() && plain.problems.is_empty());
+    let annotations = json!({
+        "service.kubernetes.io/topology-mode": "Auto",
+        "service.kubernetes.io/topology-aware-hints": "auto",
+        "service.alpha.kubernetes.io/tolerate-unready-endpoints": "true",
+    });
+    let distribution = json!({"trafficDistribution": "PreferSameNode"});
+    let others = json!({
+        "selector": {"app": "web"},
+        "publishNotReadyAddresses": true,
+        "allocateLoadBalancerNodePorts": false,
+    });
+    for other in [
+        with(annotations, Value::Null, json!({})),
+        with(Value::Null, json!("kubernetes.io/h2c"), json!({})),
+        with(Value::Null, Value::Null, distribution),
+        with(Value::Null, Value::Null, others),
+    ] {
+        assert_eq!(other, plain);
+    }
+}
+
 /// S4
 #[rstest]
 #[case::old_ipv4(json!({"clusterIP": "10.0.0.10"}), Some("10.0.0.10"), None)]
