@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
-use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -176,25 +176,35 @@ impl Netlink {
     ) -> Result<Vec<I::Item>, NetlinkError> {
         let family = request.header.address_family;
         let routes = self.filtering.route().get(request).execute();
-        let mut routes = std::pin::pin!(routes);
-        let mut taken = Vec::new();
-        while let Some(route) = routes.next().await {
-            match route {
-                Ok(route) if route.header.address_family == family => taken.extend(take(&route)),
-                Ok(_) => {}
-                // A table without routes is not there; nor is that of a family
-                // which this kernel does not have.
-                Err(rtnetlink::Error::NetlinkError(error))
-                    if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
-                        .contains(&error.raw_code().abs()) =>
-                {
-                    break;
-                }
-                Err(error) => return Err(NetlinkError::Routes(error)),
-            }
-        }
-        Ok(taken)
+        whole_list(routes, family, take).await
     }
+}
+
+/// What `take` makes of a family's routes. A list that breaks off is an error,
+/// never a shorter list: what is missing in it would be taken for gone (S55).
+async fn whole_list<I: IntoIterator>(
+    routes: impl Stream<Item = Result<RouteMessage, rtnetlink::Error>>,
+    family: AddressFamily,
+    take: impl Fn(&RouteMessage) -> I,
+) -> Result<Vec<I::Item>, NetlinkError> {
+    let mut routes = std::pin::pin!(routes);
+    let mut taken = Vec::new();
+    while let Some(route) = routes.next().await {
+        match route {
+            Ok(route) if route.header.address_family == family => taken.extend(take(&route)),
+            Ok(_) => {}
+            // A table without routes is not there; nor is that of a family
+            // which this kernel does not have.
+            Err(rtnetlink::Error::NetlinkError(error))
+                if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
+                    .contains(&error.raw_code().abs()) =>
+            {
+                break;
+            }
+            Err(error) => return Err(NetlinkError::Routes(error)),
+        }
+    }
+    Ok(taken)
 }
 
 /// What a message says that concerns us.
@@ -362,8 +372,12 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroI32;
+
+    use futures::stream;
     use netlink_packet_route::route::RouteNextHop;
     use rstest::rstest;
+    use rtnetlink::packet_core::ErrorMessage;
 
     use super::*;
 
@@ -391,6 +405,30 @@ mod tests {
 
     fn gateway() -> RouteAttribute {
         RouteAttribute::Gateway(IpAddr::from([192, 0, 2, 1]).into())
+    }
+
+    fn error(code: i32) -> rtnetlink::Error {
+        let mut error = ErrorMessage::default();
+        error.code = NonZeroI32::new(-code);
+        rtnetlink::Error::NetlinkError(error)
+    }
+
+    /// S55
+    #[rstest]
+    #[case::whole(None, Some(2))]
+    #[case::without_memory(Some(error(libc::ENOMEM)), None)]
+    #[case::interrupted(Some(error(libc::EINTR)), None)]
+    #[case::without_answer(Some(rtnetlink::Error::RequestFailed), None)]
+    #[tokio::test]
+    async fn a_list_that_breaks_off_is_an_error(
+        #[case] broken: Option<rtnetlink::Error>,
+        #[case] prefixes: Option<usize>,
+    ) {
+        let local = || route(LOCAL_TABLE, RouteType::Local, 32, Vec::new());
+        let routes = [Ok(local()), Ok(local())];
+        let routes = stream::iter(routes.into_iter().chain(broken.map(Err)));
+        let listed = whole_list(routes, AddressFamily::Inet, local_prefix).await;
+        assert_eq!(listed.ok().map(|list| list.len()), prefixes);
     }
 
     #[rstest]
