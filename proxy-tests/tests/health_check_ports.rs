@@ -220,3 +220,34 @@ fn taken_ports_are_tried_again(#[values(Family::V4, Family::V6)] family: Family)
     assert_eq!(lines(), 1);
     Ok(())
 }
+
+/// Who may ask is up to the host's firewall, to which nothing is added (S61).
+#[test]
+fn the_firewall_is_left_alone() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    node.nft(&format!(
+        "table inet guard {{\n\
+         chain in {{\n\
+         type filter hook input priority 0;\n\
+         iifname eth0 tcp dport {PORT} drop\n\
+         }}\n\
+         }}"
+    ))?;
+    let rules = || node.exec("nft", &["list", "ruleset"]);
+    let before = rules()?;
+    write(&lab, service(PORT, "Local"), [1, 1])?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    for family in Family::BOTH {
+        let server = node.at(family, PORT);
+        expect(node, server, 200, 1)?;
+        let answer = ask(&lab.external, server);
+        ensure!(answer.is_err(), "{server}: {answer:?}");
+    }
+    assert_eq!(rules()?, before);
+    node.nft("delete table inet guard")?;
+    for family in Family::BOTH {
+        expect(&lab.external, node.at(family, PORT), 200, 1)?;
+    }
+    Ok(())
+}
