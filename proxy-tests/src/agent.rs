@@ -25,9 +25,9 @@ use crate::poll::eventually;
 /// time.
 const READY: &str = "first sync done";
 /// Debug builds on a busy machine are slow to load programs.
-const READY_LIMIT: Duration = Duration::from_secs(20);
+const READY_LIMIT: Duration = Duration::from_secs(60);
 /// A clean end waits for nothing but system calls.
-const EXIT_LIMIT: Duration = Duration::from_secs(10);
+const EXIT_LIMIT: Duration = Duration::from_secs(30);
 /// kube-proxy's port for metrics.
 const METRICS_PORT: u16 = 10249;
 /// Tables for a handful of Services: making the usual ones would take longer

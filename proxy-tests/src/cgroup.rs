@@ -64,7 +64,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let removed = eventually("cgroup is empty", std::time::Duration::from_secs(1), || {
+        let removed = eventually("cgroup is empty", std::time::Duration::from_secs(5), || {
             self.evict()?;
             fs::remove_dir(&self.path).map_err(Into::into)
         });

@@ -20,7 +20,7 @@ const ASKS: usize = 30;
 /// An answer comes within a millisecond or not at all.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// From `kubectl` to the last node's tables, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
