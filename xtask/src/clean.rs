@@ -82,10 +82,22 @@ fn ours(folder: &Path) -> Vec<PathBuf> {
 /// Ends the processes of a control group, then removes it with those below.
 fn remove_cgroup(group: &Path) -> Result<()> {
     let kill = group.join("cgroup.kill");
-    if kill.exists() {
-        fs::write(&kill, "1").with_context(|| format!("write {}", kill.display()))?;
+    // A group whose members are threads cannot be killed as a whole.
+    if fs::write(&kill, "1").is_err() {
+        kill_threads(group)?;
     }
     remove_cgroup_tree(group)
+}
+
+/// Ends the processes that the threads in a control group belong to.
+fn kill_threads(group: &Path) -> Result<()> {
+    let path = group.join("cgroup.threads");
+    let threads = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    for thread in threads.lines() {
+        // One that ended meanwhile is as good.
+        let _ = exec::output(Command::new("kill").args(["-KILL", thread]));
+    }
+    Ok(())
 }
 
 /// The files of a control group cannot be removed, so it goes folder by folder.
