@@ -25,7 +25,7 @@ use crate::poll::eventually;
 /// time.
 const READY: &str = "first sync done";
 /// Debug builds on a busy machine are slow to load programs.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_mins(1);
 /// A clean end waits for nothing but system calls.
 const EXIT_LIMIT: Duration = Duration::from_secs(30);
 /// kube-proxy's port for metrics.
