@@ -65,19 +65,31 @@ fn by_set<F: Tables>(
     // an entry that another client takes over meanwhile leads to a backend of
     // this very Service port or to none.
     let affinity = unsafe { F::affinities().get(key) }?;
+    let wanted = if member == 0 {
+        Backend::<F::Addr>::CLUSTER
+    } else {
+        Backend::<F::Addr>::LOCAL
+    };
+    row::<F>(affinity, stickiness, scratch.frontend.service, wanted)
+}
+
+/// The row of `BACKENDS` that an entry remembers, if it still counts: not for
+/// too long, of this Service port, and a member of the `wanted` set (S72–S75).
+#[inline(always)]
+pub fn row<F: Tables>(
+    affinity: &Affinity,
+    stickiness: Stickiness,
+    service: u32,
+    wanted: u8,
+) -> Option<u32> {
     let age = now().wrapping_sub(affinity.last_used);
     if affinity.round != stickiness.round || age > ticks_from_seconds(stickiness.seconds) {
         return None;
     }
     let row = affinity.backend;
     let backend = F::backends().get(row)?;
-    let wanted = if member == 0 {
-        Backend::<F::Addr>::CLUSTER
-    } else {
-        Backend::<F::Addr>::LOCAL
-    };
     (backend.flags & wanted != 0
-        && backend.service == scratch.frontend.service
+        && backend.service == service
         && backend.generation == affinity.generation
         && backend.epoch == affinity.epoch)
         .then_some(row)

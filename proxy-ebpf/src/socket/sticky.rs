@@ -5,12 +5,11 @@
 use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
-    flow::ticks_from_seconds,
     net::Address,
     service::Stickiness,
 };
 
-use crate::{flow::now, tables::Tables};
+use crate::{affinity, flow::now, tables::Tables};
 
 /// `bpf_map_update_elem`: create or replace.
 const BPF_ANY: u64 = 0;
@@ -38,23 +37,14 @@ impl<A: Address> Remembered<A> {
 /// The row of the backend that the client had last.
 #[inline(always)]
 pub fn recall<F: Tables>(remembered: &Remembered<F::Addr>) -> Option<u32> {
-    let Stickiness { seconds, round } = remembered.stickiness;
-    if seconds == 0 {
+    let stickiness = remembered.stickiness;
+    if stickiness.seconds == 0 {
         return None;
     }
-    // SAFETY: every field that is used is compared below with what it must be.
-    let affinity = unsafe { F::affinities().get(remembered.key()) }?;
-    let age = now().wrapping_sub(affinity.last_used);
-    if affinity.round != round || age > ticks_from_seconds(seconds) {
-        return None;
-    }
-    let row = affinity.backend;
-    let backend = F::backends().get(row)?;
-    (backend.flags & Backend::<F::Addr>::CLUSTER != 0
-        && backend.service == remembered.service
-        && backend.generation == affinity.generation
-        && backend.epoch == affinity.epoch)
-        .then_some(row)
+    // SAFETY: every field that is used is compared with what it must be.
+    let entry = unsafe { F::affinities().get(remembered.key()) }?;
+    let wanted = Backend::<F::Addr>::CLUSTER;
+    affinity::row::<F>(entry, stickiness, remembered.service, wanted)
 }
 
 /// Notes the backend that the client has now.

@@ -25,8 +25,8 @@ const FLOWS: u32 = 65_536;
 const ROWS: [(&str, Option<(f64, f64)>); 11] = [
     ("hot: not ours, in", Some((15.0, 15.0))),
     ("hot: not ours, out", Some((15.0, 15.0))),
-    ("hot: not ours, UDP, in", Some((20.0, 20.0))),
-    ("hot: not ours, UDP, out", Some((20.0, 20.0))),
+    ("hot: not ours, UDP, in", Some((15.0, 15.0))),
+    ("hot: not ours, UDP, out", Some((15.0, 15.0))),
     ("hot: established, in", Some((75.0, 90.0))),
     ("hot: established, out", Some((75.0, 90.0))),
     ("single: not ours, in", None),
