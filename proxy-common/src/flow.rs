@@ -74,7 +74,8 @@ pub struct Flow<A> {
     /// at; replies are handed back as if they had come in there. 0 for flows
     /// of other clients.
     pub uplink: u32,
-    /// [`Flow::MASQUERADE`], [`Flow::CHANGE_PORT`], [`Flow::FRONTEND_ADDRESS`].
+    /// [`Flow::MASQUERADE`], [`Flow::CHANGE_PORT`], [`Flow::FRONTEND_ADDRESS`],
+    /// [`Flow::OUTGOING`].
     pub flags: u8,
     /// In record 0: the highest index in use for this client port.
     pub highest: u8,
@@ -94,6 +95,11 @@ impl<A> Flow<A> {
     /// With [`Flow::MASQUERADE`]: client and backend are both this host, which
     /// refuses packets from its own addresses; use the front end's address.
     pub const FRONTEND_ADDRESS: u8 = 4;
+    /// Not translated: a connection that this node opens itself from a port
+    /// that is also a NodePort, so that its replies are not taken for clients
+    /// of that. Front end and backend are its other end, and the masquerade
+    /// tuple is the client's own.
+    pub const OUTGOING: u8 = 8;
 
     /// The port between the hooks of a client whose own is `client`.
     #[inline(always)]

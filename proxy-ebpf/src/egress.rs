@@ -14,6 +14,7 @@ use crate::{
     host, icmp, masquerade,
     opaque::opaque,
     outcome::Outcome,
+    outgoing,
     packet::Skb,
     parse::{self, IpHeader, Part},
     rewrite::{self, Side},
@@ -62,6 +63,10 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
     let Some(scratch) = parse::to_scratch::<F>(skb) else {
         return Outcome::NEXT;
     };
+    if hint == Hint::Opened {
+        outgoing::note::<F>(scratch);
+        return Outcome::NEXT;
+    }
     let headers = &mut scratch.headers;
     if headers.ip.protocol == F::ICMP {
         if icmp::is_error::<F>(skb, headers) {
@@ -110,6 +115,9 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         }
     }
     if hint != Hint::None {
+        if hint != Hint::Foreign {
+            outgoing::note::<F>(scratch);
+        }
         return Outcome::NEXT;
     }
     if to_backend && let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
@@ -121,19 +129,17 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         if frontend || service_range::is_entered::<F>(headers) {
             hint::keep(skb, Hint::None);
             tables::go_slow(skb, F::SLOW.host);
-            Outcome::drop(Counter::RewriteFailed)
-        } else {
-            Outcome::NEXT
+            return Outcome::drop(Counter::RewriteFailed);
         }
     } else if frontend && choose::frontend::<F>(scratch) == Dialled::Service {
         // A forwarded packet to a front end that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);
         // the client's retry succeeds.
-        Outcome::drop(Counter::Untranslated)
-    } else {
-        Outcome::NEXT
+        return Outcome::drop(Counter::Untranslated);
     }
+    outgoing::note::<F>(scratch);
+    Outcome::NEXT
 }
 
 /// Backend to client: src := front end. `None`: not a reply of a flow.

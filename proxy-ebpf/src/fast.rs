@@ -14,6 +14,7 @@ use crate::{
     ingress::{self, Arrival},
     masquerade,
     outcome::Outcome,
+    outgoing,
     packet::Skb,
     parse::{self, IpHeader},
     rewrite::{self, Side},
@@ -70,6 +71,10 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
 #[inline(always)]
 pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
+    if hint == Hint::Opened {
+        let masqueraded = outgoing::may_be_masqueraded::<F>(&headers);
+        return (!masqueraded).then_some(Outcome::NEXT);
+    }
     if hint == Hint::Masquerade
         || headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers)
     {
@@ -100,6 +105,9 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
             None if tables::may_be_masquerade::<F>(&headers.ip.dst) => return None,
             None => {}
         }
+    }
+    if outgoing::may_open::<F>(&headers) {
+        return None;
     }
     if hint != Hint::None {
         return Some(Outcome::NEXT);

@@ -46,7 +46,9 @@ pub fn to_frontend<F: Tables>(
     port: BePort,
 ) -> Option<Record<F>> {
     find::<F>(key, |flow| {
-        flow.frontend_port == port && flow.frontend_addr == *addr
+        flow.frontend_port == port
+            && flow.frontend_addr == *addr
+            && flow.flags & Flow::<F::Addr>::OUTGOING == 0
     })
 }
 

@@ -19,6 +19,9 @@ pub enum Hint {
     None,
     /// Complete: no hook has anything left to do.
     Done,
+    /// As `Done`, of a flow that may be new: netfilter may give its packets
+    /// another source yet, which egress looks at (see `outgoing`).
+    Opened,
     /// Led to its backend; its source must still be masqueraded.
     Masquerade,
     /// Not addressed to a front end when it entered; may still be a reply.
@@ -38,6 +41,7 @@ pub fn get(skb: Skb) -> Hint {
         2 => Hint::Masquerade,
         3 => Hint::Entered,
         4 => Hint::Foreign,
+        5 => Hint::Opened,
         _ => Hint::None,
     }
 }
@@ -50,6 +54,7 @@ pub fn set(skb: Skb, hint: Hint) {
         Hint::Masquerade => MAGIC | 2,
         Hint::Entered => MAGIC | 3,
         Hint::Foreign => MAGIC | 4,
+        Hint::Opened => MAGIC | 5,
     });
 }
 

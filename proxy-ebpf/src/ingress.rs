@@ -32,7 +32,7 @@ use crate::{
 pub fn run(skb: Skb) -> i32 {
     // A packet may pass several devices on its way in (a VLAN above a network
     // card). Once translated it is done (E22).
-    if matches!(hint::get(skb), Hint::Done | Hint::Masquerade) {
+    if matches!(hint::get(skb), Hint::Done | Hint::Opened | Hint::Masquerade) {
         return Outcome::NEXT.action();
     }
     let Some(network) = parse::network(skb) else {
@@ -83,8 +83,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         return unknown_fragment::<F>(&skb, scratch);
     }
     // Replies first: the filter may take this node's address for a front end's.
-    if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, headers.ip.protocol)
-        && tables::slow::may_be_masquerade::<F>(&headers.ip.dst)
+    if tables::slow::may_be_masquerade::<F>(&headers.ip.dst)
         && Arrival::of(skb) != Arrival::Foreign
         && let Some(outcome) = masquerade::reply::<F>(&skb, scratch)
     {
@@ -253,7 +252,7 @@ fn forward_slowly<F: IpHeader + host::Route>(
     {
         return Fault.into();
     }
-    hint::set(*skb, hint_after::<F>(flags));
+    hint::set(*skb, hint_after::<F>(flags, Hint::Opened));
     Outcome::NEXT
 }
 
@@ -266,13 +265,14 @@ fn stay_on_bridge_slowly<F: IpHeader + host::Route>(
     stay_on_bridge::<F>(*skb, headers, backend)
 }
 
-/// What is left to do for a packet that was sent on by a flow with these flags.
+/// What is left to do for a packet that was sent on by a flow with these flags;
+/// `done` if it keeps its source.
 #[inline(always)]
-fn hint_after<F: IpHeader>(flags: u8) -> Hint {
+fn hint_after<F: IpHeader>(flags: u8, done: Hint) -> Hint {
     if flags & Flow::<F::Addr>::MASQUERADE != 0 {
         Hint::Masquerade
     } else {
-        Hint::Done
+        done
     }
 }
 
@@ -305,7 +305,7 @@ fn try_forward<F: IpHeader + host::Route>(
         stay_on_bridge::<F>(skb, headers, &addr)?;
     }
     rewrite::tuple::<F>(skb, headers, Side::Destination, addr, port)?;
-    hint::set(skb, hint_after::<F>(flags));
+    hint::set(skb, hint_after::<F>(flags, Hint::Done));
     Ok(())
 }
 

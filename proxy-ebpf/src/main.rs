@@ -51,6 +51,7 @@ mod masquerade;
 mod opaque;
 mod open;
 mod outcome;
+mod outgoing;
 mod packet;
 mod parse;
 mod refuse;

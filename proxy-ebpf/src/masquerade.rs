@@ -23,6 +23,7 @@ use crate::{
     host,
     opaque::opaque,
     outcome::{Fault, Outcome},
+    outgoing,
     packet::Skb,
     parse::{Headers, IpHeader},
     rewrite::{self, Side},
@@ -198,9 +199,12 @@ fn claim<F: IpHeader + Sockets>(
 pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let skb = *skb;
     let record = client_of::<F>(scratch)?;
-    hint::set(skb, Hint::Entered);
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
+    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
+        return outgoing::reply::<F>(skb, &scratch.headers, record);
+    }
+    hint::set(skb, Hint::Entered);
     if !is_masquerade::<F>(flow, &scratch.reply) {
         // A changed port is undone where the packet leaves: with the client's
         // own it would look like a reply of the client's other flow.
@@ -268,17 +272,20 @@ fn client_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
 /// scratch memory; its key is put there.
 #[inline(always)]
 fn with_changed_port<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
-    scratch.reply = changed_tuple::<F>(&scratch.headers);
+    scratch.reply = request_tuple::<F>(&scratch.headers);
     if !tables::slow::may_be_masquerade::<F>(&scratch.reply.masquerade_addr) {
         return None;
     }
-    client::<F>(scratch)
+    let record = client::<F>(scratch)?;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    (!is_masquerade::<F>(flow, &scratch.reply)).then_some(record)
 }
 
 /// Whether a flow may have changed the port of this packet to a backend.
 #[inline(always)]
 pub fn may_have_changed_port<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
-    let key = changed_tuple::<F>(headers);
+    let key = request_tuple::<F>(headers);
     // SAFETY: only asks whether it is there.
     tables::may_be_masquerade::<F>(&key.masquerade_addr)
         && unsafe { F::masquerades().get(key) }.is_some()
@@ -286,7 +293,7 @@ pub fn may_have_changed_port<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
 
 /// The reply tuple of a flow whose packet to the backend is this one.
 #[inline(always)]
-fn changed_tuple<F: IpHeader>(headers: &Headers<F::Addr>) -> MasqueradeKey<F::Addr> {
+pub fn request_tuple<F: IpHeader>(headers: &Headers<F::Addr>) -> MasqueradeKey<F::Addr> {
     MasqueradeKey {
         backend_addr: headers.ip.dst,
         masquerade_addr: headers.ip.src,

@@ -202,7 +202,7 @@ pub fn explain<F: IpHeader + Route>(
 /// Where a client's new record goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Place {
+pub enum Place {
     /// All records of the client port are in use.
     None,
     Free,
@@ -212,7 +212,7 @@ enum Place {
 
 /// Finds a place and sets the scratch key to it.
 #[inline(never)]
-fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
+pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
     scratch.key = flow::client_key::<F>(&scratch.headers);
     let Some(first) = flow::get::<F>(&scratch.key) else {
         return Place::Free;
@@ -336,7 +336,7 @@ fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
 
 /// Enters the scratch flow under the scratch key.
 #[inline(never)]
-fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
+pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     let replace = place == Place::Replace;
     if replace {
         if let Some(old) = flow::get::<F>(&scratch.key) {

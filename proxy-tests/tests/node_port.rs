@@ -336,6 +336,76 @@ fn node_ports_without_endpoints_are_refused(
     Ok(())
 }
 
+/// What netfilter or a process of the node opens from a NodePort comes back to
+/// it, and is no client of that.
+#[rstest]
+fn connections_from_a_node_port_are_not_its_clients(
+    #[values(Topology::ROUTED, Topology::FLANNEL)] topology: Topology,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let node = &lab.nodes[0];
+    let [pod, local] = node.add_pods(["pod", "local"])?;
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let _servers = [
+        Server::start(&local, ECHO_TARGET)?,
+        Server::start(&remote, ECHO_TARGET)?,
+        Server::start(&lab.external, ECHO_TARGET)?,
+        Server::start(&lab.nodes[1], ECHO_TARGET)?,
+    ];
+    for (number, node_port, pod) in [(1, NEAR, &local), (2, FAR, &remote)] {
+        let service = service(&lab, pod.name(), number).endpoint(pod);
+        lab.manifests
+            .write(&service.node_port(ECHO_PORT, node_port))?;
+    }
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    // Whatever leaves this node for other hosts does so from this one port.
+    node.nft(&format!(
+        "table inet one_port {{
+           chain postrouting {{
+             type nat hook postrouting priority srcnat - 1;
+             meta l4proto {{ tcp, udp }} th dport {ECHO_TARGET} oifname {{ eth0, \"flannel*\" }} \
+               fib saddr type != local masquerade to :{NEAR}
+           }}
+         }}"
+    ))?;
+
+    for &family in lab.families().list() {
+        let elsewhere = lab.nodes[1].at(family, ECHO_TARGET);
+        let outside = lab.external.at(family, ECHO_TARGET);
+        let from = node.at(family, NEAR);
+        node.run(|| -> Result<()> {
+            let dial = Dial::to(elsewhere).from(from);
+            dial.connect()?.download(LARGE).context("a process, TCP")?;
+            let socket = UdpClient::connect_from(from, elsewhere)?;
+            socket.ask(b"question").context("a process, UDP")?;
+            Ok(())
+        })?;
+        pod.run(|| -> Result<()> {
+            let dial = Dial::to(outside);
+            dial.connect()?.download(LARGE).context("a pod, TCP")?;
+            let socket = UdpClient::connect(outside)?;
+            let answer = socket.ask(b"question").context("a pod, UDP")?;
+            ensure!(answer.client.port() == NEAR, "{answer:?}");
+            let again = socket.ask_patiently(&[7; 2000]);
+            let again = again.context("a pod, UDP in fragments")?;
+            ensure!(again == answer, "{again:?} after {answer:?}");
+            Ok(())
+        })?;
+        // Through one NodePort to a backend elsewhere that answers to another.
+        let target = node.at(family, FAR);
+        lab.external.run(|| -> Result<()> {
+            let connection = Dial::to(target).connect().context("a client, TCP")?;
+            connection.download(LARGE).context("a client, TCP")?;
+            ask_udp_patiently(target, 2000).context("a client, UDP")?;
+            Ok(())
+        })?;
+        // Meanwhile it has clients.
+        let answer = lab.external.run(|| ask_tcp(from))?;
+        ensure!(answer.server == "local", "{answer:?}");
+    }
+    Ok(())
+}
+
 fn service(lab: &Lab, name: &str, number: u8) -> Service {
     Service::new(name, number, lab.families())
         .tcp(ECHO_PORT, ECHO_TARGET)
