@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::outcome::Fault;
+use crate::{opaque::masked, outcome::Fault};
 
 /// What precedes the IP header on a device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Skb {
         }
         // SAFETY: as in `len`.
         let (data, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
-        let start = data + bounded(offset);
+        let start = data + masked::<MAX_OFFSET>(offset);
         if start + size_of::<T>() > end {
             return None;
         }
@@ -200,22 +200,4 @@ impl Skb {
             unsafe { bpf_l4_csum_replace(self.raw, offset, 0, u64::from(difference), flags) };
         if result == 0 { Ok(()) } else { Err(Fault) }
     }
-}
-
-/// The same offset, which must be at most [`MAX_OFFSET`], in a way that the
-/// verifier sees. The compiler knows the bound too, and would check it on some
-/// other register than the one it adds to the packet's address.
-#[inline(always)]
-fn bounded(offset: u32) -> usize {
-    let mut offset = u64::from(offset);
-    // SAFETY: changes nothing but its operand.
-    unsafe {
-        core::arch::asm!(
-            "{0} &= {MAX}",
-            inout(reg) offset,
-            MAX = const MAX_OFFSET,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    offset as usize
 }

@@ -25,7 +25,7 @@ use proxy_common::{
     source_range::SourceRange,
 };
 
-use crate::{icmp::Quote, packet::Skb, parse::Headers};
+use crate::{icmp::Quote, opaque::masked, packet::Skb, parse::Headers};
 
 /// Table sizes here are small; the agent sets the real ones when it loads.
 const SMALL: usize = 1024;
@@ -431,11 +431,12 @@ pub fn note_masquerade<F: Tables>(addr: &F::Addr) {
     let Some(filter) = F::filters().get_ptr_mut(prefilter::MASQUERADES) else {
         return;
     };
+    let index = masked::<{ prefilter::WORDS as u32 - 1 }>(bit / 64);
     // SAFETY: the value lives as long as the program; the index is masked to
     // the array. Racing stores are described above.
     unsafe {
-        let word = &raw mut (*filter).words[(bit / 64) as usize & (prefilter::WORDS - 1)];
-        let mask = 1 << (bit % 64);
+        let word = filter.cast::<u64>().add(index);
+        let mask = 1_u64 << (bit % 64);
         if word.read_volatile() & mask == 0 {
             word.write_volatile(word.read_volatile() | mask);
         }
@@ -447,10 +448,9 @@ fn bit<F: Tables>(filter: u32, bit: u32) -> bool {
     let Some(filter) = F::filters().get_ptr(filter) else {
         return false;
     };
+    let index = masked::<{ prefilter::WORDS as u32 - 1 }>(bit / 64);
     // SAFETY: the value lives as long as the program; the index is masked to
     // the array.
-    let word = unsafe {
-        (&raw const (*filter).words[(bit / 64) as usize & (prefilter::WORDS - 1)]).read_volatile()
-    };
+    let word = unsafe { filter.cast::<u64>().add(index).read_volatile() };
     word >> (bit % 64) & 1 != 0
 }
