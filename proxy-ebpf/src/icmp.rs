@@ -137,7 +137,10 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
         return Outcome::NEXT;
     }
     // From the client's side, about a reply.
-    if tables::slow::may_be_frontend::<F>(&scratch.headers.ip.dst) {
+    let (dst, quote) = (&scratch.headers.ip.dst, &scratch.quote);
+    if tables::slow::may_be_frontend::<F>(dst)
+        || *dst == quote.ip.src && tables::may_be_node_port::<F>(quote.src_port, quote.ip.protocol)
+    {
         scratch.look_for_receiver();
         let quote = &scratch.quote;
         if let Some(record) =

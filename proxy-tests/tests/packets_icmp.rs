@@ -3,10 +3,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::counter::Counter;
+use proxy_common::{counter::Counter, local_addr::LocalAddr};
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -18,6 +18,7 @@ type Error = fn(IpAddr, &Packet, usize) -> Packet;
 const QUOTED: [usize; 3] = [8, 20, 1000];
 
 const TCP: bool = true;
+const NODE_PORT: u16 = 30_080;
 
 fn data(tcp: bool, src: SocketAddr, dst: SocketAddr) -> Packet {
     if tcp {
@@ -117,6 +118,40 @@ fn errors_about_replies_reach_the_backend(
         datapath.run(Hook::Ingress, &came).passed_as(&led);
         let ran = datapath.run(Hook::Egress, &led);
         ran.passed_as(&led);
+    }
+}
+
+/// The same of what a client dialled at an address of this node.
+#[rstest]
+fn errors_about_replies_of_node_ports_reach_the_backend(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+) {
+    let cast = Cast::of(family);
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    let dialled = SocketAddr::new(cast.node(), NODE_PORT);
+    let mut datapath = Datapath::load();
+    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    let of = if tcp {
+        ServicePort::tcp
+    } else {
+        ServicePort::udp
+    };
+    let port = of(cast.vip(), &[backend]).with(FrontEnd::node_port(NODE_PORT));
+    datapath.serve(&port);
+    datapath.run(Hook::Ingress, &data(tcp, client, dialled));
+    for quoted in QUOTED {
+        let came = Packet::too_big(cast.router(), &data(tcp, dialled, client), quoted);
+        let led = Packet::too_big(cast.router(), &data(tcp, backend, client), quoted);
+        datapath.run(Hook::Ingress, &came).passed_as(&led);
+        // About another conversation, or not meant for this node.
+        let other = data(tcp, dialled, cast.outsider_with(2, 40_000));
+        let other = Packet::too_big(cast.router(), &other, quoted);
+        let elsewhere = came.to(SocketAddr::new(cast.stranger().ip(), 0));
+        for packet in [other, elsewhere] {
+            let ran = datapath.run(Hook::Ingress, &packet);
+            ran.left_alone(&packet.bytes());
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
+const NODE_PORT: u16 = 30_080;
+
 /// A link narrower than everybody thinks: TCP finds its way, in both directions,
 /// also when the client is masqueraded; so do datagrams in pieces; UDP that
 /// must not be cut learns the path's MTU.
@@ -35,7 +37,9 @@ fn path_mtu_is_discovered(
         Server::start(&local, ECHO_TARGET)?,
         Server::start(&remote, ECHO_TARGET)?,
     ];
-    let near = echo_like("near", 1, &lab).endpoint(&local);
+    let near = echo_like("near", 1, &lab)
+        .endpoint(&local)
+        .node_port(ECHO_PORT, NODE_PORT);
     let far = echo_like("far", 2, &lab).endpoint(&remote);
     // What a kernel has learnt of the way to one Service it knows of no other.
     let unknown = echo_like("unknown", 3, &lab).endpoint(&remote);
@@ -45,6 +49,11 @@ fn path_mtu_is_discovered(
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
+        // Comes first: afterwards the backend knows the way.
+        let node_port = lab.nodes[0].at(family, NODE_PORT);
+        lab.external
+            .run(|| transfer(node_port))
+            .with_context(|| format!("{family}: NodePort"))?;
         for (host, service) in [
             (&*client, &far),
             (&*lab.nodes[0], &far),
@@ -52,7 +61,7 @@ fn path_mtu_is_discovered(
             (&lab.external, &far),
         ] {
             let context = || format!("{family}: {} to {}", host.name(), service.name());
-            host.run(|| transfer(service, family))
+            host.run(|| transfer(service.at(family, ECHO_PORT)))
                 .with_context(context)?;
         }
         for host in [&*client, &*lab.nodes[0], &lab.external] {
@@ -69,8 +78,7 @@ fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
         .udp(ECHO_PORT, ECHO_TARGET)
 }
 
-fn transfer(service: &Service, family: Family) -> Result<()> {
-    let front_end = service.at(family, ECHO_PORT);
+fn transfer(front_end: SocketAddr) -> Result<()> {
     Dial::to(front_end)
         .connect()?
         .upload(3_000_000)
