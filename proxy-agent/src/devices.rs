@@ -33,6 +33,9 @@ pub enum LinkKind {
     Hardware,
     /// Its packets go on to another host.
     Tunnel,
+    /// Gives packets back to the device they came from, where they pass the
+    /// programs (ifb, which plugins shape pods' traffic with).
+    Detour,
     /// veth, VLAN, bond and the like: where they lead, only routes tell.
     Other,
 }
@@ -88,9 +91,9 @@ pub struct Surroundings<'a> {
     pub node_v6: Option<Ipv6Addr>,
 }
 
-/// The devices to describe, by ifindex. Programs go on all but loopback and
-/// those that have others enslaved, whose packets pass the enslaved ones. Of
-/// the latter, bridges are described too: routes lead to them (E19).
+/// The devices to describe, by ifindex. Programs go on all but loopback,
+/// detours, and those that have others enslaved, whose packets pass the enslaved
+/// ones. Of the latter, bridges are described too: routes lead to them (E19).
 pub fn described(
     links: &[Link],
     addresses: &[Address],
@@ -101,6 +104,7 @@ pub fn described(
     links
         .iter()
         .filter(|link| matches!(link.layer, Layer::Ethernet | Layer::Ip))
+        .filter(|link| link.kind != LinkKind::Detour)
         .filter_map(|link| {
             let carries_programs = !masters.contains(&link.ifindex);
             if !carries_programs && link.kind != LinkKind::Bridge {
@@ -250,6 +254,10 @@ mod tests {
                 layer: Layer::Other,
                 ..link(6, "can0")
             },
+            Link {
+                kind: LinkKind::Detour,
+                ..link(7, "ifb0")
+            },
         ]
     }
 
@@ -274,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_all_but_loopback_masters_and_strange_ones() {
+    fn hooks_all_but_loopback_masters_detours_and_strange_ones() {
         let described = plan(&LocalDetector::NodeCidr);
         let devices = described.values();
         let names: Vec<_> = devices
@@ -369,13 +377,13 @@ mod tests {
             master: Some(master),
             ..link(ifindex, "port")
         };
-        links.extend([enslaved(7, 3), enslaved(8, 7), enslaved(9, 7)]);
+        links.extend([enslaved(8, 3), enslaved(9, 8), enslaved(10, 8)]);
         let covered = |ifindex, hooked: &[u32]| {
             is_covered(ifindex, &links, &|ifindex| hooked.contains(&ifindex))
         };
         assert!(covered(2, &[2]) && !covered(2, &[4]));
-        assert!(covered(3, &[4, 8, 9]));
-        assert!(!covered(3, &[4, 8]) && !covered(3, &[8, 9]));
+        assert!(covered(3, &[4, 9, 10]));
+        assert!(!covered(3, &[4, 9]) && !covered(3, &[9, 10]));
         let circle = [enslaved(1, 2), enslaved(2, 1)];
         assert!(!is_covered(1, &circle, &|_| false));
     }

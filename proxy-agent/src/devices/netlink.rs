@@ -308,6 +308,7 @@ fn link(message: &LinkMessage) -> Link {
 fn link_kind(kind: &InfoKind, layer: Layer) -> LinkKind {
     match kind {
         InfoKind::Bridge => LinkKind::Bridge,
+        InfoKind::Ifb => LinkKind::Detour,
         // With Ethernet header it is a tap, for a virtual machine.
         InfoKind::Tun if layer == Layer::Ethernet => LinkKind::Other,
         InfoKind::Tun
