@@ -49,6 +49,10 @@ pub trait Route: Sockets + Refusal {
     /// Parameters of a look-up for a packet from `src` to `dst` that came in
     /// by device `ifindex`.
     fn route(src: &Self::Addr, dst: &Self::Addr, ifindex: u32) -> bpf_fib_lookup;
+
+    /// Whether a look-up that succeeded found `dst` itself on the link, rather
+    /// than a gateway to it.
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &Self::Addr) -> bool;
 }
 
 impl Route for V4 {
@@ -62,6 +66,13 @@ impl Route for V4 {
         route.__bindgen_anon_4.ipv4_dst = dst.word(0);
         route
     }
+
+    #[inline(always)]
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &AddrV4) -> bool {
+        // SAFETY: plain integers. The kernel puts a gateway's address here, of
+        // the family that it says.
+        route.family == AF_INET && unsafe { route.__bindgen_anon_4.ipv4_dst } == dst.word(0)
+    }
 }
 
 impl Route for V6 {
@@ -74,6 +85,19 @@ impl Route for V6 {
         route.__bindgen_anon_3.ipv6_src = [src.word(0), src.word(1), src.word(2), src.word(3)];
         route.__bindgen_anon_4.ipv6_dst = [dst.word(0), dst.word(1), dst.word(2), dst.word(3)];
         route
+    }
+
+    #[inline(always)]
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &AddrV6) -> bool {
+        // SAFETY: plain integers, where the kernel puts a gateway's address.
+        let next = unsafe { route.__bindgen_anon_4.ipv6_dst };
+        let mut difference = 0;
+        let mut index = 0;
+        while index < AddrV6::WORDS {
+            difference |= next[index] ^ dst.word(index);
+            index += 1;
+        }
+        difference == 0
     }
 }
 
@@ -248,10 +272,22 @@ pub fn hand_back(skb: Skb, uplink: u32) -> Outcome {
         return Outcome::NEXT;
     }
     hint::set(skb, Hint::Done);
-    if uplink == skb.ifindex() && !skb.is_host_originated() {
+    if !skb.is_host_originated() && enter_alike(uplink, skb.ifindex()) {
         return Outcome::NEXT;
     }
     deliver(skb, uplink)
+}
+
+/// Whether what comes in by one device enters the host as by the other: it is
+/// the same, or a port of the same bridge. That would take the sender of a frame
+/// that is moved to another port for a neighbour there.
+#[inline(always)]
+fn enter_alike(one: u32, other: u32) -> bool {
+    one == other
+        || match (tables::device(one), tables::device(other)) {
+            (Some(one), Some(other)) => one.bridge != 0 && one.bridge == other.bridge,
+            _ => false,
+        }
 }
 
 /// Hands a packet to this host as if it had come in by device `ifindex`.

@@ -245,8 +245,7 @@ fn forward_slowly<F: IpHeader + host::Route>(
     scratch.reply.backend_addr = flow.backend_addr;
     let (headers, addr) = (&mut scratch.headers, &scratch.reply.backend_addr);
     flow::touch::<F>(record, headers, Direction::ToBackend);
-    if arrival == Arrival::Bridge
-        && *addr != headers.ip.src
+    if may_be_bridged::<F>(arrival, flags)
         && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()
         || rewrite::slowly::<F>(skb, headers, Side::Destination, addr, port).is_err()
     {
@@ -301,7 +300,7 @@ fn try_forward<F: IpHeader + host::Route>(
     let flow = unsafe { record.as_ref() };
     let (addr, port, flags) = (flow.backend_addr, flow.backend_port, flow.flags);
     flow::touch::<F>(record, headers, Direction::ToBackend);
-    if arrival == Arrival::Bridge && addr != headers.ip.src {
+    if may_be_bridged::<F>(arrival, flags) {
         stay_on_bridge::<F>(skb, headers, &addr)?;
     }
     rewrite::tuple::<F>(skb, headers, Side::Destination, addr, port)?;
@@ -309,9 +308,17 @@ fn try_forward<F: IpHeader + host::Route>(
     Ok(())
 }
 
+/// Whether the replies of a flow with these flags may be bridged: not to an
+/// address of this host (nor may a port send back what came in by it).
+#[inline(always)]
+fn may_be_bridged<F: IpHeader>(arrival: Arrival, flags: u8) -> bool {
+    arrival == Arrival::Bridge && flags & Flow::<F::Addr>::MASQUERADE == 0
+}
+
 /// Where client and backend are ports of one bridge, replies are bridged and
 /// never routed. Requests must be bridged too, or conntrack sees half of each
-/// connection and calls it invalid (E2): give the frame the backend's MAC.
+/// connection and calls it invalid (E2): give the frame the backend's MAC. Not
+/// where the bridge leads to a gateway: replies come back by way of this host.
 #[inline(always)]
 fn stay_on_bridge<F: IpHeader + host::Route>(
     skb: Skb,
@@ -331,7 +338,7 @@ fn stay_on_bridge<F: IpHeader + host::Route>(
             0,
         )
     };
-    if result == 0 && route.ifindex == device.bridge {
+    if result == 0 && route.ifindex == device.bridge && F::is_neighbour(&route, backend) {
         skb.write::<[u8; 6]>(0, route.dmac)?;
     }
     Ok(())
