@@ -143,10 +143,24 @@ fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
         return Outcome::drop(Counter::RewriteFailed);
     };
     flow::touch::<F>(record, &scratch.headers, Direction::ToBackend);
+    follow_route::<F>(record, skb.ifindex());
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     match send::<F>(skb, scratch, record) {
         Ok(outcome) => outcome,
         Err(fault) => fault.into(),
+    }
+}
+
+/// Hands the replies back at the device that the host's routing chooses now: it
+/// would not take them from another one.
+#[inline(always)]
+fn follow_route<F: IpHeader>(record: Record<F>, uplink: u32) {
+    let flow = record.as_ptr();
+    // SAFETY: see `Record`; an aligned store of four bytes.
+    unsafe {
+        if (*flow).uplink != uplink {
+            (*flow).uplink = uplink;
+        }
     }
 }
 
