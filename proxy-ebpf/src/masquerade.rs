@@ -90,10 +90,10 @@ pub fn allocate<F: IpHeader + Sockets>(
         return Some(flow.masquerade_port);
     }
     ask_for::<F>(scratch, record, addr);
-    // A process of this host that keeps its address keeps its port: the socket
-    // itself reserves it.
-    let own_socket = flow.uplink != 0 && *addr == scratch.key.addr;
-    let port = if own_socket && opaque(claim::<F>(skb, scratch, true)) {
+    // A process of this host that keeps its address has its port already (see
+    // `change_port`).
+    let same_address = flow.uplink != 0 && *addr == scratch.key.addr;
+    let port = if same_address && opaque(claim::<F>(skb, scratch)) {
         scratch.reply.masquerade_port
     } else {
         free_port::<F>(skb, scratch)?
@@ -112,7 +112,8 @@ pub fn allocate<F: IpHeader + Sockets>(
 }
 
 /// Gives a packet of a client the port that its flow has between the hooks: the
-/// client's own, unless another flow needs that one.
+/// client's own, unless another flow needs that one, or the client is a process
+/// of this host.
 #[inline(never)]
 pub fn change_port<F: IpHeader + Sockets>(
     skb: &Skb,
@@ -160,7 +161,7 @@ fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
     let mut attempt = 0;
     while attempt < ports::TRIES {
         scratch.reply.masquerade_port = BePort::new(ports::nth(hash.wrapping_add(attempt)));
-        if opaque(claim::<F>(skb, scratch, false)) {
+        if opaque(claim::<F>(skb, scratch)) {
             return Some(scratch.reply.masquerade_port);
         }
         attempt += 1;
@@ -171,11 +172,7 @@ fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
 /// Takes the reply tuple in scratch memory for the flow there, unless another
 /// flow or a socket of this host has it.
 #[inline(never)]
-fn claim<F: IpHeader + Sockets>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-    own_socket: bool,
-) -> bool {
+fn claim<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     let (key, client) = (&scratch.reply, &scratch.key);
     if F::masquerades().insert(key, client, BPF_NOEXIST).is_err() {
         // SAFETY: the value is compared at once.
@@ -186,7 +183,7 @@ fn claim<F: IpHeader + Sockets>(
             && holder.port == client.port
             && holder.index == client.index;
     }
-    if !own_socket && F::has_socket(*skb, key) {
+    if F::has_socket(*skb, key) {
         let _ = F::masquerades().remove(key);
         return false;
     }

@@ -124,7 +124,11 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         device_flags,
     ));
     // The host's own flows always are: their replies have to be told from those
-    // to its sockets (E5).
+    // to its sockets (E5). So they get another port, too: the kernel may give one
+    // port to a connection to the front end and to one to the backend.
+    if uplink != 0 {
+        scratch.flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
+    }
     if uplink != 0
         || masquerade == Masquerade::Yes
         || masquerade == Masquerade::UnlessRepliesPass

@@ -1,9 +1,10 @@
 //! Processes of the node as clients, whose ports and routes the kernel chooses.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{OpenFlows, Server};
+use proxy_tests::traffic::{Dial, OpenFlows, Server, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring, addressing,
 };
@@ -55,6 +56,71 @@ fn open_flows_follow_the_route(
             flows
                 .stay()
                 .with_context(|| format!("{family}, {device}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel gives one port to connections that have different other ends. One
+/// to a Service and one to its backend do not disturb each other, whichever was
+/// first.
+#[rstest]
+fn service_and_backend_share_a_port(
+    #[values(Topology::ROUTED, BRIDGE, Topology::FLANNEL)] topology: Topology,
+    #[values(true, false)] direct_first: bool,
+) -> Result<()> {
+    let lab = Lab::start(topology)?;
+    let node = &lab.nodes[0];
+    let backend = lab.nodes[1].add_pod("backend")?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        let mut order = [
+            service.at(family, ECHO_PORT),
+            backend.at(family, ECHO_TARGET),
+        ];
+        if direct_first {
+            order.reverse();
+        }
+        let source = node.at(family, 41_000);
+        node.run(|| tcp_side_by_side(source, order))
+            .with_context(|| format!("{family} TCP"))?;
+        node.run(|| udp_side_by_side(source, order))
+            .with_context(|| format!("{family} UDP"))?;
+    }
+    Ok(())
+}
+
+fn tcp_side_by_side(source: SocketAddr, targets: [SocketAddr; 2]) -> Result<()> {
+    let mut open = Vec::new();
+    for target in targets {
+        let connection = Dial::to(target).from(source).connect();
+        let mut connection = connection.with_context(|| target.to_string())?;
+        connection.start_echo()?;
+        open.push(connection);
+        for connection in &mut open {
+            let context = connection.peer_addr()?;
+            connection
+                .echo(b"whole")
+                .with_context(|| format!("{context}, after {target}"))?;
+        }
+    }
+    // The port must not wait in TIME_WAIT.
+    Ok(open
+        .into_iter()
+        .try_for_each(proxy_tests::traffic::Connection::reset)?)
+}
+
+fn udp_side_by_side(source: SocketAddr, targets: [SocketAddr; 2]) -> Result<()> {
+    let [one, two] = targets.map(|target| UdpClient::connect_from(source, target));
+    let sockets = [one?, two?];
+    for _ in 0..2 {
+        for (socket, target) in sockets.iter().zip(targets) {
+            let answer = socket.ask(b"whole");
+            answer.with_context(|| target.to_string())?;
         }
     }
     Ok(())
