@@ -15,7 +15,7 @@ use crate::{
     opaque::opaque,
     outcome::Outcome,
     outgoing,
-    packet::Skb,
+    packet::{Link, Skb, same_mac},
     parse::{self, IpHeader, Part},
     rewrite::{self, Side},
     service_range,
@@ -131,7 +131,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
             tables::go_slow(skb, F::SLOW.host);
             return Outcome::drop(Counter::RewriteFailed);
         }
-    } else if frontend && choose::frontend::<F>(scratch) == Dialled::Service {
+    } else if frontend && is_routed(skb) && choose::frontend::<F>(scratch) == Dialled::Service {
         // A forwarded packet to a front end that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);
@@ -140,6 +140,19 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
     }
     outgoing::note::<F>(scratch);
     Outcome::NEXT
+}
+
+/// Whether this host sent the packet on itself, rather than bridged a frame of
+/// somebody else (E12).
+#[inline(never)]
+fn is_routed(skb: Skb) -> bool {
+    if skb.link == Link::None {
+        return true;
+    }
+    let (Some(device), Some(mac)) = (tables::device(skb.ifindex()), skb.read::<[u8; 6]>(6)) else {
+        return false;
+    };
+    same_mac(mac, device.mac) || same_mac(mac, device.bridge_mac)
 }
 
 /// Backend to client: src := front end. `None`: not a reply of a flow.

@@ -19,7 +19,7 @@ use crate::{
     opaque::opaque,
     open::{self, Opened},
     outcome::{Fault, Outcome},
-    packet::{Addressee, Link, Skb},
+    packet::{Addressee, Link, Skb, same_mac},
     parse::{self, Headers, IpHeader, Part},
     refuse,
     rewrite::{self, Side},
@@ -136,7 +136,7 @@ impl Arrival {
                         && skb.link == Link::Ethernet
                         && skb
                             .read::<[u8; 6]>(0)
-                            .is_some_and(|mac| same(mac, device.bridge_mac)) =>
+                            .is_some_and(|mac| same_mac(mac, device.bridge_mac)) =>
                 {
                     Self::Bridge
                 }
@@ -144,19 +144,6 @@ impl Arrival {
             },
         }
     }
-}
-
-/// Compares MAC addresses by hand, because an array comparison becomes a call
-/// to `memcmp`.
-#[inline(always)]
-fn same(a: [u8; 6], b: [u8; 6]) -> bool {
-    let mut difference = 0;
-    let mut index = 0;
-    while index < 6 {
-        difference |= a[index] ^ b[index];
-        index += 1;
-    }
-    difference == 0
 }
 
 /// Client to front end: dst := backend.

@@ -201,3 +201,16 @@ impl Skb {
         if result == 0 { Ok(()) } else { Err(Fault) }
     }
 }
+
+/// Compares MAC addresses by hand, because an array comparison becomes a call
+/// to `memcmp`.
+#[inline(always)]
+pub fn same_mac(a: [u8; 6], b: [u8; 6]) -> bool {
+    let mut difference = 0;
+    let mut index = 0;
+    while index < 6 {
+        difference |= a[index] ^ b[index];
+        index += 1;
+    }
+    difference == 0
+}

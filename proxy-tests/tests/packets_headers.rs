@@ -4,7 +4,8 @@ use proxy_common::counter::Counter;
 use proxy_tests::{
     Family,
     packet::{
-        Cast, Datapath, Extension, Hook, MAC_BRIDGE, MAC_OTHER, Packet, ServicePort, Verdict,
+        Cast, Datapath, Extension, Hook, MAC_BRIDGE, MAC_OTHER, MAC_PEER, Packet, ServicePort,
+        Verdict,
     },
 };
 use rstest::rstest;
@@ -213,14 +214,28 @@ fn packets_without_ethernet_header_are_translated(
     ran.passed_as(&fragment.clone().from(cast.vip()));
 }
 
-/// A forwarded packet to a front end that no ingress program saw (E23).
+/// A forwarded packet to a front end that no ingress program saw (E23). A frame
+/// that this host only bridges is somebody else's (E12), here and on a device
+/// below, where nothing tells any more what the first hook knew.
 #[rstest]
 fn untranslated_packets_do_not_leave(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(1)));
-    let syn = Packet::syn(cast.pod(), cast.vip());
-    let ran = datapath.run(Hook::Egress, &syn);
-    assert_eq!(ran.verdict, Verdict::Drop);
-    ran.counted(&[Counter::Untranslated]);
+    datapath.device(|device| {
+        device.mac = MAC_PEER;
+        device.bridge_mac = MAC_BRIDGE;
+    });
+    let from = |mac_src| Packet {
+        mac_src,
+        ..Packet::syn(cast.pod(), cast.vip())
+    };
+    for own in [MAC_PEER, MAC_BRIDGE] {
+        let ran = datapath.run(Hook::Egress, &from(own));
+        assert_eq!(ran.verdict, Verdict::Drop);
+        ran.counted(&[Counter::Untranslated]);
+    }
+    let bridged = from(MAC_OTHER);
+    let ran = datapath.run(Hook::Egress, &bridged);
+    ran.left_alone(&bridged.bytes());
 }
