@@ -8,7 +8,7 @@
 use proxy_common::{
     checksum,
     counter::Counter,
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     net::{Address, BePort, Protocol},
 };
 
@@ -155,7 +155,9 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
         if let Some(record) = masquerade::client::<F>(scratch) {
             // SAFETY: see `Record`.
             let flow = unsafe { record.as_ref() };
-            return if !masquerade::is_masquerade::<F>(flow, &scratch.reply) {
+            return if flow.flags & Flow::<F::Addr>::OUTGOING != 0
+                || !masquerade::is_masquerade::<F>(flow, &scratch.reply)
+            {
                 Outcome::NEXT
             } else if flow.uplink == 0 {
                 finish(unmasquerade::<F>(&skb, scratch, record))

@@ -52,7 +52,8 @@ pub fn forward<F: IpHeader + Sockets>(
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    if flow.flags & Flow::<F::Addr>::MASQUERADE == 0 {
+    let kind = flow.flags & (Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::OUTGOING);
+    if kind != Flow::<F::Addr>::MASQUERADE {
         return None;
     }
     let mut addr = flow.masquerade_addr;
@@ -199,7 +200,7 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
     if flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
-        return outgoing::reply::<F>(skb, &scratch.headers, record);
+        return outgoing::reply::<F>(skb, scratch, record);
     }
     hint::set(skb, Hint::Entered);
     if !is_masquerade::<F>(flow, &scratch.reply) {

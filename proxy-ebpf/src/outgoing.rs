@@ -143,14 +143,16 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
 }
 
 /// A packet of the other end, which came in: passes. `None` if it asks for a
-/// connection, like any client.
+/// connection, like any client: then it has none with this node any more.
 #[inline(never)]
 pub fn reply<F: IpHeader>(
     skb: Skb,
-    headers: &Headers<F::Addr>,
+    scratch: &Scratch<F::Addr>,
     record: Record<F>,
 ) -> Option<Outcome> {
+    let headers = &scratch.headers;
     if headers.opens_connection() {
+        flow::remove::<F>(&scratch.key);
         return None;
     }
     flow::touch::<F>(record, headers, Direction::ToClient);

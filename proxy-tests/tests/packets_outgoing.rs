@@ -210,3 +210,60 @@ fn connections_that_are_over_give_their_port_away(
     let ran = datapath.run(Hook::Ingress, &answer);
     ran.passed_as(&answer.to(expected));
 }
+
+/// A process that binds the port may dial one server again and again, also a
+/// Service's endpoint.
+#[rstest]
+fn a_process_may_dial_again_from_its_port(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Server::Stranger, Server::Endpoint)] server: Server,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = datapath(cast);
+    let (node, server) = (node(cast), server.of(cast));
+    for _ in 0..2 {
+        passes(&datapath, Hook::HostEgress, &Packet::syn(node, server));
+        passes(&datapath, Hook::Ingress, &Packet::syn_ack(server, node));
+        passes(&datapath, Hook::HostEgress, &Packet::data(node, server));
+        datapath.age_all(family, ticks_from_seconds(HOURS * 3600));
+        datapath.sweep();
+        passes(&datapath, Hook::Ingress, &Packet::data(server, node));
+        passes(&datapath, Hook::HostEgress, &Packet::fin(node, server));
+        passes(&datapath, Hook::Ingress, &Packet::fin(server, node));
+    }
+}
+
+/// A server that dials back from the same port has the other connection no
+/// more: all its packets are a client's, whatever way they take.
+#[rstest]
+fn a_server_that_dials_back_is_a_client(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(&[], &[0x8100])] tags: &[u16],
+) {
+    let cast = Cast::of(family);
+    let datapath = datapath(cast);
+    let (node, server) = (node(cast), cast.stranger());
+    passes(&datapath, Hook::Egress, &Packet::syn(node, server));
+    for packet in [Packet::syn(server, node), Packet::data(server, node)] {
+        let packet = Packet {
+            tags: tags.to_vec(),
+            ..packet
+        };
+        let led = packet.clone().to(cast.endpoint(1));
+        datapath.run(Hook::Ingress, &packet).passed_as(&led);
+    }
+    assert_eq!(datapath.flows_of(node), []);
+    assert_eq!(datapath.reply_tuples(family), 0);
+}
+
+/// Errors about such connections are for the node itself.
+#[rstest]
+fn errors_about_them_are_left_alone(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let datapath = datapath(cast);
+    let (node, server) = (node(cast), cast.stranger());
+    passes(&datapath, Hook::Egress, &Packet::syn(node, server));
+    let error = Packet::too_big(cast.router(), &Packet::data(node, server), 8);
+    let ran = datapath.run(Hook::Ingress, &error);
+    ran.left_alone(&error.bytes());
+}
