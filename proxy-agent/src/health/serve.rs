@@ -28,8 +28,9 @@ use crate::model::{IpFamily, ObjectKey};
 const RETRY: Duration = Duration::from_secs(5);
 /// A connection is for one question, which has to come within this time.
 const CONNECTION: Duration = Duration::from_secs(5);
-/// Connections at the same time. Anybody may open some, and the agent needs
-/// file descriptors for other things.
+/// Connections that are answered at the same time. Anybody may open some, and
+/// the agent needs file descriptors for other things. Of the others, each
+/// listener accepts one.
 const CONNECTIONS: usize = 512;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -201,10 +202,6 @@ async fn run(
     };
     let id = Arc::new((service, IpFamily::of(address.ip())));
     loop {
-        // Never closed.
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -213,6 +210,12 @@ async fn run(
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
+        };
+        // Asked for when there is a connection: those that only listen, which
+        // may be more than connections are allowed, must not keep any from
+        // others. It is never closed.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
         };
         let (health, id) = (health.clone(), Arc::clone(&id));
         tokio::spawn(async move {
@@ -234,6 +237,8 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
     use crate::health::Check;
 
@@ -302,5 +307,34 @@ mod tests {
         servers.close_others(&new).await;
         assert!(servers.open(&new));
         assert_eq!(servers.running.keys().collect::<Vec<_>>(), [&place("new")]);
+    }
+
+    /// More listeners than there may be connections: each answers.
+    #[tokio::test]
+    async fn listeners_that_nobody_asks_keep_no_connection_from_others() {
+        let mut servers = Servers::new(Health::default());
+        servers.connections = Arc::new(Semaphore::new(2));
+        for (name, ip) in [
+            ("a", IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            ("b", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            ("c", IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            ("d", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        ] {
+            let free = listen(SocketAddr::new(ip, 0)).and_then(|free| free.local_addr());
+            let place = (ObjectKey::new("shop", name), free.expect("a free port"));
+            assert!(servers.open(&BTreeSet::from([place])));
+        }
+        for (service, address) in servers.running.keys().rev() {
+            let asked = async {
+                let mut stream = tokio::net::TcpStream::connect(address).await?;
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await?;
+                io::Result::Ok(answer)
+            };
+            let answer = timeout(CONNECTION, asked).await.expect("in time");
+            let answer = answer.expect("an answer");
+            assert!(answer.contains(&service.name), "{answer}");
+        }
     }
 }
