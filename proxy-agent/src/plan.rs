@@ -152,6 +152,7 @@ impl<F: Family> Planner<F> {
             touched.extend(self.claim(port, &mut plan));
         }
         self.settle_claims(touched, &mut plan);
+        self.forget_ranges(&after);
         plan.writes.append(&mut after);
         for row in leaving {
             self.bury(row, &mut plan, now);

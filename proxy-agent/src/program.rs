@@ -75,9 +75,9 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
                     return outcome;
                 }
             }
-            if plan.problems.iter().any(is_full) {
-                outcome.retry.insert(key);
-            }
+            let full = plan.problems.iter().filter(|problem| is_full(problem));
+            let again = full.map(|problem| problem.port().service.clone());
+            outcome.retry.extend(again);
             outcome.problems.extend(plan.problems);
         }
         if complete {

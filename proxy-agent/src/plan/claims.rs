@@ -143,8 +143,7 @@ impl<F: Family> Planner<F> {
         touched
     }
 
-    /// Makes `FRONTENDS` agree with the claims on these keys. New addresses
-    /// come before their ports, so that a port is never there alone.
+    /// Makes `FRONTENDS` agree with the claims on these keys.
     pub(super) fn settle_claims(
         &mut self,
         keys: BTreeSet<FrontendKey<F::Addr>>,
@@ -200,13 +199,7 @@ impl<F: Family> Planner<F> {
         match wanted {
             Some(frontend) => {
                 if current.is_none() && self.frontends.len() >= self.capacity.frontends as usize {
-                    if let Some((owner, _)) = self.claims.get(&key).and_then(Claim::owner) {
-                        plan.problems.push(Problem::TableFull {
-                            port: owner.clone(),
-                            table: "FRONTENDS",
-                            capacity: self.capacity.frontends,
-                        });
-                    }
+                    plan.problems.extend(self.no_room_for(&key));
                     return;
                 }
                 self.set_frontend_bit(&key, plan);
@@ -221,6 +214,18 @@ impl<F: Family> Planner<F> {
             }
             None => {}
         }
+    }
+
+    /// The problem of who wants a front end, or the first port of an address,
+    /// that the table cannot hold.
+    fn no_room_for(&self, key: &FrontendKey<F::Addr>) -> Option<Problem> {
+        let (wanted, claim) = self.claims.range(key..).next()?;
+        let (owner, _) = claim.owner().filter(|_| wanted.addr == key.addr)?;
+        Some(Problem::TableFull {
+            port: owner.clone(),
+            table: "FRONTENDS",
+            capacity: self.capacity.frontends,
+        })
     }
 
     /// Removes the front ends that no Service port claims.

@@ -29,7 +29,8 @@ impl<F: Family> Planner<F> {
     }
 
     /// Adds the source ranges of a port. Returns the writes that remove those
-    /// it no longer has, for when no front end needs them.
+    /// it no longer has, for when no front end needs them. Until then they take
+    /// up room: see [`Planner::forget_ranges`].
     pub(super) fn place_ranges(
         &mut self,
         desired: &DesiredPort<F>,
@@ -46,13 +47,17 @@ impl<F: Family> Planner<F> {
             self.source_ranges.insert(key);
             plan.writes.push(Write::SourceRange { key });
         }
-        current
-            .difference(&wanted)
-            .map(|&key| {
-                self.source_ranges.remove(&key);
-                Write::DeleteSourceRange { key }
-            })
-            .collect()
+        let gone = current.difference(&wanted);
+        gone.map(|&key| Write::DeleteSourceRange { key }).collect()
+    }
+
+    /// Notes which source ranges some writes remove.
+    pub(super) fn forget_ranges(&mut self, writes: &[Write<F>]) {
+        for write in writes {
+            if let Write::DeleteSourceRange { key } = write {
+                self.source_ranges.remove(key);
+            }
+        }
     }
 
     /// Removes all source ranges of a row of `SERVICES`, before another port

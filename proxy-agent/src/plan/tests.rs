@@ -7,6 +7,7 @@
 mod answers;
 mod cluster;
 mod filters;
+mod full;
 mod junk;
 mod memories;
 
@@ -22,6 +23,7 @@ use self::{
     answers::{Answer, all_desired, assert_serves, expected},
     cluster::{Cluster, TestFamily, clients, cluster, desired, service_key, small},
     filters::filters_hold_what_tables_and_flows_need,
+    full::all_are_served_once_none_is_too_many,
     junk::{Junk, junk},
     memories::Memories,
 };
@@ -88,6 +90,7 @@ both_families! {
     plan_then_write_reaches_desired(clusters in prop::collection::vec(cluster(), 1..5));
     every_step_serves_old_or_new(before in cluster(), after in cluster());
     a_failed_write_is_made_good(before in cluster(), after in cluster(), fail in 0_usize..80);
+    all_are_served_once_none_is_too_many(clusters in prop::collection::vec(cluster(), 1..5));
     any_tables_can_be_adopted(junk in junk(), cluster in cluster());
     clients_are_remembered_until_something_ends_it(
         steps in prop::collection::vec((cluster(), any::<bool>()), 1..6)

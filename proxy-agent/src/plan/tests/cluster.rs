@@ -32,7 +32,7 @@ impl TestFamily for V6 {
 }
 
 /// A Service without addresses: numbers that become either family's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) vip: u8,
     /// An address besides: a load balancer's, or an external IP.
@@ -45,7 +45,7 @@ pub(super) struct Shape {
     pub(super) ports: Vec<PortShape>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortShape {
     pub(super) number: u16,
     pub(super) udp: bool,
