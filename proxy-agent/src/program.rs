@@ -61,7 +61,8 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         Ok(plan.writes.len())
     }
 
-    /// Brings the tables to what is desired of these Services.
+    /// Brings the tables to what is desired of these Services, in that order:
+    /// those that go have to make room for those that come.
     fn apply(&mut self, services: Vec<ObjectKey>, complete: bool) -> SyncOutcome {
         let mut outcome = SyncOutcome::default();
         let now = Instant::now();
@@ -107,7 +108,6 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
 
     /// Every Service that has, or should have, anything in the tables.
     fn all(&self) -> Vec<ObjectKey> {
-        // Those that must go first make room for those that come.
         let gone = self
             .planner
             .services()
@@ -152,7 +152,11 @@ impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
         let services = if complete {
             self.all()
         } else {
-            keys.into_iter().collect()
+            let (mut services, come): (Vec<_>, Vec<_>) = keys
+                .into_iter()
+                .partition(|key| !self.desired.contains_key(key));
+            services.extend(come);
+            services
         };
         self.apply(services, complete)
     }

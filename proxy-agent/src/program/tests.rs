@@ -224,3 +224,26 @@ fn a_complete_sync_removes_what_is_not_listed() {
     programmer.sync(BTreeMap::new(), true);
     assert_eq!(resolve(&programmer, vip), Resolved::NotOurs);
 }
+
+/// An address may go from a Service to another one at once: nobody is told that
+/// it is taken, and no table need have room for both.
+fn what_goes_makes_room_for_what_comes<F: Family>(vip: F::Ip, endpoint: F::Ip) {
+    let mut programmer = programmer::<F>();
+    programmer.dataplane.capacity.frontends = 2;
+    programmer.planner = Planner::new(programmer.dataplane.capacity);
+    let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
+    programmer.sync(BTreeMap::from([(service("z"), port("z"))]), true);
+    let change = BTreeMap::from([(service("a"), port("a")), (service("z"), Vec::new())]);
+    let outcome = programmer.sync(change, false);
+    assert_eq!(outcome.problems, []);
+    assert_eq!(
+        resolve(&programmer, vip),
+        Resolved::Backends(vec![(endpoint, 8080)])
+    );
+}
+
+#[test]
+fn what_goes_makes_room_for_what_comes_in_both_families() {
+    what_goes_makes_room_for_what_comes::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+    what_goes_makes_room_for_what_comes::<V6>(1_u128.into(), 2_u128.into());
+}
