@@ -240,7 +240,7 @@ impl Reconciler {
                 self.metrics.service_changes(changed);
             }
             Change::EndpointSlice(update) => {
-                let trigger = Trigger::of(&update).filter(|t| t.time >= self.started);
+                let trigger = self.trigger(&update);
                 let changed = self.update(update);
                 self.metrics.endpoint_changes(changed);
                 if let Some(trigger) = trigger.filter(|_| changed > 0) {
@@ -264,6 +264,24 @@ impl Reconciler {
                 });
             }
         }
+    }
+
+    /// The change whose latency is measured, if an update of a slice brings one:
+    /// a change since the start, of a Service that will be synced for it.
+    fn trigger(&self, update: &Update<EndpointSlice>) -> Option<Trigger> {
+        let Update::Apply(Parsed {
+            value: Some(slice),
+            triggered: Some(time),
+            ..
+        }) = update
+        else {
+            return None;
+        };
+        let is_ours = *time >= self.started && self.index.service(&slice.service).is_some();
+        is_ours.then_some(Trigger {
+            family: slice.family,
+            time: *time,
+        })
     }
 
     /// Brings an update into the index. Returns the number of objects changed.
@@ -314,22 +332,6 @@ impl Reconciler {
 pub struct Trigger {
     pub family: IpFamily,
     pub time: SystemTime,
-}
-
-impl Trigger {
-    fn of(update: &Update<EndpointSlice>) -> Option<Self> {
-        match update {
-            Update::Apply(Parsed {
-                value: Some(slice),
-                triggered: Some(time),
-                ..
-            }) => Some(Self {
-                family: slice.family,
-                time: *time,
-            }),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]

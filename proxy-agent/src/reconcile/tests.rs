@@ -576,3 +576,21 @@ async fn latencies_are_not_those_of_failures() {
         assert_eq!(rig.measured(), [measured, 0]);
     }
 }
+
+/// A slice of a Service that is not there, such as one of another proxy's: no
+/// sync brings its changes, so none is measured.
+#[tokio::test(start_paused = true)]
+async fn latencies_are_not_those_of_other_services() {
+    let mut rig = Rig::new(
+        Intervals::default(),
+        Outcomes::default(),
+        Outcomes::default(),
+    );
+    rig.send(lists(&["b"])).await;
+    rig.run_for(Duration::from_mins(1)).await;
+    rig.send(vec![triggered(1, SystemTime::now())]).await;
+    rig.run_for(Duration::from_mins(1)).await;
+    rig.send(vec![Update::Apply(slice("b", 1)).into()]).await;
+    rig.run_for(Duration::from_mins(1)).await;
+    assert_eq!(rig.measured(), [0, 0]);
+}
