@@ -1,8 +1,8 @@
 //! Reads links, addresses and local routes, and tells when they change.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{collections::BTreeSet, io, net::IpAddr, num::NonZeroI32};
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use futures::{Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -12,7 +12,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{
     Handle, MulticastGroup, new_connection_with_strict_check, new_multicast_connection,
-    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_core::{ErrorMessage, NetlinkMessage, NetlinkPayload},
     sys::SocketAddr,
 };
 
@@ -50,19 +50,16 @@ pub enum News {
     Lost,
 }
 
-/// Connections that list devices and routes and hear of changes.
+/// Hears of changes, and lists devices, addresses and routes.
 pub struct Netlink {
-    handle: Handle,
-    /// Lists only what is asked for: a router's tables may be long.
-    filtering: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
 impl Netlink {
-    /// Opens the connection and subscribes to changes, before anything is
-    /// listed, so that none is missed in between.
+    /// Subscribes to changes, before anything is listed, so that none is missed
+    /// in between.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (connection, handle, messages) = new_multicast_connection(&[
+        let (connection, _, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
@@ -71,14 +68,7 @@ impl Netlink {
         ])
         .map_err(NetlinkError::Open)?;
         tokio::spawn(connection);
-        let (connection, filtering, _) =
-            new_connection_with_strict_check().map_err(NetlinkError::Open)?;
-        tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            filtering,
-            messages,
-        })
+        Ok(Self { messages })
     }
 
     /// Waits for a change that concerns us.
@@ -99,28 +89,18 @@ impl Netlink {
 
     /// All devices of this network namespace.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        self.handle
-            .link()
-            .get()
-            .execute()
-            .map_ok(|message| link(&message))
-            .try_collect()
-            .await
-            .map_err(NetlinkError::Links)
+        let lister = lister()?;
+        let links = lister.link().get().execute();
+        let links = whole_list(links, |message| [link(message)]).await;
+        links.map_err(NetlinkError::Links)
     }
 
     /// All addresses of this network namespace.
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let addresses: Vec<Option<Address>> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .map_ok(|message| address(&message))
-            .try_collect()
-            .await
-            .map_err(NetlinkError::Addresses)?;
-        Ok(addresses.into_iter().flatten().collect())
+        let lister = lister()?;
+        let addresses = lister.address().get().execute();
+        let addresses = whole_list(addresses, address).await;
+        addresses.map_err(NetlinkError::Addresses)
     }
 
     /// The prefixes that the host takes for its own, of both families: the
@@ -175,36 +155,64 @@ impl Netlink {
         take: impl Fn(&RouteMessage) -> I,
     ) -> Result<Vec<I::Item>, NetlinkError> {
         let family = request.header.address_family;
-        let routes = self.filtering.route().get(request).execute();
-        whole_list(routes, family, take).await
-    }
-}
-
-/// What `take` makes of a family's routes. A list that breaks off is an error,
-/// never a shorter list: what is missing in it would be taken for gone (S55).
-async fn whole_list<I: IntoIterator>(
-    routes: impl Stream<Item = Result<RouteMessage, rtnetlink::Error>>,
-    family: AddressFamily,
-    take: impl Fn(&RouteMessage) -> I,
-) -> Result<Vec<I::Item>, NetlinkError> {
-    let mut routes = std::pin::pin!(routes);
-    let mut taken = Vec::new();
-    while let Some(route) = routes.next().await {
-        match route {
-            Ok(route) if route.header.address_family == family => taken.extend(take(&route)),
-            Ok(_) => {}
+        let lister = lister()?;
+        let routes = lister.route().get(request).execute();
+        let of_family =
+            |route: &RouteMessage| (route.header.address_family == family).then(|| take(route));
+        match whole_list(routes, of_family).await {
+            Ok(taken) => Ok(taken.into_iter().flatten().collect()),
             // A table without routes is not there; nor is that of a family
             // which this kernel does not have.
             Err(rtnetlink::Error::NetlinkError(error))
                 if [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT]
                     .contains(&error.raw_code().abs()) =>
             {
-                break;
+                Ok(Vec::new())
             }
-            Err(error) => return Err(NetlinkError::Routes(error)),
+            Err(error) => Err(NetlinkError::Routes(error)),
         }
     }
-    Ok(taken)
+}
+
+/// A connection for one list, which lasts as long as this is kept. It lists
+/// only what is asked for, as a router's tables may be long, and hears nothing
+/// else: news of what others asked for carry the numbers of their requests, and
+/// would be taken for answers to ours.
+fn lister() -> Result<Handle, NetlinkError> {
+    let (mut connection, handle, _) =
+        new_connection_with_strict_check().map_err(NetlinkError::Open)?;
+    // Without it, the end of a list looks like that of the connection.
+    connection.set_forward_done(true);
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// What `take` makes of a list. One that breaks off is an error, never a
+/// shorter list: what is missing in it would be taken for gone (S55).
+async fn whole_list<M, I: IntoIterator>(
+    list: impl Stream<Item = Result<M, rtnetlink::Error>>,
+    take: impl Fn(&M) -> I,
+) -> Result<Vec<I::Item>, rtnetlink::Error> {
+    let mut list = std::pin::pin!(list);
+    let mut taken = Vec::new();
+    loop {
+        match list.next().await {
+            Some(Ok(message)) => taken.extend(take(&message)),
+            Some(Err(rtnetlink::Error::UnexpectedMessage(NetlinkMessage {
+                payload: NetlinkPayload::Done(done),
+                ..
+            }))) => {
+                let Some(code) = NonZeroI32::new(done.code) else {
+                    return Ok(taken);
+                };
+                let mut error = ErrorMessage::default();
+                error.code = Some(code);
+                return Err(rtnetlink::Error::NetlinkError(error));
+            }
+            Some(Err(error)) => return Err(error),
+            None => return Err(rtnetlink::Error::RequestFailed),
+        }
+    }
 }
 
 /// What a message says that concerns us.
@@ -373,12 +381,10 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroI32;
-
     use futures::stream;
     use netlink_packet_route::route::RouteNextHop;
     use rstest::rstest;
-    use rtnetlink::packet_core::ErrorMessage;
+    use rtnetlink::packet_core::{DoneMessage, NetlinkHeader};
 
     use super::*;
 
@@ -414,22 +420,43 @@ mod tests {
         rtnetlink::Error::NetlinkError(error)
     }
 
+    /// The end of a list, or the error that ends it.
+    fn end(code: i32) -> rtnetlink::Error {
+        let mut done = DoneMessage::default();
+        done.code = -code;
+        let done = NetlinkPayload::Done(done);
+        rtnetlink::Error::UnexpectedMessage(NetlinkMessage::new(NetlinkHeader::default(), done))
+    }
+
     /// S55
     #[rstest]
-    #[case::whole(None, Some(2))]
+    #[case::whole(Some(end(0)), Some(2))]
+    #[case::without_an_end(None, None)]
+    #[case::ended_by_an_error(Some(end(libc::ENOMEM)), None)]
     #[case::without_memory(Some(error(libc::ENOMEM)), None)]
     #[case::interrupted(Some(error(libc::EINTR)), None)]
     #[case::without_answer(Some(rtnetlink::Error::RequestFailed), None)]
     #[tokio::test]
     async fn a_list_that_breaks_off_is_an_error(
-        #[case] broken: Option<rtnetlink::Error>,
+        #[case] end: Option<rtnetlink::Error>,
         #[case] prefixes: Option<usize>,
     ) {
         let local = || route(LOCAL_TABLE, RouteType::Local, 32, Vec::new());
         let routes = [Ok(local()), Ok(local())];
-        let routes = stream::iter(routes.into_iter().chain(broken.map(Err)));
-        let listed = whole_list(routes, AddressFamily::Inet, local_prefix).await;
+        let routes = stream::iter(routes.into_iter().chain(end.map(Err)));
+        let listed = whole_list(routes, local_prefix).await;
         assert_eq!(listed.ok().map(|list| list.len()), prefixes);
+    }
+
+    /// The real thing: every list has its end.
+    #[tokio::test]
+    async fn lists_are_read_to_their_end() {
+        let netlink = Netlink::open().expect("netlink");
+        let links = netlink.links().await.expect("devices");
+        assert!(links.iter().any(|link| link.layer == Layer::Loopback));
+        netlink.addresses().await.expect("addresses");
+        netlink.local_prefixes().await.expect("local routes");
+        netlink.gateway_devices().await.expect("routes");
     }
 
     #[rstest]
