@@ -91,6 +91,10 @@ pub struct Keeper {
     table: DeviceTable,
     /// Devices with programs.
     hooked: BTreeMap<u32, Described>,
+    /// Devices for which something could not be done, and what.
+    refused: BTreeMap<u32, String>,
+    /// When to try those again.
+    try_again_at: Option<Instant>,
     /// Bridges, as described to the programs on their ports.
     bridges: BTreeMap<u32, Device>,
     gateways: Gateways,
@@ -141,6 +145,8 @@ impl Keeper {
             audit: options.audit,
             table,
             hooked: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            try_again_at: None,
             bridges: BTreeMap::new(),
             gateways: Gateways::new(),
             netlink: Netlink::open()?,
@@ -183,10 +189,7 @@ impl Keeper {
         let mut sweep_at = Instant::now() + SWEEP;
         let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
-            let wake_at = [self.retry_at, self.gateways.due()]
-                .into_iter()
-                .flatten()
-                .fold(sweep_at.min(audit_at), Instant::min);
+            let wake_at = self.follow_at().fold(sweep_at.min(audit_at), Instant::min);
             tokio::select! {
                 news = self.netlink.changed() => {
                     self.gateways.touch();
@@ -225,15 +228,24 @@ impl Keeper {
             }
             if now >= audit_at {
                 audit_at = now + self.audit;
+                self.follow().await;
+                self.audit_devices().await;
                 if let Err(error) = self.audit_local_addrs().await {
                     self.failed(&error);
                 }
             }
-            let again = [self.retry_at, self.gateways.due()];
-            if again.into_iter().flatten().any(|at| now >= at) {
+            if self.follow_at().any(|at| now >= at) {
                 self.follow().await;
             }
         }
+    }
+
+    /// When devices and addresses are to be followed again, although nobody
+    /// says that they changed.
+    fn follow_at(&self) -> impl Iterator<Item = Instant> {
+        [self.retry_at, self.try_again_at, self.gateways.due()]
+            .into_iter()
+            .flatten()
     }
 
     /// Brings programs, settings and addresses to where they should be now.

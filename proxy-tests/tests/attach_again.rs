@@ -4,17 +4,20 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use proxy_agent::dataplane::pins::Pins;
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually,
 };
+use rstest::rstest;
 
-/// The place of our filters.
-const PRIORITY: &str = "1";
-const HANDLE: &str = "0x7a0d";
-/// Classic BPF that returns 0: packets go on to the next filter.
-const NO_MATCH: &str = "'1,6 0 0 0'";
+/// A filter in the place of ours. Classic BPF that returns 0: packets go on to
+/// the next filter.
+const FOREIGN: &str = "filter add dev eth0 ingress pref 1 protocol all handle 0x7a0d \
+                       bpf bytecode '1,6 0 0 0'";
+/// From what somebody did to the agent having seen it and done something.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A filter of somebody else in our place stays, on a device that is then not
 /// served, which the log says; the others are.
@@ -26,12 +29,8 @@ fn a_foreign_filter_in_our_place_is_not_replaced() -> Result<()> {
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let service = Service::echo(lab.families()).endpoint(&backend);
     lab.manifests.write(&service)?;
-    let filter = format!(
-        "qdisc add dev eth0 clsact\n\
-         filter add dev eth0 ingress pref {PRIORITY} protocol all handle {HANDLE} \
-         bpf bytecode {NO_MATCH}"
-    );
-    node.feed("tc", &["-batch", "-"], &filter)?;
+    node.exec("tc", &["qdisc", "add", "dev", "eth0", "clsact"])?;
+    node.feed("tc", &["-batch", "-"], FOREIGN)?;
 
     let agents = lab.start_agents(&AgentOptions::with(&["--attach", "clsact"]))?;
     expect_service(&client, &lab, &service)?;
@@ -39,6 +38,16 @@ fn a_foreign_filter_in_our_place_is_not_replaced() -> Result<()> {
     assert_eq!(filters, [String::new()], "the foreign filter alone");
     let log = agents[0].log();
     assert!(log.contains("a filter of somebody else"), "{log}");
+
+    // Nothing else changes: the agent has to look again by itself.
+    node.exec("tc", &["filter", "del", "dev", "eth0", "ingress"])?;
+    eventually("served once the place is free", REPAIRED_WITHIN, || {
+        let filters = self::filters(node, "eth0", "ingress")?;
+        ensure!(filters == ["ingress"], "{filters:?}");
+        Ok(())
+    })?;
+    node.exec("tc", &["filter", "del", "dev", "eth0", "ingress"])?;
+    node.feed("tc", &["-batch", "-"], FOREIGN)?;
 
     drop(agents);
     agent::command(node, &["cleanup"])?;
@@ -110,6 +119,35 @@ fn the_way_of_attaching_can_change() -> Result<()> {
         })?;
         agent.crash()?;
     }
+    Ok(())
+}
+
+/// Somebody takes the programs off the devices, as other network plugins' clean
+/// up does: without their links or filters the agent puts them there again.
+#[rstest]
+fn programs_that_somebody_takes_off_come_back(#[values("tcx", "clsact")] mode: &str) -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let options = AgentOptions::with(&["--attach", mode, "--audit-period", "200ms"]);
+    let agents = lab.start_agents(&options)?;
+    expect_service(&client, &lab, &service)?;
+    match mode {
+        "tcx" => fs::remove_dir_all(Pins::new(node.pins().path()).links())?,
+        _ => {
+            for device in ["eth0", client.node_device(), backend.node_device()] {
+                node.exec("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+            }
+        }
+    }
+    eventually("the programs are back", REPAIRED_WITHIN, || {
+        expect_service(&client, &lab, &service)
+    })?;
+    let log = agents[0].log();
+    assert!(log.contains("were taken off by someone else"), "{log}");
     Ok(())
 }
 

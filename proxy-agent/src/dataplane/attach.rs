@@ -113,6 +113,12 @@ pub enum AttachError {
     Detach(#[source] ProgramError),
     #[error("take over the link")]
     Link(#[source] LinkError),
+    #[error("create folder {path} for pins")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("pin the link at {path}")]
     Pin {
         path: PathBuf,
@@ -127,31 +133,33 @@ pub enum AttachError {
     },
 }
 
-/// Attaches both programs to a device, or swaps them in where an earlier
-/// agent's are. Programs that it attached the other way go: after ours are
-/// there, so that there is no gap.
+/// Attaches both programs to a device, or swaps them in where ours or an
+/// earlier agent's are; returns whether both were there. Programs that were
+/// attached the other way go: after ours are there, so that there is no gap.
 pub async fn attach(
     ebpf: &mut Ebpf,
     pins: &Pins,
     filters: &Filters,
     mode: Mode,
     target: &Target<'_>,
-) -> Result<(), AttachError> {
+) -> Result<bool, AttachError> {
+    let mut were_there = true;
     for hook in Hook::BOTH {
         let name = hook.program(target.layer3);
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
             .ok_or(AttachError::Missing(name))?;
-        match mode {
+        were_there &= match mode {
             Mode::Tcx => attach_tcx(program, pins, hook, target)?,
             Mode::Clsact => filters.attach(program, hook, target).await?,
-        }
+        };
     }
     match mode {
-        Mode::Tcx => filters.remove_ours(target).await,
-        Mode::Clsact => forget(pins, target.ifindex),
+        Mode::Tcx => filters.remove_ours(target).await?,
+        Mode::Clsact => forget(pins, target.ifindex)?,
     }
+    Ok(were_there)
 }
 
 fn attach_tcx(
@@ -159,15 +167,21 @@ fn attach_tcx(
     pins: &Pins,
     hook: Hook,
     target: &Target<'_>,
-) -> Result<(), AttachError> {
+) -> Result<bool, AttachError> {
     let path = link_path(pins, target.ifindex, hook);
     if path.exists() {
         if swap(program, &path).is_ok() {
-            return Ok(());
+            return Ok(true);
         }
-        // A link whose device is gone: its ifindex was given to another one.
+        // A link whose device is gone: its ifindex was given to another one. Or
+        // somebody has detached it.
         unpin(&path)?;
     }
+    let links = pins.links();
+    fs::create_dir_all(&links).map_err(|source| AttachError::Folder {
+        path: links,
+        source,
+    })?;
     let id = program
         .attach_with_options(
             target.name,
@@ -181,7 +195,7 @@ fn attach_tcx(
         .try_into()
         .map_err(AttachError::Link)?;
     link.pin(&path)
-        .map(drop)
+        .map(|_| false)
         .map_err(|source| AttachError::Pin { path, source })
 }
 

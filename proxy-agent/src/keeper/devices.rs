@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context as _;
 use proxy_common::{
     device::Device,
     family::{V4, V6},
 };
 use tokio::time::{Duration, Instant};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Keeper, netns_cookie};
 use crate::{
@@ -20,6 +21,9 @@ use crate::{
 /// Least time between two readings of the main routing table, which is long
 /// and always changing on a router.
 const READ_ROUTES: Duration = Duration::from_secs(1);
+/// Time between attempts to put programs on a device that refuses them. What
+/// has to change for it may not be seen, such as the filters of others.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The devices that lead away according to the main routing table.
 pub(super) struct Gateways {
@@ -92,6 +96,9 @@ impl Keeper {
             let name = present(ifindex).map(|link| link.name.clone());
             self.unhook(ifindex, name.as_deref()).await;
         }
+        self.try_again_at = None;
+        self.refused
+            .retain(|ifindex, _| wanted.contains_key(ifindex) || bridges.contains_key(ifindex));
         for (ifindex, device) in wanted {
             self.hook(ifindex, device).await;
         }
@@ -100,27 +107,40 @@ impl Keeper {
     }
 
     async fn hook(&mut self, ifindex: u32, wanted: Described) {
-        let current = self.hooked.get(&ifindex);
-        if current == Some(&wanted) {
+        if self.hooked.get(&ifindex) == Some(&wanted) {
             return;
         }
-        if current.is_some() {
-            if self.describe(ifindex, &wanted.name, hooked(wanted.device)) {
+        let name = wanted.name.clone();
+        match self.try_to_hook(ifindex, &wanted).await {
+            Ok(()) => {
+                if self.refused.remove(&ifindex).is_some() {
+                    info!(device = name, "the device is served now");
+                }
                 self.hooked.insert(ifindex, wanted);
             }
-            return;
+            Err(error) => self.refuse(ifindex, &name, &error),
         }
-        // An earlier agent's programs are on the device if it says so.
-        let before = self.table.get(ifindex).unwrap_or_default().flags & Device::HOOKED;
-        let mut device = wanted.device;
-        device.flags |= before;
-        if !self.describe(ifindex, &wanted.name, device) {
-            return;
+    }
+
+    async fn try_to_hook(&mut self, ifindex: u32, wanted: &Described) -> anyhow::Result<()> {
+        if !self.hooked.contains_key(&ifindex) {
+            // An earlier agent's programs are on the device if it says so.
+            let before = self.table.get(ifindex).unwrap_or_default().flags & Device::HOOKED;
+            let mut device = wanted.device;
+            device.flags |= before;
+            self.describe(ifindex, device)?;
+            self.attach(ifindex, wanted).await?;
+            debug!(device = wanted.name, ifindex, "programs attached");
         }
+        self.describe(ifindex, hooked(wanted.device))
+    }
+
+    /// Puts the programs on a device. Whether they were there.
+    async fn attach(&mut self, ifindex: u32, device: &Described) -> anyhow::Result<bool> {
         let target = Target {
-            name: &wanted.name,
+            name: &device.name,
             ifindex,
-            layer3: wanted.layer3(),
+            layer3: device.layer3(),
         };
         let attached = attach::attach(
             &mut self.loaded.ebpf,
@@ -129,19 +149,36 @@ impl Keeper {
             self.mode,
             &target,
         );
-        if let Err(error) = attached.await {
-            // A device that went away meanwhile is no news; the next change of
-            // devices tries again in any case.
-            let error = anyhow::Error::new(error);
-            warn!(
-                device = wanted.name,
-                "cannot attach the programs: {error:#}"
-            );
-            return;
+        attached.await.context("cannot attach the programs")
+    }
+
+    /// Sees to it that what could not be done for a device is tried again in a
+    /// while; says so once.
+    fn refuse(&mut self, ifindex: u32, name: &str, error: &anyhow::Error) {
+        let message = format!("{error:#}");
+        if self.refused.get(&ifindex) != Some(&message) {
+            warn!(device = name, "{message}");
+            self.refused.insert(ifindex, message);
         }
-        debug!(device = wanted.name, ifindex, "programs attached");
-        if self.describe(ifindex, &wanted.name, hooked(wanted.device)) {
-            self.hooked.insert(ifindex, wanted);
+        self.try_again_at = Some(Instant::now() + TRY_AGAIN);
+    }
+
+    /// Puts the programs back on devices that somebody took them off.
+    pub(super) async fn audit_devices(&mut self) {
+        for (ifindex, device) in self.hooked.clone() {
+            match self.attach(ifindex, &device).await {
+                Ok(true) => {}
+                Ok(false) => warn!(
+                    device = device.name,
+                    "the programs were taken off by someone else, attached again"
+                ),
+                Err(error) => {
+                    self.hooked.remove(&ifindex);
+                    // What keeps it from being described keeps it refused.
+                    let _ = self.describe(ifindex, device.device);
+                    self.refuse(ifindex, &device.name, &error);
+                }
+            }
         }
     }
 
@@ -166,26 +203,23 @@ impl Keeper {
                 } else {
                     bridge.device
                 };
-            if self.bridges.get(&ifindex) != Some(&device)
-                && self.describe(ifindex, &bridge.name, device)
-            {
-                self.bridges.insert(ifindex, device);
+            if self.bridges.get(&ifindex) == Some(&device) {
+                continue;
+            }
+            match self.describe(ifindex, device) {
+                Ok(()) => {
+                    self.refused.remove(&ifindex);
+                    self.bridges.insert(ifindex, device);
+                }
+                Err(error) => self.refuse(ifindex, &bridge.name, &error),
             }
         }
     }
 
-    /// Writes a row of `DEVICES`; says whether that was possible.
-    fn describe(&mut self, ifindex: u32, name: &str, device: Device) -> bool {
+    /// Writes a row of `DEVICES`.
+    fn describe(&mut self, ifindex: u32, device: Device) -> anyhow::Result<()> {
         let written = self.table.set(ifindex, device);
-        let done = written.is_ok();
-        if let Err(error) = written {
-            let error = anyhow::Error::new(error);
-            warn!(
-                device = name,
-                "cannot describe the device to the programs: {error:#}"
-            );
-        }
-        done
+        written.context("cannot describe the device to the programs")
     }
 
     /// Takes the programs off a device, which has a name if it still exists.

@@ -104,13 +104,14 @@ impl Filters {
         Ok(messages.iter().filter_map(Filter::read).collect())
     }
 
-    /// Attaches a program, or puts it in the place of an earlier agent's.
+    /// Attaches a program, or puts it in the place of ours or an earlier
+    /// agent's; returns whether there was one.
     pub(super) async fn attach(
         &self,
         program: &mut SchedClassifier,
         hook: Hook,
         target: &Target<'_>,
-    ) -> Result<(), AttachError> {
+    ) -> Result<bool, AttachError> {
         match tc::qdisc_add_clsact(target.name) {
             Ok(()) => {}
             Err(error) if is_already_there(&error) => {}
@@ -118,7 +119,8 @@ impl Filters {
         }
         let filters = self.list(target.ifindex, hook).await;
         let filters = filters.map_err(AttachError::List)?;
-        let id = match filters.iter().find(|filter| filter.is_in_our_place()) {
+        let place = filters.iter().find(|filter| filter.is_in_our_place());
+        let id = match place {
             Some(filter) if filter.is_ours() => program.attach_to_link(ours(target, hook)?),
             Some(filter) => return Err(AttachError::Taken(filter.name.clone())),
             // Refused by the kernel if somebody takes the place meanwhile.
@@ -137,7 +139,7 @@ impl Filters {
             .map_err(AttachError::Attach)?;
         // Dropping it would detach the program.
         mem::forget(link);
-        Ok(())
+        Ok(place.is_some())
     }
 
     /// Removes our filters from both hooks of a device. The qdisc stays:
