@@ -63,7 +63,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         keeper::Options {
             mode: config.attach,
             node: config.node.clone(),
-            flows: config.sizes.flows,
             audit: config.intervals.audit,
         },
         keeper::ClusterNews {

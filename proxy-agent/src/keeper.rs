@@ -64,8 +64,6 @@ const NODE_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Options {
     pub mode: Mode,
     pub node: NodeConfig,
-    /// Size of each flow table.
-    pub flows: u32,
     /// Time between two comparisons of `LOCAL_ADDRS` with what it should be.
     pub audit: Duration,
 }
@@ -86,7 +84,6 @@ pub struct Keeper {
     mode: Mode,
     filters: Filters,
     config: NodeConfig,
-    flows: u32,
     audit: Duration,
     table: DeviceTable,
     /// Devices with programs.
@@ -141,7 +138,6 @@ impl Keeper {
             mode: options.mode,
             filters: Filters::open().context("open a netlink socket")?,
             config: options.node,
-            flows: options.flows,
             audit: options.audit,
             table,
             hooked: BTreeMap::new(),
@@ -311,7 +307,7 @@ impl Keeper {
 
     /// Whether a flow table is more than 80 % full.
     fn is_pressed(&self, swept: Swept) -> bool {
-        swept.flows > self.flows / 5 * 4
+        swept.flows > self.loaded.flows / 5 * 4
     }
 }
 

@@ -119,6 +119,50 @@ fn a_flood_harms_no_flow_that_carries_traffic(
     Ok(())
 }
 
+/// Tables that an earlier agent made keep their size, whatever a new agent is
+/// told, which says so; what it does for a full table is done by the real size.
+#[test]
+fn tables_keep_the_size_they_were_made_with() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let [client, flooder, backend] = lab.nodes[0].add_pods(["client", "flooder", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    let silent = Service::new("silent", 2, lab.families())
+        .tcp(ECHO_PORT, 9)
+        .udp(ECHO_PORT, 9)
+        .endpoint(&backend);
+    let _sinks = lab
+        .families()
+        .list()
+        .iter()
+        .map(|&family| backend.run(|| UdpSocket::bind(backend.at(family, 9))))
+        .collect::<io::Result<Vec<_>>>()?;
+    lab.manifests.write(&service)?;
+    lab.manifests.write(&silent)?;
+    let small = AgentOptions {
+        flow_table_size: SIZE.into(),
+        ..AgentOptions::default()
+    };
+    for agent in lab.start_agents(&small)? {
+        agent.crash()?;
+    }
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let log = agents[0].log();
+    ensure!(log.contains("keep the size they were made with"), "{log}");
+    for &family in lab.families().list() {
+        flood(&flooder, family, silent.at(family, ECHO_PORT))?;
+    }
+    ensure!(agents[0].counted("flow_table_full")? > 0, "it was not full");
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        eventually("new flows", RELIEF, || {
+            client.run(|| ask_tcp(front_end)).context("TCP")?;
+            client.run(|| ask_udp(front_end, 16)).context("UDP")
+        })?;
+    }
+    Ok(())
+}
+
 /// Ten times as many new flows as there is room for, half of them TCP.
 fn flood(host: &Host, family: Family, target: SocketAddr) -> Result<()> {
     host.run(|| {

@@ -8,6 +8,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use proxy_common::{LAYOUT_VERSION, config::Config};
+use tracing::warn;
 
 use crate::dataplane::{
     mapped::{Access, Mapped, MappedError},
@@ -66,6 +67,12 @@ pub enum LoadError {
     OpenConfig(#[source] MapError),
     #[error("use table CONFIG")]
     Config(#[source] MappedError),
+    #[error("read the size of table {table}")]
+    Size {
+        table: String,
+        #[source]
+        source: MapError,
+    },
     #[error("enter the slow path's programs in PROGRAMS")]
     Programs(#[source] MapError),
     #[error(
@@ -114,6 +121,8 @@ pub struct Loaded {
     pub config: Mapped<Config>,
     /// Whether the tables were there already.
     pub adopted: bool,
+    /// Size of each flow table, in entries.
+    pub flows: u32,
 }
 
 /// Loads the programs and pins their maps.
@@ -137,7 +146,38 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ebpf,
         config,
         adopted,
+        flows: compare_sizes(pins, options.sizes)?,
     })
+}
+
+/// Names the tables that have another size than asked for, because an earlier
+/// agent made them. Returns the size that the flow tables have.
+fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<u32, LoadError> {
+    let mut flows = sizes.flows;
+    let mut kept = Vec::new();
+    for table in Pins::map_names() {
+        let Some(asked) = size_of_table(&table, sizes) else {
+            continue;
+        };
+        let info = pins.open(&table).and_then(|map| map.info());
+        let size = match info {
+            Ok(info) => info.max_entries(),
+            Err(source) => return Err(LoadError::Size { table, source }),
+        };
+        if size != asked {
+            if table.starts_with("FLOWS_") {
+                flows = size;
+            }
+            kept.push(format!("{table} {size}, not {asked}"));
+        }
+    }
+    if !kept.is_empty() {
+        warn!(
+            "tables keep the size they were made with: {}; `proxy-agent cleanup` before the start removes them, and with them all open flows",
+            kept.join(", ")
+        );
+    }
+    Ok(flows)
 }
 
 /// Opens the object, with its maps in `pins` or in none.

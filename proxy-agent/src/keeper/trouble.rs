@@ -10,7 +10,7 @@ use tracing::warn;
 const TROUBLES: [(Counter, &str); 6] = [
     (
         Counter::FlowTableFull,
-        "raise --flow-table-size; open flows are not harmed",
+        "open flows are not harmed; for a larger --flow-table-size the tables have to be made anew",
     ),
     (
         Counter::MasqueradePortsExhausted,
