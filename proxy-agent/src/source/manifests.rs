@@ -2,9 +2,10 @@
 //!
 //! Every `*.yaml`, `*.yml` and `*.json` below the directory counts, except in
 //! hidden files and folders (a mounted `ConfigMap` keeps its versions in hidden
-//! folders); links to files are followed, links to folders are not. The
-//! directory is watched: changes that come together, such as files replaced by
-//! rename, are read together and take effect together.
+//! folders); links to files are followed, links to folders are not, but the
+//! directory itself may be one. The directory is watched, and the files that
+//! links lead to: changes that come together, such as files replaced by rename,
+//! are read together and take effect together.
 //!
 //! What cannot be read is logged and harms only itself. As long as part of a
 //! file cannot be read, objects that the file had before and does not show now
@@ -13,6 +14,7 @@
 
 pub mod directory;
 pub mod document;
+mod found;
 pub mod watch;
 
 use std::{
@@ -39,6 +41,9 @@ const QUIET: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Time between attempts to read a directory that cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
+/// Time after which files and folders that cannot be looked at are looked at
+/// again: nobody tells when they can be.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why the manifests cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +78,12 @@ pub async fn run(
         if !next.is_empty() && changes.send(next).await.is_err() {
             return Ok(());
         }
-        settle(&watch, root).await?;
+        let settled = settle(&watch, root);
+        if directory.is_complete() {
+            settled.await?;
+        } else if let Ok(settled) = timeout(LOOK_AGAIN, settled).await {
+            settled?;
+        }
         (directory, next) = read_again(directory, &watch).await;
     }
 }

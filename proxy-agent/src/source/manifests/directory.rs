@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::unix::fs::MetadataExt,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,6 +12,7 @@ use tracing::{info, warn};
 use super::{
     ManifestError,
     document::{self, Contents, Format, Manifest, ObjectId},
+    found::{Found, Stamp, format},
     watch::Watch,
 };
 use crate::{
@@ -30,29 +30,9 @@ pub struct Directory {
     /// The files that hold an object, in ascending order, mostly one. The first
     /// one's version counts.
     holders: BTreeMap<ObjectId, Vec<Arc<Path>>>,
+    /// Files and folders that could not be looked at, and why.
+    refused: BTreeMap<PathBuf, String>,
     metrics: Metrics,
-}
-
-/// Differs between any two versions of a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl From<&fs::Metadata> for Stamp {
-    fn from(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 /// The objects just read, by file.
@@ -65,6 +45,7 @@ impl Directory {
             root,
             files: BTreeMap::new(),
             holders: BTreeMap::new(),
+            refused: BTreeMap::new(),
             metrics,
         }
     }
@@ -98,16 +79,16 @@ impl Directory {
     /// from then on, if there is a watch. If the changes cannot be told,
     /// nothing changes.
     pub fn list_changes(&mut self, watch: Option<&Watch>) -> Result<Batch, ManifestError> {
-        let mut present = BTreeMap::new();
-        walk(&self.root, watch, &mut present)?;
-        let gone = |path: &Arc<Path>, _: &mut Stamp| !present.contains_key(path);
+        let found = Found::below(&self.root, watch)?;
+        self.note_refused(&found);
+        let gone = |path: &Arc<Path>, _: &mut Stamp| !found.has(path);
         let mut outdated: BTreeSet<_> = self
             .files
             .extract_if(.., gone)
             .map(|(path, _)| path)
             .collect();
         let mut fresh = Fresh::new();
-        for (path, stamp) in present {
+        for (path, stamp) in found.files {
             if self.files.get(&path) == Some(&stamp) {
                 continue;
             }
@@ -125,6 +106,21 @@ impl Directory {
             .into_iter()
             .filter_map(|(id, before)| self.change(id, before.as_deref(), &mut fresh));
         Ok(changes.collect())
+    }
+
+    /// Whether all there is could be looked at when the directory was last read.
+    pub fn is_complete(&self) -> bool {
+        self.refused.is_empty()
+    }
+
+    fn note_refused(&mut self, found: &Found) {
+        for (path, reason) in &found.refused {
+            if self.refused.get(path) != Some(reason) {
+                warn!(file = %path.display(), "cannot look at it, what was there stays in force: {reason}");
+                self.metrics.watch_error(&"Manifest");
+            }
+        }
+        self.refused.clone_from(&found.refused);
     }
 
     /// Forgets what outdated versions of files held, and notes what the fresh
@@ -240,54 +236,4 @@ fn delete((kind, key): ObjectId) -> Change {
         Kind::Node => Change::Node(Update::Delete(key)),
         Kind::ServiceCidr => Change::ServiceCidr(Update::Delete(key)),
     }
-}
-
-/// How a file of that name spells its documents; none if it is no manifest.
-fn format(path: &Path) -> Option<Format> {
-    match path.extension()?.to_str()? {
-        "yaml" | "yml" => Some(Format::Yaml),
-        "json" => Some(Format::Json),
-        _ => None,
-    }
-}
-
-/// Finds all manifests below a folder, and watches it.
-fn walk(
-    folder: &Path,
-    watch: Option<&Watch>,
-    found: &mut BTreeMap<Arc<Path>, Stamp>,
-) -> Result<(), ManifestError> {
-    let failed = |path: &Path, source| ManifestError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    // First the watch: what comes after the listing is then not missed.
-    if let Some(watch) = watch {
-        watch.add(folder)?;
-    }
-    for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
-        let entry = entry.map_err(|error| failed(folder, error))?;
-        let path = entry.path();
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let kind = entry.file_type().map_err(|error| failed(&path, error))?;
-        if kind.is_dir() {
-            match walk(&path, watch, found) {
-                Err(error) if !path.exists() => drop(error),
-                walked => walked?,
-            }
-        } else if format(&path).is_some() {
-            match fs::metadata(&path) {
-                Ok(metadata) if metadata.is_file() => {
-                    found.insert(path.into(), Stamp::from(&metadata));
-                }
-                Ok(_) => {}
-                // Gone in the meantime, or a link to nowhere.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(&path, error)),
-            }
-        }
-    }
-    Ok(())
 }

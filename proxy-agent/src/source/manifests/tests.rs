@@ -184,6 +184,63 @@ async fn follows_links_to_files() {
     assert_eq!(steps.step(), ["+a 10.0.0.2"]);
 }
 
+/// Links that lead in a circle, and folders behind them: the others are read,
+/// and what was there before the circle stays.
+#[tokio::test]
+async fn what_cannot_be_looked_at_harms_only_itself() {
+    use std::os::unix::fs::symlink;
+    let mut steps = Steps::new();
+    steps.write("a.yaml", &service("a", "10.0.0.1"));
+    steps.write("b.yaml", &service("b", "10.0.0.2"));
+    steps.write("c/c.yaml", &service("c", "10.0.0.3"));
+    symlink("loop.yaml", steps.path("loop.yaml")).expect("link");
+    assert_eq!(steps.step(), ["+a 10.0.0.1", "+b 10.0.0.2", "+c 10.0.0.3"]);
+
+    steps.remove("a.yaml");
+    symlink("a.yaml", steps.path("a.yaml")).expect("link");
+    steps.write("b.yaml", &service("b", "10.0.0.4"));
+    assert_eq!(steps.step(), ["+b 10.0.0.4"]);
+
+    steps.remove("a.yaml");
+    assert_eq!(steps.step(), ["-a"]);
+}
+
+/// The source of a directory whose files are links to files elsewhere, and
+/// which is a link itself.
+#[tokio::test]
+async fn changes_behind_links_are_followed() {
+    use std::os::unix::fs::symlink;
+    let steps = Steps::new();
+    steps.write("elsewhere/a.yaml", &service("a", "10.0.0.1"));
+    steps.write("2/b.yaml", &service("b", "10.0.0.1"));
+    fs::create_dir(steps.path("1")).expect("a folder");
+    symlink("../elsewhere/a.yaml", steps.path("1/a.yaml")).expect("link");
+    symlink("1", steps.path("current")).expect("link");
+    let (sender, mut receiver) = crate::source::channel();
+    let root = steps.path("current");
+    tokio::spawn(async move { run(&root, sender, Metrics::default()).await });
+    let mut next = async || {
+        let batch = timeout(Duration::from_secs(10), receiver.recv()).await;
+        texts(&batch.expect("in time").expect("a change"))
+    };
+    assert_eq!(next().await, ["=a"]);
+
+    fs::write(
+        steps.path("elsewhere/a.yaml"),
+        service("a", "10.0.0.2") + "# in place",
+    )
+    .expect("write");
+    assert_eq!(next().await, ["+a 10.0.0.2"]);
+    steps.write("elsewhere/a.yaml", &service("a", "10.0.0.3"));
+    assert_eq!(next().await, ["+a 10.0.0.3"]);
+
+    symlink("2", steps.path("next")).expect("link");
+    fs::rename(steps.path("next"), steps.path("current")).expect("rename");
+    assert_eq!(next().await, ["-a", "+b 10.0.0.1"]);
+    steps.write("2/b.yaml", &service("b", "10.0.0.4"));
+    assert_eq!(next().await, ["+b 10.0.0.4"]);
+}
+
 #[tokio::test]
 async fn a_directory_that_is_gone_forgets_nothing() {
     let mut steps = Steps::new();

@@ -7,7 +7,7 @@ use tokio::net::unix::pipe;
 
 use super::ManifestError;
 
-/// An inotify instance that watches folders.
+/// An inotify instance that watches folders, and files that links lead to.
 pub struct Watch {
     inotify: Inotify,
     /// The same file, for waiting. It reads like a pipe.
@@ -26,16 +26,25 @@ impl Watch {
     /// Watches the entries of one folder; no harm if it does already.
     pub fn add(&self, folder: &Path) -> Result<(), ManifestError> {
         let events = AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
-        let added = self.inotify.add_watch(folder, events);
+        self.add_events(folder, events)
+    }
+
+    /// Watches the file that a path leads to, which may be anywhere.
+    pub fn add_file(&self, path: &Path) -> Result<(), ManifestError> {
+        self.add_events(path, AddWatchFlags::empty())
+    }
+
+    fn add_events(&self, path: &Path, events: AddWatchFlags) -> Result<(), ManifestError> {
+        let itself = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF;
+        let added = self.inotify.add_watch(path, events | itself);
         added.map(drop).map_err(|errno| ManifestError::Watch {
-            path: folder.to_owned(),
+            path: path.to_owned(),
             source: errno.into(),
         })
     }
