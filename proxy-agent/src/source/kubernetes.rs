@@ -5,11 +5,12 @@
 //! API servers before 1.33 do not have. The API server may be away for as long
 //! as it likes; the last state then stays in force (S98).
 
+mod client;
 pub mod error_log;
 pub mod packet_pods;
 pub mod watch;
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, path::Path};
 
 use futures::{
     StreamExt,
@@ -35,10 +36,6 @@ use crate::{
     },
 };
 
-/// A little longer than the API server lets a watch live: a connection that is
-/// silent for longer is dead.
-const READ_TIMEOUT: Duration = Duration::from_secs(295);
-
 /// Why there is no client for the API server. An API server that cannot be
 /// reached is not among them.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +58,12 @@ pub struct ApiServer {
 /// The API server that the kubeconfig names, else that of the cluster this runs
 /// in. Does not connect yet.
 pub async fn api_server(kubeconfig: Option<&Path>) -> Result<ApiServer, ConnectError> {
-    let mut config = match kubeconfig {
+    let config = match kubeconfig {
         Some(path) => read_kubeconfig(path).await?,
         None => Config::incluster().map_err(|error| ConnectError::NotInCluster(chain(&error)))?,
     };
-    config.read_timeout = Some(READ_TIMEOUT);
     let url = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
+    let client = client::of(config).map_err(|error| ConnectError::Client(chain(&error)))?;
     Ok(ApiServer { client, url })
 }
 
