@@ -17,6 +17,7 @@ pub mod dataplane;
 pub mod devices;
 pub mod explain;
 pub mod health;
+pub mod http;
 pub mod index;
 pub mod inspect;
 pub mod keeper;

@@ -10,27 +10,25 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::service::service_fn;
 use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use tracing::{debug, info, warn};
 
 use super::{Checks, Health, answer::answer};
-use crate::model::{IpFamily, ObjectKey};
+use crate::{
+    http,
+    model::{IpFamily, ObjectKey},
+};
 
 /// Time between attempts to listen on a port that is taken.
 const RETRY: Duration = Duration::from_secs(5);
-/// A connection is for one question, which has to come within this time.
-const CONNECTION: Duration = Duration::from_secs(5);
-/// Connections that are answered at the same time. Anybody may open some, and
-/// the agent needs file descriptors for other things. Of the others, each
-/// listener accepts one.
+/// Connections of all ports that are answered at the same time.
 const CONNECTIONS: usize = 512;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -201,38 +199,13 @@ async fn run(
         return;
     };
     let id = Arc::new((service, IpFamily::of(address.ip())));
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                debug!(%address, "cannot accept: {error}");
-                // Out of file descriptors, perhaps.
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        // Asked for when there is a connection: those that only listen, which
-        // may be more than connections are allowed, must not keep any from
-        // others. It is never closed.
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-            return;
-        };
-        let (health, id) = (health.clone(), Arc::clone(&id));
-        tokio::spawn(async move {
-            let respond = service_fn(|_| {
-                let endpoints = health.endpoints(&id);
-                let healthy = health.is_healthy(Instant::now());
-                let response = answer(&id.0, endpoints, healthy);
-                async { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new()
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), respond);
-            // Whoever asks in another way than HTTP gets no answer.
-            let _ = timeout(CONNECTION, connection).await;
-            drop(permit);
-        });
-    }
+    let respond = service_fn(move |_| {
+        let endpoints = health.endpoints(&id);
+        let healthy = health.is_healthy(Instant::now());
+        let response = answer(&id.0, endpoints, healthy);
+        async { Ok::<_, Infallible>(response) }
+    });
+    http::serve(listener, connections, respond).await;
 }
 
 #[cfg(test)]
@@ -332,7 +305,9 @@ mod tests {
                 stream.read_to_string(&mut answer).await?;
                 io::Result::Ok(answer)
             };
-            let answer = timeout(CONNECTION, asked).await.expect("in time");
+            let answer = tokio::time::timeout(http::CONNECTION, asked)
+                .await
+                .expect("in time");
             let answer = answer.expect("an answer");
             assert!(answer.contains(&service.name), "{answer}");
         }

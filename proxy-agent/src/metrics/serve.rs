@@ -13,11 +13,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 use tracing::{info, warn};
 
+use crate::http;
+
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Connections that are answered at the same time.
+const CONNECTIONS: usize = 64;
 /// S110
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
@@ -27,9 +32,12 @@ pub async fn serve(address: SocketAddr, registry: Registry) {
     let app = router(registry);
     let listener = listen(address).await;
     info!(%address, "metrics are served");
-    if let Err(error) = axum::serve(listener, app).await {
-        warn!(%address, %error, "metrics are no longer served");
-    }
+    serve_at(listener, app).await;
+}
+
+async fn serve_at(listener: TcpListener, app: Router) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    http::serve(listener, connections, TowerToHyperService::new(app)).await;
 }
 
 /// The pages of the server.
@@ -100,7 +108,7 @@ mod tests {
         let address = listener.local_addr().expect("address");
         let (metrics, registry) = Metrics::new();
         metrics.service_changes(7);
-        tokio::spawn(axum::serve(listener, router(registry)).into_future());
+        tokio::spawn(serve_at(listener, router(registry)));
 
         let answer = get(address, "/healthz").await;
         assert!(
@@ -111,6 +119,20 @@ mod tests {
         assert!(answer.contains(CONTENT_TYPE), "{answer}");
         assert!(answer.contains("service_changes_total 7"), "{answer}");
         assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+
+    /// Clients that went without a word must not take descriptors for ever.
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_ask_nothing_are_closed() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (_, registry) = Metrics::new();
+        tokio::spawn(serve_at(listener, router(registry)));
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connect");
+        let closed = tokio::time::timeout(Duration::from_hours(24), stream.read_u8()).await;
+        assert!(closed.is_ok_and(|read| read.is_err()), "still open");
     }
 
     /// S110: the unspecified address serves both families.
