@@ -1,8 +1,6 @@
 //! A whole lab: underlay, nodes, an external client, and the manifests.
 
 use std::net::IpAddr;
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -11,6 +9,7 @@ use crate::agent::{Agent, AgentOptions};
 use crate::family::{Families, Family};
 use crate::host::{Addresses, Host};
 use crate::manifest::ManifestDir;
+use crate::name;
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::pod_network;
@@ -40,7 +39,7 @@ pub struct Lab {
 impl Lab {
     /// Builds a lab. Nothing translates yet: see [`Lab::start_agents`].
     pub fn start(topology: Topology) -> Result<Self> {
-        let id = unique_id();
+        let id = name::unique();
         let count = u8::try_from(topology.nodes)?;
         let names: Vec<String> = (1..=count)
             .map(|index| format!("{id}-node-{index}"))
@@ -153,14 +152,4 @@ fn router_space(underlay: &Underlay, id: &str, host: &str) -> Result<Option<Netn
         .needs_routers()
         .then(|| Netns::create(&format!("{id}-r-{host}")))
         .transpose()
-}
-
-/// Short, and no other lab's on this machine: `tandem-<process>-<counter>`.
-fn unique_id() -> String {
-    static LABS: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "tandem-{:x}-{:x}",
-        process::id(),
-        LABS.fetch_add(1, Ordering::Relaxed)
-    )
 }

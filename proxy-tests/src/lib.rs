@@ -32,6 +32,7 @@ pub mod host;
 pub mod kubernetes;
 pub mod lab;
 pub mod manifest;
+pub mod name;
 pub mod netns;
 pub mod node;
 pub mod packet;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_tests::bpffs::PinDirectory;
 use proxy_tests::traffic::{Server, ask_tcp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring, agent,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring, agent, name,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -65,12 +65,7 @@ fn explain(arguments: &[&str], input: &str) -> Result<Output> {
 }
 
 fn run(arguments: &[&str], input: &str) -> Result<Output> {
-    let name = format!(
-        "tandem-explain-{}-{:?}",
-        std::process::id(),
-        std::thread::current().id()
-    );
-    let pins = PinDirectory::reserve(&name)?;
+    let pins = PinDirectory::reserve(&name::unique())?;
     let mut process = Command::new(agent::binary()?)
         .args(arguments)
         .arg("--bpf-root")

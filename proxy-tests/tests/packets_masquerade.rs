@@ -10,7 +10,7 @@ use proxy_common::{
     prefilter::frontend_bit,
 };
 use proxy_tests::{
-    Family, exec,
+    Family, exec, name,
     netns::Netns,
     packet::{Body, Cast, Datapath, Hook, Packet, ServicePort},
 };
@@ -231,8 +231,7 @@ fn a_port_that_a_socket_holds_is_avoided(
     #[values(true, false)] tcp: bool,
 ) {
     let run = move || {
-        let name = format!("tandem-{}-port-{family}-{tcp}", std::process::id());
-        let netns = Netns::create(&name).expect("a network namespace");
+        let netns = Netns::create(&name::unique()).expect("a network namespace");
         netns.enter().expect("enter it");
         let cast = Cast::of(family);
         let (node, backend) = (cast.node(), cast.endpoint(1));

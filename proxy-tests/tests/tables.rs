@@ -25,6 +25,7 @@ use proxy_common::{
 use proxy_tests::{
     Family,
     bpffs::PinDirectory,
+    name,
     packet::{Cast, FrontEnd, ServicePort},
 };
 
@@ -52,8 +53,7 @@ fn changes(cast: Cast) -> [Vec<ServicePort>; 4] {
 }
 
 fn agree<F: KernelFamily>(family: Family) {
-    let name = format!("tandem-tables-{}-{}", F::SUFFIX, std::process::id());
-    let directory = PinDirectory::reserve(&name).expect("a bpf file system");
+    let directory = PinDirectory::reserve(&name::unique()).expect("a bpf file system");
     let pins = Pins::new(directory.path());
     let loaded = load::load(&LoadOptions {
         pins: pins.clone(),

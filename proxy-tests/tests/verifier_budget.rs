@@ -8,6 +8,7 @@ use aya::programs::Program;
 use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
 use proxy_agent::dataplane::pins::Pins;
 use proxy_tests::bpffs::PinDirectory;
+use proxy_tests::name;
 use rstest::rstest;
 
 /// Instructions that the verifier may look at.
@@ -16,8 +17,7 @@ const BUDGET: u32 = 600_000;
 /// Without log lines, and with all that operators can ask for.
 #[rstest]
 fn every_program_leaves_room(#[values(0, 4)] log_level: u8) -> Result<()> {
-    let name = format!("tandem-budget-{}-{log_level}", std::process::id());
-    let directory = PinDirectory::reserve(&name)?;
+    let directory = PinDirectory::reserve(&name::unique())?;
     let loaded = load::load(&LoadOptions {
         pins: Pins::new(directory.path()),
         sizes: Sizes {

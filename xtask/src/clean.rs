@@ -1,7 +1,11 @@
 //! `clean`: build output, and what an aborted test or demo left on the
-//! machine. Only names that begin with `tandem-` are touched: they are made
-//! by tests and demo, never by an agent in service.
+//! machine: whatever bears the number of a process that is no more, in a name
+//! like `tandem-1f3a-0-node-1`. No agent in service makes such names.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +17,8 @@ use crate::setup::mount_point;
 use crate::{exec, workspace};
 
 const PREFIX: &str = "tandem-";
+/// Where tests keep data that is worth no disk.
+const MEMORY: &str = "/dev/shm";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,40 +49,112 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn remove_leftovers() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read the mount table")?;
+    let search = Search::default();
+    let namespaces = search.within(Path::new("/run/netns"));
     // Processes first: they hold on to all the rest.
+    for namespace in &namespaces {
+        kill_within(namespace)?;
+    }
     if let Some(root) = mount_point(&mounts, "cgroup2") {
-        for group in ours(Path::new(root)) {
+        for group in search.below(Path::new(root)) {
             remove_cgroup(&group)?;
             said(&group);
         }
     }
-    for namespace in ours(Path::new("/run/netns")) {
-        let name = namespace.file_name().unwrap_or_default();
-        exec::output(Command::new("ip").args(["netns", "delete"]).arg(name))?;
-        said(&namespace);
+    for namespace in &namespaces {
+        exec::output(
+            Command::new("ip")
+                .args(["netns", "delete"])
+                .arg(name(namespace)),
+        )?;
+        said(namespace);
     }
-    if let Some(root) = mount_point(&mounts, "bpf") {
-        for pins in ours(Path::new(root)) {
-            remove(&pins)?;
+    let pins = mount_point(&mounts, "bpf").map(PathBuf::from);
+    let folders = pins.into_iter().chain([env::temp_dir(), MEMORY.into()]);
+    for folder in folders {
+        for left in search.within(&folder) {
+            remove(&left)?;
         }
+    }
+    for process in search.running.borrow().iter() {
+        eprintln!("xtask: process {process} still runs: what it made is left alone");
     }
     Ok(())
 }
 
-/// What is in a folder and bears our prefix.
-fn ours(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<_> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
+/// Looks for what processes that are gone have left.
+#[derive(Default)]
+struct Search {
+    /// Those that are not gone.
+    running: RefCell<BTreeSet<u32>>,
+}
+
+impl Search {
+    /// What is in a folder.
+    fn within(&self, folder: &Path) -> Vec<PathBuf> {
+        let mut found = entries(folder);
+        found.retain(|path| self.is_left(path));
+        found
+    }
+
+    /// What is in a folder or in folders below, but not what is in what was
+    /// found. A run's control groups are below the one that it was started in.
+    fn below(&self, folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for path in entries(folder) {
+            if self.is_left(&path) {
+                found.push(path);
+            } else if path.is_dir() && !path.is_symlink() {
+                found.extend(self.below(&path));
+            }
+        }
+        found
+    }
+
+    fn is_left(&self, path: &Path) -> bool {
+        let Some(process) = path.file_name().and_then(|name| owner(name.to_str()?)) else {
+            return false;
+        };
+        if Path::new("/proc").join(process.to_string()).exists() {
+            self.running.borrow_mut().insert(process);
+            return false;
+        }
+        true
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut found: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.starts_with(PREFIX))
-        })
         .collect();
     found.sort();
     found
+}
+
+/// The process that made something of this name.
+fn owner(name: &str) -> Option<u32> {
+    let (process, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    u32::from_str_radix(process, 16).ok()
+}
+
+fn name(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+/// Ends all processes of a network namespace.
+fn kill_within(namespace: &Path) -> Result<()> {
+    let mut list = Command::new("ip");
+    list.args(["netns", "pids"]).arg(name(namespace));
+    for process in exec::output(&mut list)?.lines() {
+        kill(process);
+    }
+    Ok(())
+}
+
+/// Ends a process, or that of a thread. One that ended meanwhile is as good.
+fn kill(number: &str) {
+    let _ = exec::output(Command::new("kill").args(["-KILL", number]));
 }
 
 /// Ends the processes of a control group, then removes it with those below.
@@ -93,10 +171,7 @@ fn remove_cgroup(group: &Path) -> Result<()> {
 fn kill_threads(group: &Path) -> Result<()> {
     let path = group.join("cgroup.threads");
     let threads = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    for thread in threads.lines() {
-        // One that ended meanwhile is as good.
-        let _ = exec::output(Command::new("kill").args(["-KILL", thread]));
-    }
+    threads.lines().for_each(kill);
     Ok(())
 }
 
@@ -141,19 +216,51 @@ fn said(path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
-    #[test]
-    fn only_names_with_our_prefix_are_ours() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["tandem-node-1", "tandem", "tandemic", "other-tandem-1"] {
-            cache::create(&folder.path().join(name)).unwrap();
-        }
-        assert_eq!(ours(folder.path()), [folder.path().join("tandem-node-1")]);
+    /// Above the largest that Linux gives.
+    const GONE: &str = "tandem-7fffffff-0-node-1";
+
+    #[rstest]
+    #[case::of_a_lab("tandem-1f3a-0-node-1", Some(0x1f3a))]
+    #[case::in_a_folder_of_many("tandem-1f3a-0-x7bQ2a", Some(0x1f3a))]
+    #[case::an_agent_in_service("tandem", None)]
+    #[case::no_number("tandem-proxy-1", None)]
+    #[case::an_image("tandem-0.1.0.oci.tar", None)]
+    #[case::not_ours("other-tandem-1-0", None)]
+    fn names_tell_who_made_what_bears_them(#[case] name: &str, #[case] expected: Option<u32>) {
+        assert_eq!(owner(name), expected);
     }
 
     #[test]
-    fn a_folder_that_is_not_there_holds_nothing_of_ours() {
-        assert!(ours(Path::new("/nonexistent")).is_empty());
+    fn what_a_running_process_made_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = format!("tandem-{:x}-0-node-1", std::process::id());
+        for name in [GONE, &own, "other"] {
+            cache::create(&folder.path().join(name)).unwrap();
+        }
+        let search = Search::default();
+        assert_eq!(search.within(folder.path()), [folder.path().join(GONE)]);
+        assert_eq!(search.running.take(), [std::process::id()].into());
+    }
+
+    #[test]
+    fn control_groups_are_found_wherever_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("user.slice/session-1.scope").join(GONE);
+        let deeper = below.join(GONE);
+        cache::create(&deeper).unwrap();
+        assert_eq!(Search::default().below(folder.path()), [below]);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_holds_nothing() {
+        assert!(
+            Search::default()
+                .within(Path::new("/nonexistent"))
+                .is_empty()
+        );
     }
 }

@@ -264,7 +264,8 @@ fn programs() -> Result<PathBuf> {
 /// A directory for data and logs, in memory where that is possible.
 fn directory(id: &str) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(id);
+    let prefix = format!("{id}-");
+    builder.prefix(&prefix);
     let memory = Path::new("/dev/shm");
     if fs::metadata(memory).is_ok_and(|place| place.is_dir())
         && let Ok(directory) = builder.tempdir_in(memory)

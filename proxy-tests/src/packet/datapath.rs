@@ -3,10 +3,7 @@
 mod lease;
 mod side;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_agent::dataplane::{
@@ -31,7 +28,7 @@ use super::{
     Cast, Packet, ServicePort,
     run::{Hook, Ran, Verdict},
 };
-use crate::{Family, bpffs::PinDirectory};
+use crate::{Family, bpffs::PinDirectory, name};
 
 /// The ifindex of the loopback, which test runs happen on.
 const LOOPBACK: u32 = 1;
@@ -67,10 +64,7 @@ impl Datapath {
     /// Tables of these sizes, [`Cast`]'s pods as local clients, and the
     /// loopback with [`Cast`]'s node addresses.
     pub fn with_sizes(sizes: Sizes) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tandem-{}-{number}", std::process::id());
-        let directory = PinDirectory::reserve(&name).expect("a bpf file system");
+        let directory = PinDirectory::reserve(&name::unique()).expect("a bpf file system");
         let pins = Pins::new(directory.path());
         let options = LoadOptions {
             pins: pins.clone(),
