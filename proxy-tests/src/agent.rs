@@ -144,28 +144,9 @@ impl<'lab> Agent<'lab> {
             .scratch
             .path()
             .join(format!("{}-agent-{start}.log", node.name()));
-        let loopback: IpAddr = match node.addresses().v4 {
-            Some(_) => Ipv4Addr::LOCALHOST.into(),
-            None => Ipv6Addr::LOCALHOST.into(),
-        };
-        let metrics = SocketAddr::new(loopback, METRICS_PORT);
         let process = node.run(|| {
             let output = File::create(&log).with_context(|| log.display().to_string())?;
-            let mut command = Command::new(binary()?);
-            command.arg("run");
-            match &options.source {
-                Source::Manifests => command.arg("--manifests").arg(lab.manifests.path()),
-                Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
-            };
-            command
-                .args(roots(node))
-                .args(["--hostname-override", node.name()])
-                .args(["--cluster-cidr", &cluster_cidrs(node)])
-                .args(["--metrics-bind-address", &metrics.to_string()])
-                .args(TABLES)
-                .args(["--flow-table-size", &options.flow_table_size.to_string()])
-                .args(["--sockets", options.sockets.argument()])
-                .args(&options.arguments)
+            Self::command(node, lab, options)?
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output)
@@ -176,8 +157,29 @@ impl<'lab> Agent<'lab> {
             node,
             process,
             log,
-            metrics,
+            metrics: metrics_address(node),
         })
+    }
+
+    /// What [`Agent::start`] runs.
+    pub fn command(node: &Node, lab: &Lab, options: &AgentOptions) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.arg("run");
+        match &options.source {
+            Source::Manifests => command.arg("--manifests").arg(lab.manifests.path()),
+            Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
+        };
+        let metrics = metrics_address(node).to_string();
+        command
+            .args(roots(node))
+            .args(["--hostname-override", node.name()])
+            .args(["--cluster-cidr", &cluster_cidrs(node)])
+            .args(["--metrics-bind-address", &metrics])
+            .args(TABLES)
+            .args(["--flow-table-size", &options.flow_table_size.to_string()])
+            .args(["--sockets", options.sockets.argument()])
+            .args(&options.arguments);
+        Ok(command)
     }
 
     /// Waits until everything in its source is in force, in both families.
@@ -336,6 +338,15 @@ fn cluster_cidrs(node: &Host) -> String {
         .map(|address| cluster_cidr(Family::of(address)))
         .collect();
     cidrs.join(",")
+}
+
+/// The agent's port for metrics, on the loopback of a family the node has.
+fn metrics_address(node: &Host) -> SocketAddr {
+    let loopback: IpAddr = match node.addresses().v4 {
+        Some(_) => Ipv4Addr::LOCALHOST.into(),
+        None => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(loopback, METRICS_PORT)
 }
 
 fn pid(process: &Child) -> Pid {

@@ -40,7 +40,12 @@ pub(crate) fn agent(cache: &Cache, profile: Profile) -> Result<PathBuf> {
     let mut cargo = workspace::cargo(cache)?;
     cargo.args(["build", "--package", "proxy-agent", "--bin", "proxy-agent"]);
     let folder = match profile {
-        Profile::Dev => "debug",
+        Profile::Dev => {
+            // With the features that the tests want of its libraries, so that
+            // those are not built once more for the demo.
+            cargo.args(["--package", "proxy-tests"]);
+            "debug"
+        }
         Profile::Release => {
             cargo.arg("--release");
             "release"

@@ -36,15 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut cargo = workspace::cargo(&cache)?;
     test::environment(&mut cargo, &cache, &agent);
-    cargo.args([
-        "run",
-        "--quiet",
-        "--package",
-        "proxy-tests",
-        "--bin",
-        "demo",
-        "--",
-    ]);
+    cargo.args(["run", "--package", "proxy-tests", "--bin", "demo", "--"]);
     if keep {
         cargo.arg("--keep");
     }

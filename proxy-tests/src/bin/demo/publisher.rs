@@ -17,6 +17,8 @@ use crate::web::PORT;
 
 /// The cluster IPs the manifests give.
 const NUMBER: u8 = 80;
+/// The Service's port on every node, at the end.
+pub(crate) const NODE_PORT: u16 = 30_080;
 
 /// Where the Service is written.
 pub(crate) enum Publisher<'lab> {
@@ -71,22 +73,11 @@ impl<'lab> Publisher<'lab> {
         })
     }
 
-    /// The option that names the source, as the agents were given it.
-    pub(crate) fn agent_argument(&self) -> Result<String> {
-        Ok(match self {
-            Self::Manifests(lab) => format!("--manifests {}", lab.manifests.path().display()),
-            Self::Kubernetes { control_plane, .. } => format!(
-                "--kubeconfig {}",
-                control_plane.agent_kubeconfig(Family::V4)?.display()
-            ),
-        })
-    }
-
     /// Publishes the Service with IPv4 only, and shows how.
     pub(crate) fn publish(&self, stage: &Stage) -> Result<()> {
         match self {
             Self::Manifests(lab) => {
-                let (service, slices) = (manifest(&[Family::V4]), slices(stage)?);
+                let (service, slices) = (manifest(SINGLE_STACK), slices(stage)?);
                 lab.manifests.write_text("slices.yaml", &slices)?;
                 lab.manifests.write_text("service.yaml", &service)?;
                 let folder = lab.manifests.path().display();
@@ -127,26 +118,28 @@ impl<'lab> Publisher<'lab> {
     /// Gives the Service the other family too, and shows how.
     pub(crate) fn make_dual(&self) -> Result<()> {
         match self {
-            Self::Manifests(lab) => {
-                let before = manifest(&[Family::V4]);
-                let after = manifest(&Family::BOTH);
-                lab.manifests.write_text("service.yaml", &after)?;
-                let path = lab.manifests.path().join("service.yaml");
-                let changed: Vec<_> = after
-                    .lines()
-                    .filter(|line| !before.lines().any(|other| other == *line))
-                    .collect();
-                narrator::show(&format!("Now in {}:", path.display()), &changed.join("\n"))
-            }
+            Self::Manifests(lab) => replace(lab, SINGLE_STACK, DUAL_STACK),
             Self::Kubernetes { control_plane, .. } => {
-                let kubectl = control_plane.kubectl().command_line();
-                let patch = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
-                narrator::run(
-                    &format!("{kubectl} -n demo patch service web --patch '{patch}'"),
-                    Show::All,
+                patch(
+                    control_plane,
+                    r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#,
                 )?;
+                let kubectl = control_plane.kubectl().command_line();
                 narrator::run(&format!("{kubectl} -n demo get endpointslices"), Show::All)
             }
+        }
+    }
+
+    /// Gives the Service a port on every node, and shows how.
+    pub(crate) fn add_node_port(&self) -> Result<()> {
+        match self {
+            Self::Manifests(lab) => replace(lab, DUAL_STACK, NODE_PORTS),
+            Self::Kubernetes { control_plane, .. } => patch(
+                control_plane,
+                &format!(
+                    r#"{{"spec": {{"type": "NodePort", "ports": [{{"port": 80, "nodePort": {NODE_PORT}}}]}}}}"#
+                ),
+            ),
         }
     }
 
@@ -186,8 +179,49 @@ spec:
     targetPort: 8080
 ";
 
+/// What the story makes of the Service.
+#[derive(Clone, Copy)]
+struct Form {
+    kind: &'static str,
+    families: &'static [Family],
+}
+
+const SINGLE_STACK: Form = Form {
+    kind: "ClusterIP",
+    families: &[Family::V4],
+};
+const DUAL_STACK: Form = Form {
+    families: &Family::BOTH,
+    ..SINGLE_STACK
+};
+const NODE_PORTS: Form = Form {
+    kind: "NodePort",
+    ..DUAL_STACK
+};
+
+/// Writes the manifest of the Service anew, and shows its new lines.
+fn replace(lab: &Lab, before: Form, after: Form) -> Result<()> {
+    let (before, after) = (manifest(before), manifest(after));
+    lab.manifests.write_text("service.yaml", &after)?;
+    let path = lab.manifests.path().join("service.yaml");
+    let changed: Vec<_> = after
+        .lines()
+        .filter(|line| !before.lines().any(|other| other == *line))
+        .collect();
+    narrator::show(&format!("Now in {}:", path.display()), &changed.join("\n"))
+}
+
+fn patch(control_plane: &ControlPlane, patch: &str) -> Result<()> {
+    let kubectl = control_plane.kubectl().command_line();
+    narrator::run(
+        &format!("{kubectl} -n demo patch service web --patch '{patch}'"),
+        Show::All,
+    )
+}
+
 /// The Service as the API server would complete it.
-fn manifest(families: &[Family]) -> String {
+fn manifest(form: Form) -> String {
+    let Form { kind, families } = form;
     let policy = match families {
         [_] => "SingleStack",
         _ => "PreferDualStack",
@@ -197,6 +231,10 @@ fn manifest(families: &[Family]) -> String {
         .iter()
         .map(|&family| format!("'{}'", cluster_ip(family, NUMBER)))
         .collect();
+    let node_port = match kind {
+        "NodePort" => format!("\n    nodePort: {NODE_PORT}"),
+        _ => String::new(),
+    };
     format!(
         "apiVersion: v1
 kind: Service
@@ -204,7 +242,7 @@ metadata:
   name: web
   namespace: default
 spec:
-  type: ClusterIP
+  type: {kind}
   ipFamilyPolicy: {policy}
   ipFamilies: [{}]
   clusterIP: {}
@@ -212,7 +250,7 @@ spec:
   ports:
   - port: 80
     protocol: TCP
-    targetPort: {PORT}
+    targetPort: {PORT}{node_port}
 ",
         names.join(", "),
         addresses[0],

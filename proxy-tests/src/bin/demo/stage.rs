@@ -1,7 +1,7 @@
 //! The pods the story needs, and the names under which to reach things.
 
 use anyhow::Result;
-use proxy_tests::{Family, Lab, Node, Pod, exec};
+use proxy_tests::{Family, Host, Lab, Node, Pod, exec};
 
 use crate::web::WebServer;
 
@@ -39,8 +39,9 @@ impl Stage {
             "HOST", "ON", "IPV4", "IPV6", "NETWORK NAMESPACE"
         )];
         let pods = [&self.client].into_iter().chain(&self.backends);
-        let nodes = lab.nodes.iter().map(|node| (&**node, "-"));
-        for (host, node) in nodes.chain(pods.map(|pod| (&**pod, pod.node_name()))) {
+        let hosts = lab.nodes.iter().map(|node| (&**node, "-"));
+        let hosts = hosts.chain(pods.map(|pod| (&**pod, pod.node_name())));
+        for (host, node) in hosts.chain([(&lab.external, "-")]) {
             lines.push(format!(
                 "{:<8} {:<8} {:<15} {:<18} {}",
                 host.name(),
@@ -52,20 +53,25 @@ impl Stage {
         }
         lines.join("\n")
     }
-
-    /// `curl` in the client's namespace, ready for a URL.
-    pub(crate) fn curl(&self) -> String {
-        format!(
-            "ip netns exec {} curl --silent --show-error --max-time 2",
-            self.client.netns()
-        )
-    }
 }
 
-/// `proxy-agent get` on a node, without what comes after `get`.
-pub(crate) fn agent_get(node: &Node, what: &str) -> Result<String> {
+/// `curl` on a host, ready for a URL.
+pub(crate) fn curl(host: &Host) -> String {
+    format!(
+        "ip netns exec {} curl --silent --show-error --max-time 2",
+        host.netns()
+    )
+}
+
+/// Before a command: run it on a node. `ip netns exec` would hide the pins.
+pub(crate) fn on(node: &Node) -> String {
+    format!("nsenter --net=/run/netns/{}", node.netns())
+}
+
+/// `proxy-agent` about the tables of a node: `get services`.
+pub(crate) fn agent(node: &Node, arguments: &str) -> Result<String> {
     Ok(format!(
-        "{} get {what} --bpf-root {}",
+        "{} {arguments} --bpf-root {}",
         proxy_tests::agent::binary()?.display(),
         node.pins().path().display()
     ))

@@ -1,18 +1,19 @@
 //! What the demo shows, step by step.
 
 use std::io::stdin;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use proxy_tests::kubernetes::{ControlPlane, ServiceRanges};
-use proxy_tests::{Agent, Family, Lab, Topology, eventually};
+use proxy_tests::{Agent, Family, Host, Lab, Topology, eventually};
 
 use crate::narrator::{self, Show};
-use crate::publisher::Publisher;
-use crate::stage::{Stage, agent_get, map_dump};
+use crate::publisher::{NODE_PORT, Publisher};
+use crate::stage::{Stage, agent, curl, map_dump, on};
 use crate::{Options, interrupt};
 
 /// From a change to the last node's tables, on a busy machine.
@@ -53,9 +54,9 @@ pub(crate) fn play(options: Options) -> Result<()> {
     narrator::step("A Service", "SingleStack: it has an IPv4 address only.")?;
     publisher.publish(&stage)?;
     let v4 = publisher.cluster_ip(Family::V4)?;
-    await_service(&stage, v4)?;
-    let curl = stage.curl();
-    narrator::run(&format!("{curl} {}", url(v4)), Show::All)?;
+    await_service(&stage.client, SocketAddr::new(v4, 80))?;
+    let curl = curl(&stage.client);
+    narrator::run(&format!("{curl} '{}'", url(v4, 80)), Show::All)?;
 
     narrator::step(
         "The Service becomes dual-stack",
@@ -63,9 +64,9 @@ pub(crate) fn play(options: Options) -> Result<()> {
     )?;
     publisher.make_dual()?;
     let v6 = publisher.cluster_ip(Family::V6)?;
-    await_service(&stage, v6)?;
+    await_service(&stage.client, SocketAddr::new(v6, 80))?;
     for address in [v4, v6] {
-        narrator::run(&format!("{curl} {}", url(address)), Show::All)?;
+        narrator::run(&format!("{curl} '{}'", url(address, 80)), Show::All)?;
     }
 
     narrator::step(
@@ -73,10 +74,11 @@ pub(crate) fn play(options: Options) -> Result<()> {
         "60 connections in each family, by who answered. All see the client's own address.",
     )?;
     for address in [v4, v6] {
-        let command = format!("{curl} '{}[1-60]' | sort | uniq --count", url(address));
+        let command = format!("{curl} '{}[1-60]' | sort | uniq --count", url(address, 80));
         narrator::run(&command, Show::All)?;
     }
 
+    node_port(&lab, &publisher)?;
     tables(&lab)?;
     crash(agents, &curl, [v4, v6])?;
 
@@ -94,29 +96,63 @@ pub(crate) fn play(options: Options) -> Result<()> {
 }
 
 fn start_agents<'lab>(lab: &'lab Lab, publisher: &Publisher<'_>) -> Result<Vec<Agent<'lab>>> {
-    let node = &lab.nodes[0];
-    narrator::show(
-        &format!("$ ip netns exec {} \\", node.netns()),
-        &format!(
-            "{} run {} \\\n  --hostname-override {} --cluster-cidr 10.244.0.0/16,fd00:10:244::/56 \\\n  \
-             --bpf-root {} --cgroup-root {}",
-            proxy_tests::agent::binary()?.display(),
-            publisher.agent_argument()?,
-            node.name(),
-            node.pins().path().display(),
-            node.cgroup().path().display(),
-        ),
-    )?;
-    let agents = lab
-        .nodes
-        .iter()
-        .map(|node| Agent::start(node, lab, &publisher.agent_options(node)?))
-        .collect::<Result<Vec<_>>>()?;
+    let mut agents = Vec::new();
+    for node in &lab.nodes {
+        let options = publisher.agent_options(node)?;
+        if agents.is_empty() {
+            let command = in_lines(&Agent::command(node, lab, &options)?);
+            narrator::show(&format!("$ {} \\", on(node)), &command)?;
+        }
+        agents.push(Agent::start(node, lab, &options)?);
+    }
     for agent in &agents {
         interrupt::check()?;
         agent.wait_ready()?;
     }
     Ok(agents)
+}
+
+/// A long command, as it can be typed: each flag on a line of its own.
+fn in_lines(command: &Command) -> String {
+    let mut text = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let argument = argument.to_string_lossy();
+        let separator = if argument.starts_with("--") {
+            " \\\n  "
+        } else {
+            " "
+        };
+        text.push_str(separator);
+        text.push_str(&argument);
+    }
+    text
+}
+
+/// A client outside, and why it is served as it is.
+fn node_port(lab: &Lab, publisher: &Publisher<'_>) -> Result<()> {
+    narrator::step(
+        "A NodePort",
+        "Now each node has a port for the Service, too: a host outside the cluster dials the\n\
+         first one. Web servers on that node see who asks, others see the node.",
+    )?;
+    publisher.add_node_port()?;
+    let (node, client) = (&lab.nodes[0], &lab.external);
+    for family in Family::BOTH {
+        await_service(client, node.at(family, NODE_PORT))?;
+        let url = url(node.address(family), NODE_PORT);
+        let command = format!("{} '{url}[1-20]' | sort | uniq --count", curl(client));
+        narrator::run(&command, Show::All)?;
+    }
+    narrator::step(
+        "Why?",
+        "The programs themselves say what they would do with a new connection.",
+    )?;
+    for family in Family::BOTH {
+        let (from, to) = (client.address(family), node.at(family, NODE_PORT));
+        let explain = agent(node, &format!("explain --from '{from}' --to '{to}'"))?;
+        narrator::run(&format!("{} {explain}", on(node)), Show::All)?;
+    }
+    Ok(())
 }
 
 /// What the agent has put into the kernel.
@@ -126,13 +162,13 @@ fn tables(lab: &Lab) -> Result<()> {
         "What the first node knows",
         "Services, their backends, and the connections being translated.",
     )?;
-    for what in [
-        "services",
-        "backends",
-        "flows --family 4",
-        "flows --family 6",
+    for arguments in [
+        "get services",
+        "get backends",
+        "get flows --family 4",
+        "get flows --family 6",
     ] {
-        narrator::run(&agent_get(node, what)?, Show::Head(8))?;
+        narrator::run(&agent(node, arguments)?, Show::Head(8))?;
     }
     narrator::step(
         "The same in the kernel",
@@ -160,37 +196,36 @@ fn crash(agents: Vec<Agent<'_>>, curl: &str, addresses: [IpAddr; 2]) -> Result<(
         agent.crash()?;
     }
     for address in addresses {
-        narrator::run(&format!("{curl} {}", url(address)), Show::All)?;
+        narrator::run(&format!("{curl} '{}'", url(address, 80)), Show::All)?;
     }
     Ok(())
 }
 
-/// Waits until the client's node has the Service.
-fn await_service(stage: &Stage, address: IpAddr) -> Result<()> {
-    let target = SocketAddr::new(address, 80);
+/// Waits until the client is served there.
+fn await_service(client: &Host, target: SocketAddr) -> Result<()> {
     eventually("the Service is in force", LIMIT, || {
         if interrupt::requested() {
             return Ok(());
         }
-        let dial = || std::net::TcpStream::connect_timeout(&target, Duration::from_millis(300));
-        stage.client.run(dial).map(drop).context("not yet")
+        let dial = || TcpStream::connect_timeout(&target, Duration::from_millis(300));
+        client.run(dial).map(drop).context("not yet")
     })?;
     interrupt::check()
 }
 
 /// Leaves everything up until Enter or Ctrl-C.
 fn keep(lab: &Lab, stage: &Stage, publisher: &Publisher<'_>, addresses: [IpAddr; 2]) -> Result<()> {
-    let (curl, node) = (stage.curl(), &lab.nodes[0]);
+    let (curl, node) = (curl(&stage.client), &lab.nodes[0]);
     narrator::line("\nEverything stays up. In another shell:\n")?;
     narrator::line(&format!("    ip netns exec {} bash", stage.client.netns()))?;
     for address in addresses {
-        narrator::line(&format!("    {curl} {}", url(address)))?;
+        narrator::line(&format!("    {curl} '{}'", url(address, 80)))?;
     }
     narrator::line(&format!(
         "    ip netns exec {} tcpdump -ni any tcp port 8080",
         node.netns()
     ))?;
-    narrator::line(&format!("    {}", agent_get(node, "flows")?))?;
+    narrator::line(&format!("    {}", agent(node, "get flows")?))?;
     narrator::line(&format!("    {}", publisher.hint()))?;
     narrator::line("\nEnter or Ctrl-C ends the demo and removes everything.")?;
     let (sender, enter) = mpsc::channel();
@@ -212,12 +247,13 @@ fn keep(lab: &Lab, stage: &Stage, publisher: &Publisher<'_>, addresses: [IpAddr;
     }
 }
 
-fn url(address: IpAddr) -> String {
-    format!(
-        "http://{}/",
-        match address {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("[{v6}]"),
-        }
-    )
+fn url(address: IpAddr, port: u16) -> String {
+    match port {
+        // As people write it.
+        80 => match address {
+            IpAddr::V4(v4) => format!("http://{v4}/"),
+            IpAddr::V6(v6) => format!("http://[{v6}]/"),
+        },
+        _ => format!("http://{}/", SocketAddr::new(address, port)),
+    }
 }
