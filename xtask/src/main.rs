@@ -46,7 +46,7 @@ enum Verb {
     Lint,
     /// Show Tandem at work in network namespaces on this machine
     Demo(demo::Args),
-    /// Measure against no proxy and against kube-proxy
+    /// Measure what a packet costs on this machine
     Bench(bench::Args),
     /// Build the container image
     Image(image::Args),

@@ -15,15 +15,15 @@ const BENCHMARKS: [Benchmark; 1] = [(
 )];
 
 fn main() -> ExitCode {
-    let name = std::env::args().nth(1);
-    let chosen = BENCHMARKS
-        .iter()
-        .find(|(benchmark, ..)| Some(*benchmark) == name.as_deref());
-    let Some((_, _, run)) = chosen else {
-        eprintln!("usage: cargo xtask bench NAME");
+    let Some(name) = std::env::args().nth(1) else {
         for (name, about, _) in BENCHMARKS {
-            eprintln!("  {name}: {about}");
+            println!("{name}: {about}");
         }
+        return ExitCode::SUCCESS;
+    };
+    let chosen = BENCHMARKS.iter().find(|(benchmark, ..)| *benchmark == name);
+    let Some((_, _, run)) = chosen else {
+        eprintln!("error: there is no benchmark {name}; without a name all are listed");
         return ExitCode::from(2);
     };
     match run() {
