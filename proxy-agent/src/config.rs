@@ -208,6 +208,17 @@ impl LocalDetector {
         }
     }
 
+    /// Why no client counts as a pod, where the Node object does not tell.
+    pub fn gap(&self, node: Option<&Node>) -> Option<&'static str> {
+        match (self, node) {
+            (Self::NodeCidr, None) => Some("there is no Node object of this node's name"),
+            (Self::NodeCidr, Some(node)) if node.pod_cidrs.is_empty() => {
+                Some("the Node object has no podCIDRs")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a device tells, and then whether this one means pods.
     pub fn is_pod_device(&self, name: &str) -> Option<bool> {
         match self {
@@ -367,17 +378,36 @@ mod tests {
         assert_eq!(raw.parse::<ClusterCidr>(), Err(error));
     }
 
+    fn node_with(pod_cidrs: &[&str]) -> Node {
+        let pod_cidrs = pod_cidrs.iter().map(|cidr| cidr.parse().expect("CIDR"));
+        Node {
+            key: ObjectKey::new("", "node-0"),
+            zone: None,
+            pod_cidrs: pod_cidrs.collect(),
+            addresses: Vec::new(),
+        }
+    }
+
+    /// S68. Of one family is enough, a cluster may have no other.
+    #[rstest]
+    #[case::of_ipv4(Some(&["10.1.0.0/24"][..]), false)]
+    #[case::of_ipv6(Some(&["fd00:1::/64"][..]), false)]
+    #[case::without(Some(&[][..]), true)]
+    #[case::no_object(None, true)]
+    fn a_node_that_tells_no_pods_is_a_gap(#[case] cidrs: Option<&[&str]>, #[case] expected: bool) {
+        let node = cidrs.map(node_with);
+        assert_eq!(
+            LocalDetector::NodeCidr.gap(node.as_ref()).is_some(),
+            expected
+        );
+        let others = LocalDetector::BridgeInterface("cni0".to_owned());
+        assert_eq!(others.gap(node.as_ref()), None);
+    }
+
     /// S68
     #[test]
     fn node_cidr_is_the_nodes_own() {
-        let node = Node {
-            key: ObjectKey::new("", "node-0"),
-            zone: None,
-            pod_cidrs: ["10.1.0.0/24", "10.2.0.0/24"]
-                .map(|cidr| cidr.parse().expect("CIDR"))
-                .into(),
-            addresses: Vec::new(),
-        };
+        let node = node_with(&["10.1.0.0/24", "10.2.0.0/24"]);
         let detector = LocalDetector::NodeCidr;
         assert_eq!(
             detector.prefix::<V4>(Some(&node)),

@@ -55,8 +55,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// How long to wait after a failure to follow devices or addresses.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a new agent waits for the Node object where it must be known to
-/// tell which addresses take NodePorts. What an earlier agent wrote holds
-/// until then.
+/// tell which addresses take NodePorts, or which clients are pods. What an
+/// earlier agent wrote of the addresses holds until then.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a datapath is kept.
@@ -107,6 +107,8 @@ pub struct Keeper {
     service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
     /// Service ranges that the programs could not be told of.
     left_out: Vec<IpNet>,
+    /// Why no client counts as a pod, as it was last said.
+    gap: Option<&'static str>,
     metrics: Metrics,
     counters: Counters,
     troubles: Troubles,
@@ -151,6 +153,7 @@ impl Keeper {
             seen_node: None,
             service_ranges: news.service_ranges,
             left_out: Vec::new(),
+            gap: None,
             metrics,
             started: Instant::now(),
             retry_at: None,
@@ -221,6 +224,7 @@ impl Keeper {
             let now = Instant::now();
             if now >= sweep_at {
                 sweep_at = now + self.sweep();
+                self.tell_of_pods();
             }
             if now >= audit_at {
                 audit_at = now + self.audit;

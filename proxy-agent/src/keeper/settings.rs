@@ -10,7 +10,7 @@ use proxy_common::{
 };
 use tracing::warn;
 
-use super::Keeper;
+use super::{Keeper, NODE_PATIENCE};
 use crate::{
     dataplane::{mapped::Mapped, sweep::Swept},
     model::Node,
@@ -49,6 +49,22 @@ impl Keeper {
         };
         settings::describe_node(&mut settings, &self.config, node);
         self.set_settings(settings);
+    }
+
+    /// Says so where nothing tells which clients are pods (S68).
+    pub(super) fn tell_of_pods(&mut self) {
+        if self.started.elapsed() < NODE_PATIENCE {
+            return;
+        }
+        let gap = self.config.local_detector.gap(self.node.borrow().as_ref());
+        if let Some(gap) = gap.filter(|_| gap != self.gap) {
+            warn!(
+                node = self.config.name,
+                "no client counts as a pod, so externalTrafficPolicy Local takes pods for \
+                 clients outside: {gap}; see --hostname-override and --detect-local-mode"
+            );
+        }
+        self.gap = gap;
     }
 
     /// Tells the programs where cluster IPs come from (S47). Until that is
