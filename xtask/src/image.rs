@@ -15,7 +15,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Name and tag inside the archive [default: tandem:VERSION]
+    /// Name and tag inside the archive [default: localhost/tandem:VERSION]
     #[arg(long)]
     tag: Option<String>,
     /// The archive [default: tandem-VERSION.oci.tar in the target folder]
@@ -25,7 +25,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { tag, output } = args;
-    let tag = tag.clone().unwrap_or_else(|| format!("tandem:{VERSION}"));
+    let tag = tag
+        .clone()
+        .unwrap_or_else(|| format!("localhost/tandem:{VERSION}"));
     let output = output
         .clone()
         .unwrap_or_else(|| workspace::target().join(format!("tandem-{VERSION}.oci.tar")));
@@ -42,6 +44,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn assemble(cache: &Cache, agent: &Path, tag: &str, output: &Path) -> Result<()> {
     let folder = workspace::target().join("image");
+    // What earlier runs stored would stay there for good.
+    cache::remove(&folder)?;
     let context = folder.join("context");
     cache::create(&context)?;
     fs::copy(agent, context.join("proxy-agent"))
