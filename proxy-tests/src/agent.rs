@@ -138,6 +138,16 @@ pub struct Agent<'lab> {
 impl<'lab> Agent<'lab> {
     /// Starts the agent on `node` and does not wait.
     pub fn start(node: &'lab Node, lab: &'lab Lab, options: &AgentOptions) -> Result<Self> {
+        Self::start_by(node, lab, || Self::command(node, lab, options))
+    }
+
+    /// [`Agent::start`] with a command that is made on a thread of the node,
+    /// which may be prepared: the agent inherits what it may do and see.
+    pub fn start_by(
+        node: &'lab Node,
+        lab: &'lab Lab,
+        prepare: impl FnOnce() -> Result<Command> + Send,
+    ) -> Result<Self> {
         static STARTS: AtomicU32 = AtomicU32::new(0);
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
         let log = lab
@@ -146,7 +156,7 @@ impl<'lab> Agent<'lab> {
             .join(format!("{}-agent-{start}.log", node.name()));
         let process = node.run(|| {
             let output = File::create(&log).with_context(|| log.display().to_string())?;
-            Self::command(node, lab, options)?
+            prepare()?
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output)

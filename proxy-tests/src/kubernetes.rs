@@ -1,5 +1,6 @@
 //! A real Kubernetes control plane beside the lab's nodes: etcd, the API
-//! server and the endpoint slice controller, from `$KUBEBUILDER_ASSETS`.
+//! server and the controllers of endpoint slices and daemon sets, from
+//! `$KUBEBUILDER_ASSETS`.
 //!
 //! ```text
 //! Cluster ── Lab, agents (each node reaches the API server over one family)
@@ -11,9 +12,11 @@
 //!
 //! The control plane lives on a host of its own on the nodes' LAN. There is no
 //! kubelet and no scheduler: a test makes a pod in the lab, and the harness
-//! the Pod object that says what the kubelet would say about it.
+//! the Pod object that says what the kubelet would say about it. What the agent's
+//! own Pod object says becomes a process in [`container`].
 
 mod cluster;
+pub mod container;
 mod control_plane;
 mod credentials;
 mod kubectl;

@@ -134,9 +134,19 @@ impl ControlPlane {
         &self.kubectl
     }
 
+    /// Where the API server listens.
+    pub fn server(&self, family: Family) -> SocketAddr {
+        self.host.at(family, API_PORT)
+    }
+
+    /// The certificate of who signed the API server's.
+    pub fn authority(&self) -> PathBuf {
+        self.credentials.authority()
+    }
+
     /// A kubeconfig for an agent that reaches the API server over `family`.
     pub fn agent_kubeconfig(&self, family: Family) -> Result<PathBuf> {
-        let server = self.host.at(family, API_PORT);
+        let server = self.server(family);
         let name = format!("agent-{}", family.api_name().to_lowercase());
         self.credentials.kubeconfig(&name, User::Proxy, server)
     }
@@ -242,7 +252,7 @@ impl ControlPlane {
         let kubeconfig = self.directory.path().join("admin.kubeconfig");
         vec![
             format!("--kubeconfig={}", kubeconfig.display()),
-            "--controllers=endpointslice-controller".to_owned(),
+            "--controllers=endpointslice-controller,daemonset-controller".to_owned(),
             "--leader-elect=false".to_owned(),
             "--secure-port=0".to_owned(),
             "--kube-api-qps=1000".to_owned(),
