@@ -34,6 +34,8 @@ use crate::{
 pub async fn run(config: Config) -> anyhow::Result<()> {
     system::require_privileges()?;
     system::require_kernel()?;
+    // Before anything is changed on this node.
+    config.source.check().await?;
     system::mount_bpf(&config.bpf_root)?;
     let pins = Pins::new(&config.bpf_root);
     let mut loaded = load::load(&LoadOptions {

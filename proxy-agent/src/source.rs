@@ -88,6 +88,17 @@ pub enum SourceError {
 }
 
 impl Source {
+    /// Fails where [`Source::run`] would fail at once.
+    pub async fn check(&self) -> Result<(), SourceError> {
+        match self {
+            Self::Kubernetes { kubeconfig } => {
+                kubernetes::api_server(kubeconfig.as_deref()).await?;
+            }
+            Self::Manifests { directory } => manifests::check(directory)?,
+        }
+        Ok(())
+    }
+
     /// Sends changes for as long as it is polled and someone listens. Fails
     /// only at the start, where the configuration is wrong.
     pub async fn run(

@@ -62,6 +62,11 @@ pub enum ManifestError {
     },
 }
 
+/// Whether the directory is there to be watched.
+pub fn check(root: &Path) -> Result<(), ManifestError> {
+    Watch::new(root)?.add(root)
+}
+
 /// Reads the directory, then follows its changes for as long as it is polled
 /// and someone listens. Only the first reading may fail.
 pub async fn run(
