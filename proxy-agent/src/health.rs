@@ -191,7 +191,7 @@ mod tests {
         });
         let endpoints: Vec<_> = endpoints.collect();
         let port = |port: &u16| EndpointPort {
-            name: port.to_string(),
+            name: port.to_string().into(),
             protocol: Protocol::TCP,
             port: *port,
         };
@@ -254,8 +254,7 @@ mod tests {
 
     fn names(checks: &Checks) -> Vec<(&str, IpFamily)> {
         let ids = checks.keys();
-        ids.map(|(key, family)| (key.name.as_str(), *family))
-            .collect()
+        ids.map(|(key, family)| (key.name(), *family)).collect()
     }
 
     /// A sync of one family leaves the other's checks alone, and what it does

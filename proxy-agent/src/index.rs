@@ -244,7 +244,7 @@ fn find(siblings: &[EndpointSlice], key: &ObjectKey) -> Result<usize, usize> {
 /// Of all Nodes, only this node's own is kept.
 impl Indexed for Node {
     fn put(self, index: &mut Index) -> bool {
-        if self.key.name != index.context.name || index.node.as_ref() == Some(&self) {
+        if self.key.name() != index.context.name || index.node.as_ref() == Some(&self) {
             return false;
         }
         index.node = Some(self);

@@ -8,19 +8,21 @@ pub mod address;
 pub mod endpoint_slice;
 #[cfg(test)]
 pub mod generators;
+pub mod name;
 pub mod node;
 pub mod placement;
+mod pool;
 pub mod service;
 pub mod service_cidr;
 
 use std::{fmt, time::SystemTime};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::net::Protocol;
 
 pub use self::{
     address::{AddressProblem, Cidr, FamilyIps, IpFamily},
     endpoint_slice::{Endpoint, EndpointSlice, EndpointSliceProblem},
+    name::{Name, ObjectKey, ServicePortName},
     node::{Node, NodeProblem},
     placement::Placement,
     service::{Service, ServicePort, ServiceProblem},
@@ -100,60 +102,6 @@ impl Problem {
             Self::Node(problem) => problem.reason(),
             Self::ServiceCidr(problem) => problem.reason(),
         }
-    }
-}
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// Empty for objects that have none, such as Nodes.
-    pub namespace: String,
-    pub name: String,
-}
-
-impl ObjectKey {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-
-    fn of(metadata: &mut ObjectMeta) -> Self {
-        Self {
-            namespace: metadata.namespace.take().unwrap_or_default(),
-            name: metadata.name.take().unwrap_or_default(),
-        }
-    }
-}
-
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.namespace.is_empty() {
-            write!(f, "{}/", self.namespace)?;
-        }
-        f.write_str(&self.name)
-    }
-}
-
-/// Identity of a Service port (S6). Renaming a port makes another one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServicePortName {
-    pub service: ObjectKey,
-    /// Empty for the unnamed port of a single-port Service.
-    pub port: String,
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for ServicePortName {
-    /// `namespace/name:port`, as `kubectl` users know it; the port's name is
-    /// left out where it has none.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.service)?;
-        if !self.port.is_empty() {
-            write!(f, ":{}", self.port)?;
-        }
-        Ok(())
     }
 }
 

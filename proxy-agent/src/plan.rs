@@ -186,7 +186,7 @@ impl<F: Family> Planner<F> {
     fn gone(&self, service: &ObjectKey, desired: &[DesiredPort<F>]) -> Vec<ServicePortName> {
         let first = ServicePortName {
             service: service.clone(),
-            port: String::new(),
+            port: "".into(),
             protocol: Protocol(0),
         };
         self.ports

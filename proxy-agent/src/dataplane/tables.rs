@@ -507,11 +507,8 @@ fn read_name(name: &ServiceName) -> ServicePortName {
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     };
     ServicePortName {
-        service: ObjectKey {
-            namespace: text(&name.namespace),
-            name: text(&name.name),
-        },
-        port: text(&name.port),
+        service: ObjectKey::new(text(&name.namespace), text(&name.name)),
+        port: text(&name.port).into(),
         protocol: Protocol(u8::try_from(name.protocol).unwrap_or(0)),
     }
 }
@@ -524,8 +521,8 @@ fn write_name(name: &ServicePortName) -> ServiceName {
         bytes
     };
     ServiceName {
-        namespace: bytes(&name.service.namespace),
-        name: bytes(&name.service.name),
+        namespace: bytes(name.service.namespace()),
+        name: bytes(name.service.name()),
         port: bytes(&name.port),
         protocol: name.protocol.0.into(),
     }
@@ -538,11 +535,8 @@ mod tests {
     #[test]
     fn names_survive_the_map() {
         let name = ServicePortName {
-            service: ObjectKey {
-                namespace: "n".repeat(63),
-                name: "1-starts-with-a-digit".to_owned(),
-            },
-            port: String::new(),
+            service: ObjectKey::new("n".repeat(63), "1-starts-with-a-digit"),
+            port: "".into(),
             protocol: Protocol::UDP,
         };
         assert_eq!(read_name(&write_name(&name)), name);

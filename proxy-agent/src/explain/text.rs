@@ -157,7 +157,7 @@ mod tests {
             kind: Some(FrontendKind::NodePort),
             service: Some(ServicePortName {
                 service: ObjectKey::new("shop", "web"),
-                port: "http".to_owned(),
+                port: "http".into(),
                 protocol: Protocol::TCP,
             }),
             local_policy: true,

@@ -29,8 +29,8 @@ struct Service<'a> {
 pub fn answer(service: &ObjectKey, endpoints: usize, healthy: bool) -> Response<String> {
     let body = Body {
         service: Service {
-            namespace: &service.namespace,
-            name: &service.name,
+            namespace: service.namespace(),
+            name: service.name(),
         },
         local_endpoints: endpoints,
         service_proxy_healthy: healthy,

@@ -39,14 +39,18 @@ fn node(name: &str, zone: Option<&str>) -> Node {
 
 /// Names of the dirty Services.
 fn dirty(index: &mut Index) -> Vec<String> {
-    index.take_dirty().into_iter().map(|key| key.name).collect()
+    index
+        .take_dirty()
+        .into_iter()
+        .map(|key| key.name().to_owned())
+        .collect()
 }
 
 fn slice_names(index: &Index, service: &str) -> Vec<String> {
     let service = ObjectKey::new("default", service);
     index
         .slices(&service)
-        .map(|slice| slice.key.name.clone())
+        .map(|slice| slice.key.name().to_owned())
         .collect()
 }
 
@@ -245,7 +249,7 @@ impl Model {
             Step::Apply(Thing::Slice(slice)) => {
                 self.slices.insert(slice.key.clone(), slice);
             }
-            Step::Apply(Thing::Node(node)) if node.key.name == THIS_NODE => {
+            Step::Apply(Thing::Node(node)) if node.key.name() == THIS_NODE => {
                 self.node = Some(node);
             }
             Step::Apply(Thing::Node(_)) | Step::TakeDirty => {}

@@ -91,9 +91,9 @@ fn row<F: Family>(
         && backend.flags & member != 0;
     let name = counts.then(|| services::name(tables, key.service))?;
     Some(AffinityRow {
-        namespace: name.service.namespace,
-        name: name.service.name,
-        port: name.port,
+        namespace: name.service.namespace().to_owned(),
+        name: name.service.name().to_owned(),
+        port: name.port.to_string(),
         protocol: name.protocol.to_string(),
         family: F::NAME,
         client: F::ip(key.client).into(),
@@ -121,7 +121,7 @@ mod tests {
     fn tables<F: Family>(ip: F::Ip) -> Tables<F> {
         let name = ServicePortName {
             service: ObjectKey::new("default", "web"),
-            port: "http".to_owned(),
+            port: "http".into(),
             protocol: Protocol::UDP,
         };
         let backend = Backend {

@@ -92,9 +92,9 @@ pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<BackendRow> {
         .map(|(row, backend)| {
             let name = services::name(tables, backend.service);
             BackendRow {
-                namespace: name.service.namespace,
-                name: name.service.name,
-                port: name.port,
+                namespace: name.service.namespace().to_owned(),
+                name: name.service.name().to_owned(),
+                port: name.port.to_string(),
                 protocol: name.protocol.to_string(),
                 family: F::NAME,
                 address: SocketAddr::new(F::ip(backend.addr).into(), backend.port.get()),
@@ -154,7 +154,7 @@ mod tests {
         let serving = used | Backend::<F::Addr>::SERVING;
         let name = ServicePortName {
             service: ObjectKey::new("default", "web"),
-            port: "http".to_owned(),
+            port: "http".into(),
             protocol: Protocol::TCP,
         };
         Tables {

@@ -132,9 +132,9 @@ pub fn rows<F: Family>(
             let name = owner::<F>(flow, key.protocol, tables);
             let (namespace, name, port) = name.map_or_else(Default::default, |name| {
                 (
-                    name.service.namespace.clone(),
-                    name.service.name.clone(),
-                    name.port.clone(),
+                    name.service.namespace().to_owned(),
+                    name.service.name().to_owned(),
+                    name.port.to_string(),
                 )
             });
             FlowRow {
@@ -237,7 +237,7 @@ mod tests {
         let mut tables = Tables::<F>::default();
         let other = ServicePortName {
             service: ObjectKey::new("default", "other"),
-            port: String::new(),
+            port: "".into(),
             protocol: Protocol::TCP,
         };
         tables.names.insert(9, other.clone());

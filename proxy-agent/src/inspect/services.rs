@@ -160,9 +160,9 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
         .copied()
         .unwrap_or(Service::FREE);
     ServiceRow {
-        namespace: name.service.namespace,
-        name: name.service.name,
-        port: name.port,
+        namespace: name.service.namespace().to_owned(),
+        name: name.service.name().to_owned(),
+        port: name.port.to_string(),
         protocol: protocol.unwrap_or(name.protocol).to_string(),
         family: F::NAME,
         frontends: frontends.iter().map(|(key, _)| address::<F>(key)).collect(),
@@ -212,7 +212,7 @@ pub(super) fn name<F: Family>(tables: &Tables<F>, row: u32) -> ServicePortName {
         .cloned()
         .unwrap_or_else(|| ServicePortName {
             service: ObjectKey::new("", ""),
-            port: String::new(),
+            port: "".into(),
             protocol: Protocol::ANY,
         })
 }
@@ -240,7 +240,7 @@ mod tests {
         let key = |port| FrontendKey::new(F::addr(ip), BePort::new(port), Protocol::TCP);
         let name = |name: &str| ServicePortName {
             service: ObjectKey::new("default", name),
-            port: "http".to_owned(),
+            port: "http".into(),
             protocol: Protocol::TCP,
         };
         let kinds = FrontendKind::ALL;

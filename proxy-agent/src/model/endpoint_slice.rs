@@ -11,7 +11,7 @@ use k8s_openapi::{api::discovery::v1 as api, jiff::Timestamp};
 use proxy_common::net::Protocol;
 
 use super::{
-    AddressProblem, IpFamily, Kind, Object, ObjectKey, Parsed, Placement, Problem,
+    AddressProblem, IpFamily, Kind, Name, Object, ObjectKey, Parsed, Placement, Problem,
     address::{classify, parse_address},
 };
 
@@ -40,7 +40,7 @@ pub struct EndpointSlice {
 /// protocol, whatever its number (S20).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointPort {
-    pub name: String,
+    pub name: Name,
     pub protocol: Protocol,
     pub port: u16,
 }
@@ -120,8 +120,8 @@ impl Object for EndpointSlice {
     type Api = api::EndpointSlice;
     const KIND: Kind = Kind::EndpointSlice;
 
-    fn from_api(mut api: api::EndpointSlice) -> Parsed<Self> {
-        let key = ObjectKey::of(&mut api.metadata);
+    fn from_api(api: api::EndpointSlice) -> Parsed<Self> {
+        let key = ObjectKey::of(&api.metadata);
         let triggered = trigger_time(&api);
         let mut problems = Vec::new();
         let value = owner(&api, &key, &mut problems).and_then(|service| {
@@ -161,7 +161,7 @@ fn owner(
     if name.is_none() {
         problems.push(EndpointSliceProblem::NoServiceName);
     }
-    name.map(|name| ObjectKey::new(key.namespace.clone(), name.clone()))
+    name.map(|name| key.sibling(name.as_str()))
 }
 
 /// The family of a slice; none for host names, which are not proxied (S18).
@@ -188,7 +188,7 @@ fn ports(
         match port(raw) {
             Ok(port) if ports.contains(&port) => {
                 problems.push(EndpointSliceProblem::DuplicatePort {
-                    name: port.name,
+                    name: port.name.to_string(),
                     protocol: port.protocol,
                     port: port.port,
                 });
@@ -214,7 +214,7 @@ fn port(raw: api::EndpointPort) -> Result<EndpointPort, EndpointSliceProblem> {
         None => Err(EndpointSliceProblem::PortWithoutNumber { name }),
         Some((port, None)) => Err(EndpointSliceProblem::PortNumber { name, port }),
         Some((_, Some(port))) => Ok(EndpointPort {
-            name,
+            name: name.into(),
             protocol,
             port,
         }),

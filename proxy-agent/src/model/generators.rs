@@ -111,7 +111,7 @@ pub fn slice() -> impl Strategy<Value = EndpointSlice> {
                 endpoints.sort_by_key(|endpoint| endpoint.ip);
                 endpoints.dedup_by_key(|endpoint| endpoint.ip);
                 EndpointSlice {
-                    key: ObjectKey::new(service.namespace.clone(), name.clone()),
+                    key: service.sibling(name.as_str()),
                     service: service.clone(),
                     family,
                     ports: ports.clone(),

@@ -89,8 +89,8 @@ impl Object for Node {
     type Api = api::Node;
     const KIND: Kind = Kind::Node;
 
-    fn from_api(mut api: api::Node) -> Parsed<Self> {
-        let key = ObjectKey::of(&mut api.metadata);
+    fn from_api(api: api::Node) -> Parsed<Self> {
+        let key = ObjectKey::of(&api.metadata);
         let mut problems = Vec::new();
         let zone = api
             .metadata

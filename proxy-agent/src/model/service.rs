@@ -12,7 +12,7 @@ use proxy_common::net::Protocol;
 
 pub use self::problem::ServiceProblem;
 use super::{
-    AddressProblem, FamilyIps, IpFamily, Kind, Object, ObjectKey, Parsed, Problem,
+    AddressProblem, FamilyIps, IpFamily, Kind, Name, Object, ObjectKey, Parsed, Problem,
     address::{AddressClass, classify, parse_address},
 };
 
@@ -50,7 +50,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServicePort {
     /// Empty for the unnamed port.
-    pub name: String,
+    pub name: Name,
     pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
@@ -58,7 +58,7 @@ pub struct ServicePort {
 
 impl ServicePort {
     /// A port without a NodePort.
-    pub fn new(name: impl Into<String>, protocol: Protocol, port: u16) -> Self {
+    pub fn new(name: impl Into<Name>, protocol: Protocol, port: u16) -> Self {
         Self {
             name: name.into(),
             protocol,
@@ -72,8 +72,8 @@ impl Object for Service {
     type Api = api::Service;
     const KIND: Kind = Kind::Service;
 
-    fn from_api(mut api: api::Service) -> Parsed<Self> {
-        let key = ObjectKey::of(&mut api.metadata);
+    fn from_api(api: api::Service) -> Parsed<Self> {
+        let key = ObjectKey::of(&api.metadata);
         let mut problems = Vec::new();
         let other_proxy = api
             .metadata
@@ -212,7 +212,7 @@ fn ports(raw: Vec<api::ServicePort>, problems: &mut Vec<ServiceProblem>) -> Vec<
                 let number = (port.port, port.protocol);
                 if names.contains(&name) || numbers.contains(&number) {
                     problems.push(ServiceProblem::DuplicatePort {
-                        name: port.name,
+                        name: port.name.to_string(),
                         protocol: port.protocol,
                         port: port.port,
                     });
@@ -254,7 +254,7 @@ fn port(
         });
     }
     Ok(ServicePort {
-        name,
+        name: name.into(),
         protocol,
         port,
         node_port: usable,

@@ -36,8 +36,8 @@ impl Object for ServiceCidr {
     type Api = api::ServiceCIDR;
     const KIND: Kind = Kind::ServiceCidr;
 
-    fn from_api(mut api: api::ServiceCIDR) -> Parsed<Self> {
-        let key = ObjectKey::of(&mut api.metadata);
+    fn from_api(api: api::ServiceCIDR) -> Parsed<Self> {
+        let key = ObjectKey::of(&api.metadata);
         let listed = api.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
         let mut problems = Vec::new();
         let mut cidrs = Vec::with_capacity(listed.len());

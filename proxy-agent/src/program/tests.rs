@@ -18,17 +18,14 @@ use crate::{
 };
 
 fn service(name: &str) -> ObjectKey {
-    ObjectKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-    }
+    ObjectKey::new("default", name)
 }
 
 fn port<F: Family>(name: &str, vip: F::Ip, endpoint: F::Ip) -> DesiredPort<F> {
     DesiredPort {
         name: ServicePortName {
             service: service(name),
-            port: "http".to_owned(),
+            port: "http".into(),
             protocol: Protocol::TCP,
         },
         frontends: vec![DesiredFrontend::new(FrontendKind::ClusterIp, vip, 80)],

@@ -56,7 +56,7 @@ impl<F: Family> Program<F> for Fake {
         complete: bool,
     ) -> SyncOutcome {
         let n = self.calls.borrow().len();
-        let name = |(key, ports): (&ObjectKey, &Vec<_>)| (key.name.clone(), ports.len());
+        let name = |(key, ports): (&ObjectKey, &Vec<_>)| (key.name().to_owned(), ports.len());
         self.calls.borrow_mut().push(Call {
             at: self.start.elapsed(),
             services: desired.iter().map(name).collect(),
@@ -195,7 +195,7 @@ fn slice(service: &str, last_octet: u8) -> Parsed<EndpointSlice> {
             service: ObjectKey::new("default", service),
             family: IpFamily::V4,
             ports: vec![EndpointPort {
-                name: String::new(),
+                name: "".into(),
                 protocol: Protocol::TCP,
                 port: 8080,
             }],
@@ -443,7 +443,7 @@ async fn this_nodes_object_is_handed_on() {
     rig.send(vec![Update::Apply(node("node-0")).into()]).await;
     rig.settle().await;
     let handed_on = rig.node.borrow().clone().expect("this node");
-    assert_eq!(handed_on.key.name, "node-0");
+    assert_eq!(handed_on.key.name(), "node-0");
     // S90: its zone concerns all Services.
     let last = rig.v4.borrow().last().cloned().expect("a sync");
     assert_eq!((last.services.len(), rig.v4.borrow().len()), (1, 2));

@@ -79,7 +79,7 @@ fn slice<F: TestFamily>(
         ports: ports
             .iter()
             .map(|&(name, protocol, port)| EndpointPort {
-                name: name.to_owned(),
+                name: name.into(),
                 protocol,
                 port,
             })

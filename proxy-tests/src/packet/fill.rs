@@ -104,12 +104,9 @@ impl ServicePort {
     /// Name of the Service: unless told, one for each cluster IP and port.
     pub fn service(&self) -> ObjectKey {
         if let Some((service, _)) = &self.name {
-            return ObjectKey::new("test", service);
+            return ObjectKey::new("test", service.as_str());
         }
-        ObjectKey {
-            namespace: "test".to_owned(),
-            name: format!("{}-{}", self.front_end, self.protocol),
-        }
+        ObjectKey::new("test", format!("{}-{}", self.front_end, self.protocol))
     }
 
     /// What the planner is to make of it.
@@ -129,10 +126,7 @@ impl ServicePort {
         DesiredPort {
             name: ServicePortName {
                 service: self.service(),
-                port: self
-                    .name
-                    .as_ref()
-                    .map_or_else(String::new, |(_, port)| port.clone()),
+                port: self.name.as_ref().map_or("", |(_, port)| port).into(),
                 protocol: self.protocol,
             },
             frontends: std::iter::once(cluster_ip).chain(others).collect(),

@@ -56,7 +56,7 @@ fn keeps_what_a_proxy_needs() {
         service: ObjectKey::new("default", "web"),
         family: IpFamily::V6,
         ports: vec![EndpointPort {
-            name: "http".to_owned(),
+            name: "http".into(),
             protocol: Protocol::TCP,
             port: 8080,
         }],
@@ -170,7 +170,7 @@ fn a_bad_port_leaves_the_others(#[case] bad: Value, #[case] problem: &str) {
     let (slice, problems) = slice(parse("IPv4", ports, json!([])));
     assert_eq!(problems, [problem]);
     let unnamed = EndpointPort {
-        name: String::new(),
+        name: "".into(),
         protocol: Protocol::TCP,
         port: 8080,
     };

@@ -154,7 +154,7 @@ pub(super) fn desired<F: TestFamily>(number: u8, shape: &Shape) -> Vec<DesiredPo
         .map(|port| DesiredPort {
             name: ServicePortName {
                 service: service_key(number),
-                port: format!("p{}", port.number),
+                port: format!("p{}", port.number).into(),
                 protocol: if port.udp {
                     Protocol::UDP
                 } else {

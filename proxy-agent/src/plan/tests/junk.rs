@@ -115,7 +115,7 @@ fn backend<F: TestFamily>(
 fn name(number: u8) -> ServicePortName {
     ServicePortName {
         service: service_key(number),
-        port: "p80".to_owned(),
+        port: "p80".into(),
         protocol: Protocol::TCP,
     }
 }

@@ -49,14 +49,7 @@ where
         }
         Event::InitDone => Some(Update::Relist(std::mem::take(list))),
         Event::Apply(object) => Some(Update::Apply(T::from_api(object))),
-        Event::Delete(object) => Some(Update::Delete(key(object.metadata()))),
-    }
-}
-
-fn key(metadata: &ObjectMeta) -> ObjectKey {
-    ObjectKey {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
+        Event::Delete(object) => Some(Update::Delete(ObjectKey::of(object.metadata()))),
     }
 }
 
@@ -84,14 +77,17 @@ mod tests {
     /// The updates as text: `=a,b` for a list, `+a`, `-a`, `!` for an error.
     async fn texts(events: Vec<Result<Event<api::Service>, Error>>) -> Vec<String> {
         let names = |list: Vec<Parsed<Service>>| {
-            let names: Vec<_> = list.into_iter().map(|parsed| parsed.key.name).collect();
+            let names: Vec<_> = list
+                .into_iter()
+                .map(|parsed| parsed.key.name().to_owned())
+                .collect();
             names.join(",")
         };
         updates::<Service>(stream::iter(events))
             .map(|update| match update {
                 Ok(Update::Relist(list)) => format!("={}", names(list)),
-                Ok(Update::Apply(parsed)) => format!("+{}", parsed.key.name),
-                Ok(Update::Delete(key)) => format!("-{}", key.name),
+                Ok(Update::Apply(parsed)) => format!("+{}", parsed.key.name()),
+                Ok(Update::Delete(key)) => format!("-{}", key.name()),
                 Err(_) => "!".to_owned(),
             })
             .collect()

@@ -19,7 +19,7 @@ fn service(name: &str, ip: &str) -> String {
 
 /// One change as text: `+name address` or `-name`.
 fn text(change: &Change) -> Vec<String> {
-    let name = |key: &ObjectKey| key.name.clone();
+    let name = |key: &ObjectKey| key.name().to_owned();
     match change {
         Change::Service(Update::Apply(parsed)) => {
             let ips = parsed.value.as_ref().map(|service| service.cluster_ips);
