@@ -6,7 +6,7 @@ use proxy_agent::{
     agent, check, cleanup,
     cli::{self, Cli, Command},
     config::Config,
-    explain, inspect, telemetry,
+    explain, inspect, system, telemetry,
 };
 
 fn main() -> ExitCode {
@@ -44,6 +44,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     telemetry::init(&cli.log, usual)?;
     match cli.command {
         Command::Run(args) => {
+            system::share_memory_among_threads();
             let config = Config::try_from(args)?;
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
