@@ -114,6 +114,11 @@ impl<F: Family> Planner<F> {
         services.filter(move |service| last.replace(*service) != Some(*service))
     }
 
+    /// Whether the Service has anything in the tables.
+    pub fn holds(&self, service: &ObjectKey) -> bool {
+        self.ports_of(service).next().is_some()
+    }
+
     /// Plans the change of one Service to `desired`, all of its ports.
     pub fn update(
         &mut self,
@@ -182,17 +187,20 @@ impl<F: Family> Planner<F> {
         plan
     }
 
-    /// Ports of the Service that are not desired any more.
-    fn gone(&self, service: &ObjectKey, desired: &[DesiredPort<F>]) -> Vec<ServicePortName> {
+    /// Ports of the Service in the tables.
+    fn ports_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a ServicePortName> {
         let first = ServicePortName {
             service: service.clone(),
             port: "".into(),
             protocol: Protocol(0),
         };
-        self.ports
-            .range(first..)
-            .map(|(name, _)| name)
-            .take_while(|name| name.service == *service)
+        let names = self.ports.range(first..).map(|(name, _)| name);
+        names.take_while(move |name| name.service == *service)
+    }
+
+    /// Ports of the Service that are not desired any more.
+    fn gone(&self, service: &ObjectKey, desired: &[DesiredPort<F>]) -> Vec<ServicePortName> {
+        self.ports_of(service)
             .filter(|name| desired.iter().all(|port| port.name != **name))
             .cloned()
             .collect()

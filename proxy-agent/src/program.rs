@@ -1,10 +1,7 @@
 //! Programs one family: plans what is desired, does the writes, and finds its
 //! way back after a failure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::Context as _;
 use proxy_common::family::Family;
@@ -13,16 +10,13 @@ use crate::{
     dataplane::Dataplane,
     model::ObjectKey,
     plan::{Plan, Planner, Problem},
-    reconcile::{Program, SyncOutcome},
-    select::DesiredPort,
+    reconcile::{Desired, Program, SyncOutcome},
 };
 
 /// A family's planner and the tables it plans for.
 pub struct Programmer<F: Family, D: Dataplane<F>> {
     dataplane: D,
     planner: Planner<F>,
-    /// What the tables should hold; the planner only knows how they hold it.
-    desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
     /// A write failed: the planner no longer knows what the tables hold.
     lost: bool,
 }
@@ -37,7 +31,6 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         Ok(Self {
             dataplane,
             planner,
-            desired: BTreeMap::new(),
             lost: false,
         })
     }
@@ -61,14 +54,21 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         Ok(plan.writes.len())
     }
 
-    /// Brings the tables to what is desired of these Services, in that order:
-    /// those that go have to make room for those that come.
-    fn apply(&mut self, services: Vec<ObjectKey>, complete: bool) -> SyncOutcome {
+    /// Brings the tables to what is desired of these Services; if `complete`,
+    /// to nothing else.
+    fn apply(
+        &mut self,
+        services: &BTreeSet<ObjectKey>,
+        complete: bool,
+        desired: &mut Desired<F>,
+    ) -> SyncOutcome {
         let mut outcome = SyncOutcome::default();
         let now = Instant::now();
-        for key in services {
-            let ports = self.desired.get(&key).map_or(&[][..], Vec::as_slice);
-            let plan = self.planner.update(&key, ports, now);
+        // First those that make room for those that come.
+        let leaving = self.leaving(services, complete, desired);
+        let others = services.difference(&leaving);
+        for key in leaving.iter().chain(others) {
+            let plan = self.planner.update(key, &desired(key), now);
             match self.write(&plan) {
                 Ok(writes) => outcome.writes += writes,
                 Err(error) => {
@@ -106,15 +106,23 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         self.write(&plan).map(drop)
     }
 
-    /// Every Service that has, or should have, anything in the tables.
-    fn all(&self) -> Vec<ObjectKey> {
-        let gone = self
-            .planner
-            .services()
-            .filter(|key| !self.desired.contains_key(key));
-        let mut all: Vec<_> = gone.cloned().collect();
-        all.extend(self.desired.keys().cloned());
-        all
+    /// The Services that have something in the tables and should have nothing:
+    /// of these, and if `complete` of all others.
+    fn leaving(
+        &self,
+        services: &BTreeSet<ObjectKey>,
+        complete: bool,
+        desired: &mut Desired<F>,
+    ) -> BTreeSet<ObjectKey> {
+        let these = services
+            .iter()
+            .filter(|key| self.planner.holds(key) && desired(key).is_empty());
+        let mut leaving: BTreeSet<_> = these.cloned().collect();
+        if complete {
+            let holders = self.planner.services();
+            leaving.extend(holders.filter(|key| !services.contains(key)).cloned());
+        }
+        leaving
     }
 }
 
@@ -126,21 +134,10 @@ fn is_full(problem: &Problem) -> bool {
 impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
     fn sync(
         &mut self,
-        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        services: &BTreeSet<ObjectKey>,
         complete: bool,
+        desired: &mut Desired<F>,
     ) -> SyncOutcome {
-        let keys: BTreeSet<_> = desired.keys().cloned().collect();
-        if complete {
-            self.desired.clear();
-        }
-        for (key, ports) in desired {
-            if ports.is_empty() {
-                self.desired.remove(&key);
-            } else {
-                self.desired.insert(key, ports);
-            }
-        }
-        let complete = complete || self.lost;
         if self.lost
             && let Err(error) = self.find_back()
         {
@@ -149,23 +146,18 @@ impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
                 ..SyncOutcome::default()
             };
         }
-        let services = if complete {
-            self.all()
-        } else {
-            let (mut services, come): (Vec<_>, Vec<_>) = keys
-                .into_iter()
-                .partition(|key| !self.desired.contains_key(key));
-            services.extend(come);
-            services
-        };
-        self.apply(services, complete)
+        self.apply(services, complete, desired)
     }
 
-    fn audit(&mut self) -> anyhow::Result<usize> {
+    fn audit(
+        &mut self,
+        services: &BTreeSet<ObjectKey>,
+        desired: &mut Desired<F>,
+    ) -> anyhow::Result<usize> {
         let tables = self.dataplane.read().context("read the tables")?;
         let actual = Planner::adopt(self.dataplane.capacity(), &tables);
         let kept = std::mem::replace(&mut self.planner, actual);
-        let outcome = self.apply(self.all(), true);
+        let outcome = self.apply(services, true, desired);
         if let Some(error) = outcome.error {
             return Err(error.context("repair the tables"));
         }

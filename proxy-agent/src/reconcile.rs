@@ -14,7 +14,7 @@ pub mod pace;
 pub mod problems;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, SystemTime},
 };
 
@@ -44,20 +44,27 @@ use crate::{
 
 /// One family's tables, in the kernel or, for tests, in memory.
 pub trait Program<F: Family> {
-    /// Makes the tables serve `desired`, all ports of each Service listed. An
-    /// empty list means that the Service has nothing in this family. If
-    /// `complete`, Services not listed have nothing either; otherwise they stay
-    /// as they are.
+    /// Makes the tables serve what is desired of these Services. If `complete`,
+    /// there are no others; otherwise the others stay as they are.
     fn sync(
         &mut self,
-        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        services: &BTreeSet<ObjectKey>,
         complete: bool,
+        desired: &mut Desired<F>,
     ) -> SyncOutcome;
 
-    /// Compares the real tables with what they should be and repairs what is
-    /// different. Returns the number of repairs.
-    fn audit(&mut self) -> anyhow::Result<usize>;
+    /// Compares the real tables with what is desired of these Services, which
+    /// are all, and repairs what is different. Returns the number of repairs.
+    fn audit(
+        &mut self,
+        services: &BTreeSet<ObjectKey>,
+        desired: &mut Desired<F>,
+    ) -> anyhow::Result<usize>;
 }
+
+/// Tells all ports of a Service as they should be; none if it has nothing in
+/// this family. Nobody keeps them: that would be a second copy of the index.
+pub type Desired<'a, F> = dyn FnMut(&ObjectKey) -> Vec<DesiredPort<F>> + 'a;
 
 /// Lines logged about the new problems of one object.
 const MAX_LINES: usize = 5;
@@ -191,7 +198,7 @@ impl Reconciler {
             self.sync_due();
             if Instant::now() >= audit_at {
                 for family in &mut self.families {
-                    family.audit();
+                    family.audit(&self.index);
                 }
                 system::release_memory();
                 audit_at = Instant::now() + self.intervals.audit;

@@ -1,14 +1,7 @@
 //! Tables that nobody serves from, filled from a directory of manifests by the
 //! agent's own chain.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::Path,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::BTreeSet, net::IpAddr, path::Path, rc::Rc, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -36,8 +29,7 @@ use crate::{
     metrics::Metrics,
     model::{IpFamily, Node, ObjectKey},
     program::Programmer,
-    reconcile::{Intervals, Program, Reconciler, SyncOutcome},
-    select::DesiredPort,
+    reconcile::{Desired, Intervals, Program, Reconciler, SyncOutcome},
     service_ranges::ranges,
     settings,
     source::{self, Batch, Change, Update, manifests},
@@ -210,17 +202,22 @@ impl<F: KernelFamily> Watched<F> {
 impl<F: KernelFamily> Program<F> for Watched<F> {
     fn sync(
         &mut self,
-        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        services: &BTreeSet<ObjectKey>,
         complete: bool,
+        desired: &mut Desired<F>,
     ) -> SyncOutcome {
-        let mut outcome = self.programmer.sync(desired, complete);
+        let mut outcome = self.programmer.sync(services, complete, desired);
         if let Some(error) = outcome.error.take() {
             self.failure.replace(Some(error.context(F::NAME)));
         }
         outcome
     }
 
-    fn audit(&mut self) -> anyhow::Result<usize> {
-        self.programmer.audit()
+    fn audit(
+        &mut self,
+        services: &BTreeSet<ObjectKey>,
+        desired: &mut Desired<F>,
+    ) -> anyhow::Result<usize> {
+        self.programmer.audit(services, desired)
     }
 }

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use proxy_common::{
     family::{V4, V6},
@@ -14,7 +14,7 @@ use crate::{
         memory::{Memory, Resolved},
         write::{Capacity, RangeKey, Tables},
     },
-    select::{DesiredFrontend, EndpointUse, FrontendKind, WhenEmpty},
+    select::{DesiredFrontend, DesiredPort, EndpointUse, FrontendKind, WhenEmpty},
 };
 
 fn service(name: &str) -> ObjectKey {
@@ -61,13 +61,35 @@ fn resolve<F: Family>(programmer: &Programmer<F, Memory<F>>, vip: F::Ip) -> Reso
     programmer.dataplane.resolve(&key)
 }
 
+/// What is desired of some Services.
+type Wishes<F> = BTreeMap<ObjectKey, Vec<DesiredPort<F>>>;
+
+fn sync<F: Family>(
+    programmer: &mut Programmer<F, Memory<F>>,
+    wishes: &Wishes<F>,
+    complete: bool,
+) -> SyncOutcome {
+    let services = wishes.keys().cloned().collect();
+    programmer.sync(&services, complete, &mut |service| told(wishes, service))
+}
+
+fn audit<F: Family>(programmer: &mut Programmer<F, Memory<F>>, wishes: &Wishes<F>) -> usize {
+    let services = wishes.keys().cloned().collect();
+    let repairs = programmer.audit(&services, &mut |service| told(wishes, service));
+    repairs.expect("readable")
+}
+
+fn told<F: Family>(wishes: &Wishes<F>, service: &ObjectKey) -> Vec<DesiredPort<F>> {
+    wishes.get(service).cloned().unwrap_or_default()
+}
+
 fn a_failed_write_is_repeated<F: Family>(vip: F::Ip, endpoint: F::Ip) {
     let mut programmer = programmer::<F>();
     programmer.dataplane.fail_after = Some(3);
     let desired = BTreeMap::from([(service("a"), vec![port::<F>("a", vip, endpoint)])]);
-    let outcome = programmer.sync(desired, false);
+    let outcome = sync(&mut programmer, &desired, false);
     assert!(outcome.error.is_some());
-    let outcome = programmer.sync(BTreeMap::new(), false);
+    let outcome = sync(&mut programmer, &desired, true);
     assert!(outcome.error.is_none(), "{:?}", outcome.error);
     assert_eq!(
         resolve(&programmer, vip),
@@ -99,15 +121,16 @@ fn full_port<F: Family>(vip: F::Ip, balancer: F::Ip, endpoint: F::Ip) -> Desired
 fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint]: [F::Ip; 3]) {
     let mut programmer = programmer::<F>();
     let desired = vec![full_port::<F>(vip, balancer, endpoint)];
-    programmer.sync(BTreeMap::from([(service("a"), desired)]), true);
-    assert_eq!(programmer.audit().expect("readable"), 0);
+    let desired = BTreeMap::from([(service("a"), desired)]);
+    sync(&mut programmer, &desired, true);
+    assert_eq!(audit(&mut programmer, &desired), 0);
     let before = programmer.dataplane.tables.clone();
     damage(&mut programmer.dataplane.tables);
     assert!(
         programmer.dataplane.tables != before,
         "something is damaged"
     );
-    assert_ne!(programmer.audit().expect("readable"), 0);
+    assert_ne!(audit(&mut programmer, &desired), 0);
 
     let memory = &programmer.dataplane;
     let restricted = FrontendKey::new(F::addr(balancer), BePort::new(80), Protocol::TCP);
@@ -125,7 +148,7 @@ fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint
     assert_eq!(memory.tables.source_ranges, before.source_ranges);
     assert_eq!(memory.tables.names, before.names);
     assert_eq!(memory.tables.services[0].stickiness.seconds, 90);
-    assert_eq!(programmer.audit().expect("readable"), 0);
+    assert_eq!(audit(&mut programmer, &desired), 0);
 }
 
 /// Filter and number of each bit that is set.
@@ -215,10 +238,10 @@ fn a_complete_sync_removes_what_is_not_listed() {
     let mut programmer = programmer::<V4>();
     let (vip, endpoint) = ([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
     let desired = BTreeMap::from([(service("a"), vec![port::<V4>("a", vip, endpoint)])]);
-    programmer.sync(desired, true);
-    programmer.sync(BTreeMap::new(), false);
+    sync(&mut programmer, &desired, true);
+    sync(&mut programmer, &BTreeMap::new(), false);
     assert_ne!(resolve(&programmer, vip), Resolved::NotOurs);
-    programmer.sync(BTreeMap::new(), true);
+    sync(&mut programmer, &BTreeMap::new(), true);
     assert_eq!(resolve(&programmer, vip), Resolved::NotOurs);
 }
 

@@ -19,7 +19,7 @@ use crate::{
     health::Health,
     index::Index,
     metrics::{Metrics, SyncKind},
-    model::ObjectKey,
+    model::{ObjectKey, Service},
     plan::Problem,
     select::{DesiredPort, FrontendKind, WhenEmpty, select_service},
     system,
@@ -40,7 +40,7 @@ pub trait Queue {
     fn sync(&mut self, index: &Index);
 
     /// Compares the real tables with what they should be.
-    fn audit(&mut self);
+    fn audit(&mut self, index: &Index);
 }
 
 /// The queue of one family, and the tables it feeds.
@@ -86,31 +86,15 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
         }
     }
 
-    /// The Services of the next sync, with what they should look like.
-    fn desired(&mut self, index: &Index, now: Instant) -> BTreeMap<ObjectKey, Vec<DesiredPort<F>>> {
+    /// The Services of the next sync.
+    fn take_due(&mut self, index: &Index, now: Instant) -> BTreeSet<ObjectKey> {
         let mut due = std::mem::take(&mut self.pending);
         if self.complete {
-            due = index
-                .services()
-                .map(|service| service.key.clone())
-                .collect();
+            due = all(index);
         } else if self.retry_at.is_some_and(|at| at <= now) {
             due.append(&mut self.retry);
         }
-        let select = |key: &ObjectKey| {
-            let service = index.service(key)?;
-            Some(select_service(
-                service,
-                index.slices(key),
-                index.node_context(),
-            ))
-        };
-        due.into_iter()
-            .map(|key| {
-                let ports = select(&key).unwrap_or_default();
-                (key, ports)
-            })
-            .collect()
+        due
     }
 
     /// Takes note of problems; logs the new ones. `done` are the Services that
@@ -133,16 +117,7 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
     }
 
     /// Counts the ports that drop because of a Local policy.
-    fn count_without_local(&mut self, desired: &BTreeMap<ObjectKey, Vec<DesiredPort<F>>>) {
-        if self.complete {
-            self.without_local.clear();
-        }
-        for (service, ports) in desired {
-            match WithoutLocal::of(ports) {
-                none if none == WithoutLocal::default() => self.without_local.remove(service),
-                some => self.without_local.insert(service.clone(), some),
-            };
-        }
+    fn count_without_local(&self) {
         let sum = |count: fn(&WithoutLocal) -> usize| self.without_local.values().map(count).sum();
         self.metrics
             .without_local_endpoints::<F>("internal", sum(|ports| ports.internal));
@@ -221,15 +196,26 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
 
     fn sync(&mut self, index: &Index) {
         let start = Instant::now();
-        let desired = self.desired(index, start);
-        let synced: BTreeSet<_> = desired.keys().cloned().collect();
-        self.count_without_local(&desired);
+        let synced = self.take_due(index, start);
+        let without_local = &mut self.without_local;
+        if self.complete {
+            without_local.retain(|service, _| synced.contains(service));
+        }
+        let mut desired = |service: &ObjectKey| {
+            let ports = select(index, service);
+            match WithoutLocal::of(&ports) {
+                none if none == WithoutLocal::default() => without_local.remove(service),
+                some => without_local.insert(service.clone(), some),
+            };
+            ports
+        };
         let SyncOutcome {
             writes,
             problems,
             retry,
             error,
-        } = self.program.sync(desired, self.complete);
+        } = self.program.sync(&synced, self.complete, &mut desired);
+        self.count_without_local();
 
         let duration = start.elapsed();
         let kind = if self.complete {
@@ -254,12 +240,17 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
         }
     }
 
-    fn audit(&mut self) {
+    fn audit(&mut self, index: &Index) {
+        // What is not in force yet would pass for damage.
+        if !self.complete && !self.pending.is_empty() {
+            self.sync(index);
+        }
         // A complete sync is due anyway, and until then differences are known.
         if self.complete {
             return;
         }
-        match self.program.audit() {
+        let mut desired = |service: &ObjectKey| select(index, service);
+        match self.program.audit(&all(index), &mut desired) {
             Ok(0) => debug!(family = F::NAME, "tables are as they should be"),
             Ok(repairs) => {
                 warn!(
@@ -271,6 +262,20 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
             Err(error) => self.failed(&error),
         }
     }
+}
+
+fn all(index: &Index) -> BTreeSet<ObjectKey> {
+    let services = index.services();
+    services.map(|service| service.key.clone()).collect()
+}
+
+/// What one family's tables should hold of a Service.
+fn select<F: Family>(index: &Index, service: &ObjectKey) -> Vec<DesiredPort<F>> {
+    let select = |service: &Service| {
+        let slices = index.slices(&service.key);
+        select_service(service, slices, index.node_context())
+    };
+    index.service(service).map(select).unwrap_or_default()
 }
 
 /// How many ports drop for lack of an endpoint on this node.

@@ -52,14 +52,15 @@ impl Outcomes {
 impl<F: Family> Program<F> for Fake {
     fn sync(
         &mut self,
-        desired: BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        services: &BTreeSet<ObjectKey>,
         complete: bool,
+        desired: &mut Desired<F>,
     ) -> SyncOutcome {
         let n = self.calls.borrow().len();
-        let name = |(key, ports): (&ObjectKey, &Vec<_>)| (key.name().to_owned(), ports.len());
+        let describe = |key: &ObjectKey| (key.name().to_owned(), desired(key).len());
         self.calls.borrow_mut().push(Call {
             at: self.start.elapsed(),
-            services: desired.iter().map(name).collect(),
+            services: services.iter().map(describe).collect(),
             complete,
         });
         let fails = self.outcomes.failing.contains(&n);
@@ -67,7 +68,7 @@ impl<F: Family> Program<F> for Fake {
             writes: 1,
             problems: Vec::new(),
             retry: if self.outcomes.retried.contains(&n) {
-                desired.into_keys().collect()
+                services.clone()
             } else {
                 BTreeSet::new()
             },
@@ -75,7 +76,7 @@ impl<F: Family> Program<F> for Fake {
         }
     }
 
-    fn audit(&mut self) -> anyhow::Result<usize> {
+    fn audit(&mut self, _: &BTreeSet<ObjectKey>, _: &mut Desired<F>) -> anyhow::Result<usize> {
         if self.outcomes.failing_audit {
             self.outcomes.failing_audit = false;
             anyhow::bail!("FRONTENDS_V4 is gone");
@@ -411,6 +412,24 @@ async fn a_failed_audit_leads_to_a_complete_sync() {
         [(0, all.clone(), true), (61, all, true)]
     );
     assert_eq!(rig.v6.borrow().len(), 1);
+}
+
+/// What waits for its turn would look like damage.
+#[tokio::test(start_paused = true)]
+async fn an_audit_finds_nothing_waiting() {
+    let intervals = Intervals {
+        min_sync: Duration::from_hours(1),
+        ..Intervals::default()
+    };
+    let mut rig = Rig::new(intervals, Outcomes::default(), Outcomes::default());
+    let (mut v4, mut v6) = (0, 0);
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    rig.send(vec![Update::Apply(slice("a", 1)).into()]).await;
+    rig.run_for(Duration::from_mins(5)).await;
+    let expected = [(0, names(&["a", "b"]), true), (60, names(&["a"]), false)];
+    assert_eq!(Rig::take(&rig.v4, &mut v4), expected);
+    assert_eq!(Rig::take(&rig.v6, &mut v6), expected);
 }
 
 #[tokio::test(start_paused = true)]

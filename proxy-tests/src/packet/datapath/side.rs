@@ -14,7 +14,8 @@ use proxy_agent::{
     },
     model::ObjectKey,
     program::Programmer,
-    reconcile::Program as _,
+    reconcile::{Program as _, SyncOutcome},
+    select::DesiredPort,
 };
 use proxy_common::{
     affinity::{Affinity, AffinityKey},
@@ -108,20 +109,29 @@ impl<F: TestFamily> Side<F> {
         if ports.is_empty() {
             return;
         }
-        let mut desired: BTreeMap<ObjectKey, Vec<_>> = BTreeMap::new();
+        let mut desired = BTreeMap::new();
         for port in ports {
-            let of_service = desired.entry(port.service()).or_default();
-            of_service.push(port.desired::<F>());
+            let of_service: &mut Vec<_> = desired.entry(port.service()).or_default();
+            of_service.push(port.desired());
         }
-        let outcome = self.programmer.sync(desired, false);
-        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        let outcome = self.sync(&desired, false);
         assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
     }
 
     pub(super) fn unserve(&mut self, port: &ServicePort) {
-        let gone = BTreeMap::from([(port.service(), Vec::new())]);
-        let outcome = self.programmer.sync(gone, false);
+        self.sync(&BTreeMap::from([(port.service(), Vec::new())]), false);
+    }
+
+    fn sync(
+        &mut self,
+        desired: &BTreeMap<ObjectKey, Vec<DesiredPort<F>>>,
+        complete: bool,
+    ) -> SyncOutcome {
+        let services = desired.keys().cloned().collect();
+        let mut of = |service: &ObjectKey| desired.get(service).cloned().unwrap_or_default();
+        let outcome = self.programmer.sync(&services, complete, &mut of);
         assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        outcome
     }
 
     pub(super) fn flows(&self) -> Vec<FlowRecord> {
@@ -148,8 +158,7 @@ impl<F: TestFamily> Side<F> {
     }
 
     pub(super) fn clear(&mut self) {
-        let outcome = self.programmer.sync(BTreeMap::new(), true);
-        assert!(outcome.error.is_none(), "{:?}", outcome.error);
+        self.sync(&BTreeMap::new(), true);
         self.forget_flows();
         let keys: Vec<_> = self.local_addrs.keys().collect();
         for key in keys {
