@@ -27,16 +27,25 @@ pub struct Directory {
     root: PathBuf,
     /// The files, as they were when last read.
     files: BTreeMap<Arc<Path>, Stamp>,
-    /// The files that hold an object, in ascending order, mostly one. The first
-    /// one's version counts.
-    holders: BTreeMap<ObjectId, Vec<Arc<Path>>>,
+    /// The objects, with the files that hold them, mostly one. The version of
+    /// an object's first file counts.
+    holders: BTreeSet<(ObjectId, Arc<Path>)>,
     /// Files and folders that could not be looked at, and why.
     refused: BTreeMap<PathBuf, String>,
     metrics: Metrics,
 }
 
-/// The objects just read, by file.
-type Fresh = BTreeMap<Arc<Path>, BTreeMap<ObjectId, Manifest>>;
+/// The objects just read, in the order of [`Directory::holders`]. One piece of
+/// memory, which leaves no holes among what is kept of the objects.
+type Fresh = Vec<FreshObject>;
+
+/// A file's version of an object.
+struct FreshObject {
+    id: ObjectId,
+    path: Arc<Path>,
+    /// Until it is taken.
+    manifest: Option<Manifest>,
+}
 
 impl Directory {
     /// A directory nothing is known of yet.
@@ -44,7 +53,7 @@ impl Directory {
         Self {
             root,
             files: BTreeMap::new(),
-            holders: BTreeMap::new(),
+            holders: BTreeSet::new(),
             refused: BTreeMap::new(),
             metrics,
         }
@@ -97,9 +106,14 @@ impl Directory {
             if whole {
                 outdated.insert(Arc::clone(&path));
             }
-            self.files.insert(Arc::clone(&path), stamp);
-            fresh.insert(path, objects);
+            fresh.extend(objects.into_iter().map(|(id, manifest)| FreshObject {
+                id,
+                path: Arc::clone(&path),
+                manifest: Some(manifest),
+            }));
+            self.files.insert(path, stamp);
         }
+        fresh.sort_unstable_by(|one, other| one.place().cmp(&other.place()));
         let touched = self.put(&outdated, &fresh);
         self.warn_of_copies(&fresh);
         let changes = touched
@@ -131,31 +145,27 @@ impl Directory {
         outdated: &BTreeSet<Arc<Path>>,
         fresh: &Fresh,
     ) -> BTreeMap<ObjectId, Option<Arc<Path>>> {
-        let mut touched = BTreeMap::new();
-        for (id, holders) in &mut self.holders {
-            if holders.iter().any(|path| outdated.contains(path)) {
-                touched.insert(id.clone(), holders.first().cloned());
-                holders.retain(|path| !outdated.contains(path));
-            }
-        }
-        for (path, objects) in fresh {
-            for id in objects.keys() {
-                let holders = self.holders.entry(id.clone()).or_default();
-                touched
-                    .entry(id.clone())
-                    .or_insert_with(|| holders.first().cloned());
-                if let Err(at) = holders.binary_search(path) {
-                    holders.insert(at, Arc::clone(path));
-                }
-            }
-        }
-        self.holders.retain(|_, holders| !holders.is_empty());
+        let outdated = |path: &Arc<Path>| outdated.contains(path);
+        let held = self.holders.iter().filter(|(_, path)| outdated(path));
+        let touched = held
+            .map(|(id, _)| id)
+            .chain(fresh.iter().map(|object| &object.id))
+            .map(|id| (id.clone(), self.winner(id).cloned()))
+            .collect();
+        self.holders.retain(|(_, path)| !outdated(path));
+        self.holders.extend(
+            fresh
+                .iter()
+                .map(|object| (object.id.clone(), Arc::clone(&object.path))),
+        );
         touched
     }
 
     /// The file whose version of an object counts.
     fn winner(&self, id: &ObjectId) -> Option<&Arc<Path>> {
-        self.holders.get(id)?.first()
+        let first = (id.clone(), Arc::from(Path::new("")));
+        let (holding, path) = self.holders.range(first..).next()?;
+        (holding == id).then_some(path)
     }
 
     /// What became of an object that some file held or holds.
@@ -163,11 +173,9 @@ impl Directory {
         let Some(winner) = self.winner(&id) else {
             return before.map(|_| delete(id));
         };
-        if let Some(object) = fresh
-            .get_mut(winner)
-            .and_then(|objects| objects.remove(&id))
-        {
-            return Some(apply(object));
+        let place = fresh.binary_search_by(|object| object.place().cmp(&(&id, winner)));
+        if let Some(manifest) = place.ok().and_then(|place| fresh[place].manifest.take()) {
+            return Some(apply(manifest));
         }
         // Either it is what it was, or it is now up to a file that did not change.
         let unchanged = before == Some(winner);
@@ -209,14 +217,19 @@ impl Directory {
     }
 
     fn warn_of_copies(&self, fresh: &Fresh) {
-        for (path, objects) in fresh {
-            for id in objects.keys() {
-                if let Some(winner) = self.winner(id).filter(|winner| *winner != path) {
-                    let (file, winner) = (path.display(), winner.display());
-                    warn!(%file, "{} {} is also in {winner}, which counts", id.0, id.1);
-                }
+        for FreshObject { id, path, .. } in fresh {
+            if let Some(winner) = self.winner(id).filter(|winner| *winner != path) {
+                let (file, winner) = (path.display(), winner.display());
+                warn!(%file, "{} {} is also in {winner}, which counts", id.0, id.1);
             }
         }
+    }
+}
+
+impl FreshObject {
+    /// What [`Directory::holders`] is ordered by.
+    fn place(&self) -> (&ObjectId, &Arc<Path>) {
+        (&self.id, &self.path)
     }
 }
 
