@@ -75,7 +75,8 @@ pub struct Planner<F: Family> {
     /// Last generation of each row of `BACKENDS`.
     generations: Vec<u32>,
     strays: Strays,
-    ports: BTreeMap<ServicePortName, Port<F>>,
+    /// Boxed, because the nodes of a map are half empty.
+    ports: BTreeMap<ServicePortName, Box<Port<F>>>,
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
     frontends: BTreeMap<FrontendKey<F::Addr>, Frontend>,
     source_ranges: BTreeSet<RangeKey<F::Addr>>,

@@ -199,7 +199,10 @@ fn ports(
             Err(problem) => problems.push(problem),
         }
     }
-    ports.into_iter().collect()
+    // Collecting makes room for more, of which there will not be any.
+    let mut ports: Vec<_> = ports.into_iter().collect();
+    ports.shrink_to_fit();
+    ports
 }
 
 fn port(raw: api::EndpointPort) -> Result<EndpointPort, EndpointSliceProblem> {

@@ -37,7 +37,7 @@ impl<F: Family> Planner<F> {
         for (&row, name) in &tables.names {
             if !planner.ports.contains_key(name) && planner.rows.take_at(row, 1) {
                 owners.insert(row, name.clone());
-                planner.ports.insert(name.clone(), Port::at(row));
+                planner.ports.insert(name.clone(), Box::new(Port::at(row)));
             } else {
                 planner.strays.names.push(row);
             }
@@ -110,7 +110,7 @@ impl<F: Family> Planner<F> {
                 && name.protocol == key.protocol
                 && let Some(port) = self.ports.get_mut(name)
             {
-                port.frontends.insert(*key);
+                port.frontends.push(*key);
                 let wanted = Wanted {
                     flags: frontend.flags,
                     kind: frontend.kind,
@@ -129,7 +129,7 @@ impl<F: Family> Port<F> {
             local: Placed::unknown(),
             stickiness: Stickiness::NONE,
             backends: BTreeMap::new(),
-            frontends: std::collections::BTreeSet::new(),
+            frontends: Vec::new(),
         }
     }
 }

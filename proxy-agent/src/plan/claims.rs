@@ -94,7 +94,7 @@ impl<F: Family> Planner<F> {
         for key in &keys {
             self.withdraw(name, key);
         }
-        keys
+        keys.into_iter().collect()
     }
 
     fn withdraw(&mut self, name: &ServicePortName, key: &FrontendKey<F::Addr>) {
@@ -125,8 +125,10 @@ impl<F: Family> Planner<F> {
                     kind: frontend.kind.code(),
                 });
         }
-        let before = std::mem::replace(&mut port.frontends, wanted.keys().copied().collect());
-        let mut touched = before.clone();
+        let mut keys = Vec::with_capacity(wanted.len());
+        keys.extend(wanted.keys().copied());
+        let before = std::mem::replace(&mut port.frontends, keys);
+        let mut touched: BTreeSet<_> = before.iter().copied().collect();
         for key in before.iter().filter(|key| !wanted.contains_key(key)) {
             self.withdraw(&desired.name, key);
         }

@@ -1,10 +1,7 @@
 //! A Service port's place in the tables: its row, and the sets its backends
 //! form.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use proxy_common::{
     family::Family,
@@ -31,7 +28,8 @@ pub(super) struct Port<F: Family> {
     pub(super) local: Placed,
     pub(super) stickiness: Stickiness,
     pub(super) backends: BTreeMap<(F::Ip, u16), Row>,
-    pub(super) frontends: BTreeSet<FrontendKey<F::Addr>>,
+    /// In ascending order.
+    pub(super) frontends: Vec<FrontendKey<F::Addr>>,
 }
 
 /// Where a set of backends stands.
@@ -82,12 +80,13 @@ impl<F: Family> Planner<F> {
             })
         };
         let members = |member: fn(&EndpointUse) -> bool| -> Vec<u32> {
-            desired
-                .endpoints
-                .iter()
+            let endpoints = desired.endpoints.iter();
+            let mut rows: Vec<_> = endpoints
                 .filter(|(_, used)| member(used))
                 .filter_map(|(endpoint, _)| row_of(endpoint))
-                .collect()
+                .collect();
+            rows.shrink_to_fit();
+            rows
         };
         let wanted = [
             (
@@ -142,17 +141,16 @@ impl<F: Family> Planner<F> {
             backends: Vec::new(),
             after: self.place_ranges(desired, row, plan),
         };
-        let port = self
-            .ports
-            .entry(desired.name.clone())
-            .or_insert_with(|| Port {
+        let port = self.ports.entry(desired.name.clone()).or_insert_with(|| {
+            Box::new(Port {
                 row,
                 cluster: Placed::nowhere(),
                 local: Placed::nowhere(),
                 stickiness: Stickiness::NONE,
                 backends: BTreeMap::new(),
-                frontends: BTreeSet::new(),
-            });
+                frontends: Vec::new(),
+            })
+        });
         left.after.append(&mut port.mark_backends(desired, plan));
         for (set, new) in placed {
             let Some(new) = new else { continue };
