@@ -120,7 +120,8 @@ impl<F: Family> Planner<F> {
         self.ports_of(service).next().is_some()
     }
 
-    /// Plans the change of one Service to `desired`, all of its ports.
+    /// Plans the change of one Service to `desired`, all of its ports. What was
+    /// planned before is done now.
     pub fn update(
         &mut self,
         service: &ObjectKey,
@@ -137,7 +138,7 @@ impl<F: Family> Planner<F> {
         let mut leaving = Vec::new();
         let mut after = Vec::new();
         for port in desired {
-            match self.place(port, &mut plan, now) {
+            match self.place(port, &mut plan) {
                 Ok(left) => {
                     placed.push(port);
                     leaving.extend(left.backends);
@@ -161,10 +162,10 @@ impl<F: Family> Planner<F> {
         self.forget_ranges(&after);
         plan.writes.append(&mut after);
         for row in leaving {
-            self.bury(row, &mut plan, now);
+            self.bury(row, &mut plan);
         }
         for name in gone {
-            self.remove(&name, &mut plan, now);
+            self.remove(&name, &mut plan);
         }
         for port in desired {
             self.report_taken(&port.name, &mut plan);
@@ -208,19 +209,19 @@ impl<F: Family> Planner<F> {
     }
 
     /// Removes a port that has no front end any more.
-    fn remove(&mut self, name: &ServicePortName, plan: &mut Plan<F>, now: Instant) {
+    fn remove(&mut self, name: &ServicePortName, plan: &mut Plan<F>) {
         let Some(port) = self.ports.remove(name) else {
             return;
         };
         self.remove_ranges(port.row, plan);
         for row in port.backends.into_values() {
-            self.bury(row, plan, now);
+            self.bury(row, plan);
         }
         for placed in [port.cluster, port.local] {
-            self.slots.retire(placed.run.first, placed.run.count, now);
+            self.slots.retire(placed.run.first, placed.run.count);
         }
         plan.writes.push(Write::DeleteName { row: port.row });
-        self.rows.retire(port.row, 1, now);
+        self.rows.retire(port.row, 1);
     }
 }
 

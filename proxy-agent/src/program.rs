@@ -63,12 +63,11 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
         desired: &mut Desired<F>,
     ) -> SyncOutcome {
         let mut outcome = SyncOutcome::default();
-        let now = Instant::now();
         // First those that make room for those that come.
         let leaving = self.leaving(services, complete, desired);
         let others = services.difference(&leaving);
         for key in leaving.iter().chain(others) {
-            let plan = self.planner.update(key, &desired(key), now);
+            let plan = self.planner.update(key, &desired(key), Instant::now());
             match self.write(&plan) {
                 Ok(writes) => outcome.writes += writes,
                 Err(error) => {

@@ -17,6 +17,8 @@ pub struct Allocator {
     free: BTreeMap<u32, u32>,
     /// The same runs by length, to find the smallest that is large enough.
     by_length: BTreeSet<(u32, u32)>,
+    /// Runs given up by writes that may not be done yet.
+    given_up: Vec<(u32, u32)>,
     /// Runs given up, in order of time.
     retired: VecDeque<(Instant, u32, u32)>,
 }
@@ -27,6 +29,7 @@ impl Allocator {
         let mut allocator = Self {
             free: BTreeMap::new(),
             by_length: BTreeSet::new(),
+            given_up: Vec::new(),
             retired: VecDeque::new(),
         };
         if capacity > 0 {
@@ -70,11 +73,11 @@ impl Allocator {
         true
     }
 
-    /// Gives a run up. It can be taken again after [`GRACE`] has passed and
-    /// [`Allocator::settle`] was called.
-    pub fn retire(&mut self, start: u32, length: u32, now: Instant) {
+    /// Gives a run up. Its rest begins with the next [`Allocator::settle`], when
+    /// the writes that give it up are done; it can be taken again after [`GRACE`].
+    pub fn retire(&mut self, start: u32, length: u32) {
         if length > 0 {
-            self.retired.push_back((now, start, length));
+            self.given_up.push((start, length));
         }
     }
 
@@ -85,8 +88,11 @@ impl Allocator {
         }
     }
 
-    /// Frees what was retired long enough ago.
+    /// Frees what has rested long enough. Everything planned before is done.
     pub fn settle(&mut self, now: Instant) {
+        let given_up = self.given_up.drain(..);
+        self.retired
+            .extend(given_up.map(|(start, length)| (now, start, length)));
         while let Some(&(since, start, length)) = self.retired.front() {
             if now.duration_since(since) < GRACE {
                 return;
@@ -135,10 +141,14 @@ mod tests {
         let mut allocator = Allocator::new(4);
         let start = Instant::now();
         assert_eq!(allocator.take(4), Some(0));
-        allocator.retire(0, 4, start);
-        allocator.settle(start + GRACE / 2);
+        allocator.retire(0, 4);
+        // The writes took their time.
+        let done = start + GRACE * 2;
+        allocator.settle(done);
         assert_eq!(allocator.take(1), None);
-        allocator.settle(start + GRACE);
+        allocator.settle(done + GRACE / 2);
+        assert_eq!(allocator.take(1), None);
+        allocator.settle(done + GRACE);
         assert_eq!(allocator.take(4), Some(0));
     }
 

@@ -1,9 +1,6 @@
 //! A Service port's endpoints in `BACKENDS`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::{backend::Backend, family::Family, net::BePort};
 
@@ -96,9 +93,9 @@ impl<F: Family> Planner<F> {
     }
 
     /// Marks a backend dead and lets its row rest.
-    pub(super) fn bury(&mut self, row: Row, plan: &mut Plan<F>, now: Instant) {
+    pub(super) fn bury(&mut self, row: Row, plan: &mut Plan<F>) {
         plan.writes.push(row.death());
-        self.backends.retire(row.index, 1, now);
+        self.backends.retire(row.index, 1);
     }
 
     /// Marks backends dead that were adopted and belong to no port.

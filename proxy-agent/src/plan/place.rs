@@ -1,7 +1,7 @@
 //! A Service port's place in the tables: its row, and the sets its backends
 //! form.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use proxy_common::{
     family::Family,
@@ -57,7 +57,6 @@ impl<F: Family> Planner<F> {
         &mut self,
         desired: &DesiredPort<F>,
         plan: &mut Plan<F>,
-        now: Instant,
     ) -> Result<Left<F>, Full> {
         let known = self.ports.contains_key(&desired.name);
         let row = match self.ports.get(&desired.name) {
@@ -112,7 +111,7 @@ impl<F: Family> Planner<F> {
             }
             return Err(problem);
         }
-        Ok(self.commit(desired, row, fresh, placed, plan, now))
+        Ok(self.commit(desired, row, fresh, placed, plan))
     }
 
     /// Writes what [`Planner::place`] found room for.
@@ -123,7 +122,6 @@ impl<F: Family> Planner<F> {
         fresh: Fresh<F>,
         placed: Vec<(Set, Option<Placed>)>,
         plan: &mut Plan<F>,
-        now: Instant,
     ) -> Left<F> {
         let known = self.ports.contains_key(&desired.name);
         self.write_fresh(desired, &fresh, plan);
@@ -155,7 +153,7 @@ impl<F: Family> Planner<F> {
         for (set, new) in placed {
             let Some(new) = new else { continue };
             let current = port.set_mut(set);
-            self.slots.retire(current.run.first, current.run.count, now);
+            self.slots.retire(current.run.first, current.run.count);
             if known {
                 let run = new.run;
                 let store = Write::Run { row, set, run };

@@ -277,6 +277,8 @@ fn a_full_table_harms_only_the_newcomer() {
     plan.writes
         .iter()
         .for_each(|write| memory.write(write).expect("writes succeed"));
+    // It begins when the writes are done, which the next change shows.
+    planner.update(&service_key(1), &[], now);
     let later = now + Duration::from_secs(2);
     let second = Cluster::from([small(2, 5)]);
     sync(&mut planner, &mut memory, &second, later).expect("writes succeed");

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proxy_common::{
     family::{V4, V6},
@@ -11,8 +11,10 @@ use super::*;
 use crate::{
     model::{Cidr, ServicePortName},
     plan::{
+        alloc::GRACE,
+        filter::FlowEnds,
         memory::{Memory, Resolved},
-        write::{Capacity, RangeKey, Tables},
+        write::{Capacity, RangeKey, Tables, Write},
     },
     select::{DesiredFrontend, DesiredPort, EndpointUse, FrontendKind, WhenEmpty},
 };
@@ -64,8 +66,8 @@ fn resolve<F: Family>(programmer: &Programmer<F, Memory<F>>, vip: F::Ip) -> Reso
 /// What is desired of some Services.
 type Wishes<F> = BTreeMap<ObjectKey, Vec<DesiredPort<F>>>;
 
-fn sync<F: Family>(
-    programmer: &mut Programmer<F, Memory<F>>,
+fn sync<F: Family, D: Dataplane<F>>(
+    programmer: &mut Programmer<F, D>,
     wishes: &Wishes<F>,
     complete: bool,
 ) -> SyncOutcome {
@@ -252,9 +254,13 @@ fn what_goes_makes_room_for_what_comes<F: Family>(vip: F::Ip, endpoint: F::Ip) {
     programmer.dataplane.capacity.frontends = 2;
     programmer.planner = Planner::new(programmer.dataplane.capacity);
     let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
-    programmer.sync(BTreeMap::from([(service("z"), port("z"))]), true);
+    sync(
+        &mut programmer,
+        &BTreeMap::from([(service("z"), port("z"))]),
+        true,
+    );
     let change = BTreeMap::from([(service("a"), port("a")), (service("z"), Vec::new())]);
-    let outcome = programmer.sync(change, false);
+    let outcome = sync(&mut programmer, &change, false);
     assert_eq!(outcome.problems, []);
     assert_eq!(
         resolve(&programmer, vip),
@@ -266,4 +272,78 @@ fn what_goes_makes_room_for_what_comes<F: Family>(vip: F::Ip, endpoint: F::Ip) {
 fn what_goes_makes_room_for_what_comes_in_both_families() {
     what_goes_makes_room_for_what_comes::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
     what_goes_makes_room_for_what_comes::<V6>(1_u128.into(), 2_u128.into());
+}
+
+/// Tables that take their time for one write.
+struct Slow<F: Family> {
+    memory: Memory<F>,
+    delay: Option<(&'static str, Duration)>,
+    /// Rows of `BACKENDS` and when they were marked dead.
+    deaths: BTreeMap<u32, Instant>,
+    /// Least time between the death of a row and its next use.
+    rest: Option<Duration>,
+}
+
+impl<F: Family> Dataplane<F> for Slow<F> {
+    type Error = crate::plan::memory::Failed;
+
+    fn capacity(&self) -> Capacity {
+        self.memory.capacity
+    }
+
+    fn read(&self) -> Result<Tables<F>, Self::Error> {
+        self.memory.read()
+    }
+
+    fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEnds<F::Addr>)) -> Result<(), Self::Error> {
+        self.memory.visit_flows(visit)
+    }
+
+    fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error> {
+        if let Some((_, delay)) = self.delay.take_if(|(table, _)| *table == write.table()) {
+            std::thread::sleep(delay);
+        }
+        match write {
+            Write::BackendState { row, flags: 0, .. } => {
+                self.deaths.insert(*row, Instant::now());
+            }
+            Write::Backend { row, .. } => {
+                let rest = self.deaths.get(row).map(Instant::elapsed);
+                self.rest = self.rest.into_iter().chain(rest).min();
+            }
+            _ => {}
+        }
+        self.memory.write(write)
+    }
+}
+
+/// The rows of what a long sync removed last rest as long as those of what it
+/// removed first (E31).
+fn rows_rest_after_a_long_sync<F: Family>(vip: F::Ip, endpoint: F::Ip) {
+    let memory = programmer::<F>().dataplane;
+    let mut programmer = Programmer::new(Slow {
+        memory,
+        delay: None,
+        deaths: BTreeMap::new(),
+        rest: None,
+    })
+    .expect("memory can be read");
+    let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
+    let before = BTreeMap::from([(service("a"), port("a")), (service("b"), port("b"))]);
+    sync(&mut programmer, &before, true);
+    programmer.dataplane.delay = Some(("FRONTENDS", GRACE));
+    let gone = BTreeMap::from([(service("a"), Vec::new()), (service("b"), Vec::new())]);
+    sync(&mut programmer, &gone, false);
+    for name in ["c", "d"] {
+        let next = BTreeMap::from([(service(name), port(name))]);
+        sync(&mut programmer, &next, false);
+    }
+    let rest = programmer.dataplane.rest;
+    assert!(rest.is_none_or(|rest| rest >= GRACE), "{rest:?}");
+}
+
+#[test]
+fn rows_rest_after_a_long_sync_in_both_families() {
+    rows_rest_after_a_long_sync::<V4>([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
+    rows_rest_after_a_long_sync::<V6>(1_u128.into(), 2_u128.into());
 }
