@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
-use proxy_common::net::Protocol;
+use proxy_common::{net::Protocol, service::NAME_LEN};
 
 pub use self::problem::ServiceProblem;
 use super::{
@@ -83,6 +83,7 @@ impl Object for Service {
         let value = api
             .spec
             .filter(|spec| !other_proxy && is_proxied(spec, &mut problems))
+            .filter(|_| is_nameable(&key, &mut problems))
             .map(|spec| {
                 let external_local = external::policy_is_local(&spec, &mut problems);
                 Self {
@@ -132,6 +133,21 @@ fn is_proxied(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> bo
         }
         Some(_) => true,
     }
+}
+
+/// Whether the tables can hold a Service's name and namespace. The API server
+/// takes no others, but manifests may have them.
+fn is_nameable(key: &ObjectKey, problems: &mut Vec<ServiceProblem>) -> bool {
+    let mut names = [&key.namespace, &key.name].into_iter();
+    match names.find(|name| !fits(name)) {
+        Some(name) => problems.push(ServiceProblem::Name(name.clone())),
+        None => return true,
+    }
+    false
+}
+
+fn fits(name: &str) -> bool {
+    name.len() <= NAME_LEN && !name.contains('\0')
 }
 
 /// The cluster IP of each family (S4).
@@ -234,6 +250,9 @@ fn port(
     problems: &mut Vec<ServiceProblem>,
 ) -> Result<ServicePort, ServiceProblem> {
     let name = raw.name.unwrap_or_default();
+    if !fits(&name) {
+        return Err(ServiceProblem::Name(name));
+    }
     let protocol = match super::protocol(raw.protocol) {
         Ok(protocol) => protocol,
         Err(protocol) => return Err(ServiceProblem::Protocol { name, protocol }),

@@ -7,6 +7,8 @@ use crate::model::{AddressProblem, IpFamily};
 /// Why part of a Service is not served.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum ServiceProblem {
+    #[error("name {0:?} does not fit into the tables (63 bytes), it is not served")]
+    Name(String),
     #[error("clusterIP {0}")]
     ClusterIp(AddressProblem),
     #[error("clusterIPs has no entry for {0}, which ipFamilies lists")]
@@ -57,6 +59,7 @@ impl ServiceProblem {
             Self::ClusterIp(problem) | Self::ExternalIp(problem) | Self::IngressIp(problem) => {
                 problem.reason()
             }
+            Self::Name(_) => "name",
             Self::ClusterIpMissing(_) | Self::ClusterIpEmpty => "address_missing",
             Self::IpFamily(_) => "ip_family",
             Self::IngressMode { .. } => "ip_mode",

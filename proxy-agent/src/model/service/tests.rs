@@ -517,3 +517,31 @@ fn a_health_check_port_that_is_none_is_named(#[case] fields: Value, #[case] port
         format!("healthCheckNodePort {port} is not in 1-65535, no health check is answered");
     assert_eq!(problems, [problem]);
 }
+
+/// No API server takes such names, but a manifest may have them: the tables
+/// have room for 63 bytes.
+#[test]
+fn names_must_fit_into_the_tables() {
+    let (fits, long) = ("n".repeat(63), "n".repeat(64));
+    let named = |namespace: &str, name: &str, port: &str| {
+        parse_object(json!({
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 80, "name": port}]},
+        }))
+    };
+    let parsed = named(&fits, &fits, &fits);
+    assert_eq!(parsed.problems, []);
+    assert_eq!(parsed.value.map(|service| service.ports.len()), Some(1));
+    for (namespace, name) in [(&fits, &long), (&long, &fits)] {
+        let parsed = named(namespace, name, "");
+        assert_eq!((parsed.value, parsed.problems.len()), (None, 1));
+    }
+    for port in [&long, "a\0b"] {
+        let parsed = named("default", "web", port);
+        let problems: Vec<_> = parsed.problems.iter().map(Problem::to_string).collect();
+        let expected =
+            format!("name {port:?} does not fit into the tables (63 bytes), it is not served");
+        assert_eq!(problems, [expected]);
+        assert_eq!(parsed.value.map(|service| service.ports.len()), Some(0));
+    }
+}
