@@ -45,7 +45,7 @@ pub mod source_range;
 
 /// Version of the map layouts. Pins live in a folder of this name, so an agent
 /// never reads tables that another version laid out.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 1;
 
 /// Marks map keys and values as plain bytes for aya.
 macro_rules! pod {

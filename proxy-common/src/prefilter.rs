@@ -93,10 +93,12 @@ pub fn mix<A: Address>(addr: &A, salt: u32) -> u32 {
     (hash.wrapping_mul(ODD) >> 32) as u32
 }
 
-/// Words `index` and the next one as one number.
+/// Words `index` and the next one as one number. The next one is the lower half:
+/// addresses differ in their last octets most, and a product carries what
+/// differs upwards only.
 #[inline(always)]
 fn pair<A: Address>(addr: &A, index: usize) -> u64 {
-    (u64::from(addr.word(index + 1)) << 32) | u64::from(addr.word(index))
+    (u64::from(addr.word(index)) << 32) | u64::from(addr.word(index + 1))
 }
 
 pod!(Filter);
@@ -137,6 +139,32 @@ mod tests {
                 frontend_bit(&AddrV6::from(addr))
             }),
             count,
+        );
+    }
+
+    /// Nodes have a prefix each, and their pods small numbers in it.
+    #[test]
+    fn pods_of_many_nodes_spread() {
+        for prefix in [48, 64, 80] {
+            assert_spread(
+                (0..100_000_u32).map(|n| {
+                    let (node, pod) = (n / 1000, n % 1000 + 1);
+                    let addr = (0xfd00_0010_0244_u128 << 80)
+                        | u128::from(node) << (128 - prefix - 16)
+                        | u128::from(pod);
+                    frontend_bit(&AddrV6::from(Ipv6Addr::from(addr)))
+                }),
+                100_000,
+            );
+        }
+        assert_spread(
+            (0..100_000).map(|n| {
+                let (node, pod) = (n / 250, n % 250 + 1);
+                frontend_bit(&AddrV4::from(Ipv4Addr::from(
+                    0x0af4_0000 + node * 256 + pod,
+                )))
+            }),
+            100_000,
         );
     }
 

@@ -309,7 +309,7 @@ mod tests {
                 .await
                 .expect("in time");
             let answer = answer.expect("an answer");
-            assert!(answer.contains(&service.name), "{answer}");
+            assert!(answer.contains(service.name()), "{answer}");
         }
     }
 }

@@ -138,9 +138,9 @@ fn is_proxied(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> bo
 /// Whether the tables can hold a Service's name and namespace. The API server
 /// takes no others, but manifests may have them.
 fn is_nameable(key: &ObjectKey, problems: &mut Vec<ServiceProblem>) -> bool {
-    let mut names = [&key.namespace, &key.name].into_iter();
+    let mut names = [key.namespace(), key.name()].into_iter();
     match names.find(|name| !fits(name)) {
-        Some(name) => problems.push(ServiceProblem::Name(name.clone())),
+        Some(name) => problems.push(ServiceProblem::Name(name.to_owned())),
         None => return true,
     }
     false
