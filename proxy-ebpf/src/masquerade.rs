@@ -91,8 +91,8 @@ pub fn allocate<F: IpHeader + Sockets>(
         return Some(flow.masquerade_port);
     }
     ask_for::<F>(scratch, record, addr);
-    // A process of this host that keeps its address has its port already (see
-    // `change_port`).
+    // A process of this host that keeps its address keeps the port that it has
+    // between the hooks.
     let same_address = flow.uplink != 0 && *addr == scratch.key.addr;
     let port = if same_address && opaque(claim::<F>(skb, scratch)) {
         scratch.reply.masquerade_port
@@ -113,8 +113,8 @@ pub fn allocate<F: IpHeader + Sockets>(
 }
 
 /// Gives a packet of a client the port that its flow has between the hooks: the
-/// client's own, unless another flow needs that one, or the client is a process
-/// of this host.
+/// client's own, unless another flow needs that one, or a connection that a
+/// process of this host makes itself.
 #[inline(never)]
 pub fn change_port<F: IpHeader + Sockets>(
     skb: &Skb,

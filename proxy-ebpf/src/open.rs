@@ -32,6 +32,9 @@ const EEXIST: i32 = -17;
 /// same client port.
 const MAX_SKIP: u32 = 3;
 
+/// Ports below are for processes with privileges (`ip_unprivileged_port_start`).
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+
 /// What became of the attempt to open a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -125,8 +128,9 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     ));
     // The host's own flows always are: their replies have to be told from those
     // to its sockets (E5). So they get another port, too: the kernel may give one
-    // port to a connection to the front end and to one to the backend.
-    if uplink != 0 {
+    // port to a connection to the front end and to one to the backend. It never
+    // chooses privileged ports by itself, and servers may insist on them.
+    if uplink != 0 && scratch.headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
         scratch.flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
     }
     if uplink != 0

@@ -94,6 +94,28 @@ fn service_and_backend_share_a_port(
     Ok(())
 }
 
+/// Some servers only answer clients that had to be privileged to get their port.
+#[test]
+fn privileged_ports_stay() -> Result<()> {
+    const PRIVILEGED: u16 = 800;
+    let lab = Lab::start(Topology::ROUTED)?;
+    let node = &lab.nodes[0];
+    let backend = lab.nodes[1].add_pod("backend")?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+
+    for &family in lab.families().list() {
+        let (source, target) = (node.at(family, PRIVILEGED), service.at(family, ECHO_PORT));
+        let connection = node.run(|| Dial::to(target).from(source).connect())?;
+        assert_eq!(connection.answer.client, source);
+        let answer = node.run(|| UdpClient::connect_from(source, target)?.ask(b"question"));
+        assert_eq!(answer?.client, source);
+    }
+    Ok(())
+}
+
 fn tcp_side_by_side(source: SocketAddr, targets: [SocketAddr; 2]) -> Result<()> {
     let mut open = Vec::new();
     for target in targets {

@@ -48,7 +48,8 @@ fn servers(host: &Host, target: SocketAddr, attempts: usize) -> Result<BTreeSet<
     for way in Way::ALL.into_iter().filter(|way| way.fits(family)) {
         for _ in 0..attempts {
             let answer = host.run(|| way.ask(target));
-            let answer = answer.with_context(|| format!("{} {target} {way:?}", host.name()))?;
+            let (answer, _) =
+                answer.with_context(|| format!("{} {target} {way:?}", host.name()))?;
             servers.insert(answer.server);
         }
     }

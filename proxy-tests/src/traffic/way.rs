@@ -35,9 +35,10 @@ impl Way {
         family == Family::V4 || !self.is_mapped()
     }
 
-    /// Asks `target` and returns the answer. Panics if the client is told that
-    /// it talks to somebody else, or if it gets two answers of two servers.
-    pub fn ask(self, target: SocketAddr) -> Result<Answer> {
+    /// Asks `target` and returns the answer, with the client's own end. Panics if
+    /// the client is told that it talks to somebody else, or if it gets two
+    /// answers of two servers.
+    pub fn ask(self, target: SocketAddr) -> Result<(Answer, SocketAddr)> {
         let target = if self.is_mapped() {
             mapped(target)
         } else {
@@ -65,8 +66,7 @@ impl Way {
             }
         };
         assert_eq!(peer, target, "{self:?}");
-        assert_eq!(answer.client.port(), own.port(), "{self:?}");
-        Ok(answer)
+        Ok((answer, own))
     }
 
     fn is_mapped(self) -> bool {
