@@ -45,11 +45,26 @@ pub fn to_frontend<F: Tables>(
     addr: &F::Addr,
     port: BePort,
 ) -> Option<Record<F>> {
-    find::<F>(key, |flow| {
-        flow.frontend_port == port
-            && flow.frontend_addr == *addr
-            && flow.flags & Flow::<F::Addr>::OUTGOING == 0
-    })
+    find::<F>(key, |flow| is_to::<F>(flow, addr, port))
+}
+
+/// The record of this very key, if it is the client's flow to this front end: two
+/// packets that open flows at the same time may have chosen one key.
+#[inline(always)]
+pub fn opened<F: Tables>(
+    key: &FlowKey<F::Addr>,
+    addr: &F::Addr,
+    port: BePort,
+) -> Option<Record<F>> {
+    // SAFETY: see `Record`.
+    get::<F>(key).filter(|record| is_to::<F>(unsafe { record.as_ref() }, addr, port))
+}
+
+#[inline(always)]
+fn is_to<F: Tables>(flow: &Flow<F::Addr>, addr: &F::Addr, port: BePort) -> bool {
+    flow.frontend_port == port
+        && flow.frontend_addr == *addr
+        && flow.flags & Flow::<F::Addr>::OUTGOING == 0
 }
 
 /// The client's flow to this backend that needs no other port. Sets the key's

@@ -114,7 +114,13 @@ pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
     if headers.ip.part == Part::Later && !fragment::complete::<F>(headers, Hook::Egress) {
         return unknown_fragment::<F>(scratch).action();
     }
-    to_frontend::<F>(&skb, scratch).action()
+    let outcome = to_frontend::<F>(&skb, scratch);
+    if outcome == Outcome::AGAIN {
+        hint::keep(skb, Hint::None);
+        tables::go_slow(skb, F::SLOW.host);
+        return Outcome::drop(Counter::RewriteFailed).action();
+    }
+    outcome.action()
 }
 
 /// A later fragment whose first one was not translated. What is addressed to a
@@ -139,8 +145,9 @@ fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
     if let Some(outcome) = find_or_open::<F>(skb, scratch) {
         return outcome;
     }
-    let Some(record) = flow::get::<F>(&scratch.key) else {
-        return Outcome::drop(Counter::RewriteFailed);
+    let headers = &scratch.headers;
+    let Some(record) = flow::opened::<F>(&scratch.key, &headers.ip.dst, headers.dst_port) else {
+        return Outcome::AGAIN;
     };
     flow::touch::<F>(record, &scratch.headers, Direction::ToBackend);
     follow_route::<F>(record, skb.ifindex());

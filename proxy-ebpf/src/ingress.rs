@@ -61,7 +61,14 @@ fn fast_or_slow<F: IpHeader + host::Route>(skb: Skb, tagged: bool) -> i32 {
 #[inline(always)]
 pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
     let (_, link) = hint::resume(skb);
-    handle::<F>(skb.on(link)).action()
+    let skb = skb.on(link);
+    let outcome = handle::<F>(skb);
+    if outcome == Outcome::AGAIN {
+        hint::keep(skb, Hint::None);
+        tables::go_slow(skb, F::SLOW.ingress);
+        return Outcome::drop(Counter::RewriteFailed).action();
+    }
+    outcome.action()
 }
 
 #[inline(always)]
@@ -176,10 +183,11 @@ fn to_frontend<F: IpHeader + host::Route>(
                     return refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Sender);
                 }
             }
-            let Some(record) = flow::get::<F>(&scratch.key) else {
-                return Outcome::drop(Counter::RewriteFailed);
-            };
-            record
+            let ip = &scratch.headers.ip;
+            match flow::opened::<F>(&scratch.key, &ip.dst, scratch.headers.dst_port) {
+                Some(record) => record,
+                None => return Outcome::AGAIN,
+            }
         }
     };
     fragment::remember::<F>(&scratch.headers, Hook::Ingress);

@@ -22,6 +22,10 @@ impl Outcome {
     /// `TC_ACT_SHOT`.
     pub const DROP_SILENTLY: Self = Self(NonZeroI32::new(2).unwrap());
 
+    /// No verdict: another CPU changed what this packet was about to use, and
+    /// the slow path has to begin anew. Never returned to the kernel.
+    pub const AGAIN: Self = Self(NonZeroI32::MIN);
+
     /// Must not pass, for the counted reason.
     #[inline(always)]
     pub fn drop(reason: Counter) -> Self {

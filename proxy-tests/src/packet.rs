@@ -29,4 +29,4 @@ pub use describe::{
 };
 pub use fill::ServicePort;
 pub use front_end::FrontEnd;
-pub use run::{Hook, Ran, Verdict};
+pub use run::{Hook, Ran, Runner, Verdict};

@@ -1,9 +1,15 @@
 //! One client port that talks to several front ends.
 
+use std::{
+    hint,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
 use proxy_common::counter::Counter;
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Hook, Packet, ServicePort, Verdict},
 };
 use rstest::rstest;
 
@@ -53,6 +59,42 @@ fn there_is_a_limit_to_front_ends_of_one_port(#[values(Family::V4, Family::V6)] 
     let error = Packet::prohibited(request.dst.ip(), &request, 8);
     ran.answered_by(&error.answering(&request));
     ran.counted(&[Counter::TooManyFrontends]);
+}
+
+/// Two CPUs with the first packets from one client port to two front ends look
+/// for a free record at the same moment; each packet goes where it was sent to.
+#[rstest]
+fn flows_that_open_at_once_are_told_apart(#[values(Family::V4, Family::V6)] family: Family) {
+    const ROUNDS: u16 = 500;
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    for index in 0..2 {
+        let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
+        datapath.serve(&port);
+    }
+    let runner = &datapath.runner(Hook::Ingress);
+    let arrived = &AtomicUsize::new(0);
+    // How many went elsewhere. Who panicked would leave the other one waiting.
+    let send = |index: u8| {
+        let mut astray = 0;
+        for round in 0..ROUNDS {
+            let client = cast.pod_with(1, 10_000 + round);
+            let request = Packet::udp(client, cast.vip_with(index, 53));
+            let led = request.clone().to(cast.endpoint(index));
+            let (request, led) = (request.bytes(), led.bytes());
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 2 * (usize::from(round) + 1) {
+                hint::spin_loop();
+            }
+            astray += u16::from(runner.run(&request) != (Verdict::Next, led));
+        }
+        astray
+    };
+    let astray = thread::scope(|scope| {
+        let both = [0, 1].map(|index| scope.spawn(move || send(index)));
+        both.map(|one| one.join().expect("no panic"))
+    });
+    assert_eq!(astray, [0, 0]);
 }
 
 /// Where there is a choice, two flows of one client port take two backends.

@@ -5,7 +5,7 @@ mod side;
 
 use std::net::{IpAddr, SocketAddr};
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::SchedClassifier;
 use proxy_agent::dataplane::{
     counters::Counters,
     devices::DeviceTable,
@@ -26,16 +26,9 @@ pub use self::{
 };
 use super::{
     Cast, Packet, ServicePort,
-    run::{Hook, Ran, Verdict},
+    run::{Hook, LOOPBACK, Ran, Runner, Verdict},
 };
 use crate::{Family, bpffs::PinDirectory, name};
-
-/// The ifindex of the loopback, which test runs happen on.
-const LOOPBACK: u32 = 1;
-/// Offset of `ingress_ifindex` in `struct __sk_buff`.
-const INGRESS_IFINDEX: usize = 36;
-/// Offset of `ifindex` in `struct __sk_buff`.
-const IFINDEX: usize = 40;
 
 /// The programs and tables, loaded as the agent loads them.
 pub struct Datapath {
@@ -192,27 +185,12 @@ impl Datapath {
 
     /// The same without reading the counters, for runs by the thousand.
     pub fn run_uncounted(&self, hook: Hook, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut context = [0; IFINDEX + 4];
-        let ingress_ifindex = u32::from(hook != Hook::HostEgress) * LOOPBACK;
-        context[INGRESS_IFINDEX..IFINDEX].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-        context[IFINDEX..].copy_from_slice(&LOOPBACK.to_ne_bytes());
-        let mut out = vec![0; 4096];
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let program = self.program(hook.program());
-        let result = program.test_run(options).expect("a test run");
-        out.truncate(result.data_size_out as usize);
-        let verdict = match result.return_value.cast_signed() {
-            -1 => Verdict::Next,
-            2 => Verdict::Drop,
-            7 => Verdict::Redirect,
-            other => Verdict::Unexpected(other),
-        };
-        (verdict, out)
+        self.runner(hook).run(packet)
+    }
+
+    /// What runs packets through a program, from any thread.
+    pub fn runner(&self, hook: Hook) -> Runner<'_> {
+        Runner::new(self.program(hook.program()), hook)
     }
 
     /// Loads one more program, which the agent does not.

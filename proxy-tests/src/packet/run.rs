@@ -2,9 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::counter::Counter;
 
 use super::{Packet, check};
+
+/// The ifindex of the loopback, which test runs happen on.
+pub(super) const LOOPBACK: u32 = 1;
+/// Offset of `ingress_ifindex` in `struct __sk_buff`.
+const INGRESS_IFINDEX: usize = 36;
+/// Offset of `ifindex` in `struct __sk_buff`.
+const IFINDEX: usize = 40;
 
 /// A program that a packet runs through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,43 @@ pub enum Verdict {
     Redirect,
     /// What none of our programs may return.
     Unexpected(i32),
+}
+
+/// Runs packets through one program.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    program: &'a SchedClassifier,
+    hook: Hook,
+}
+
+impl<'a> Runner<'a> {
+    pub(super) fn new(program: &'a SchedClassifier, hook: Hook) -> Self {
+        Self { program, hook }
+    }
+
+    /// The verdict on any bytes, and what has become of them.
+    pub fn run(&self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut context = [0; IFINDEX + 4];
+        let ingress_ifindex = u32::from(self.hook != Hook::HostEgress) * LOOPBACK;
+        context[INGRESS_IFINDEX..IFINDEX].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[IFINDEX..].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        let mut out = vec![0; 4096];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = self.program.test_run(options).expect("a test run");
+        out.truncate(result.data_size_out as usize);
+        let verdict = match result.return_value.cast_signed() {
+            -1 => Verdict::Next,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => Verdict::Unexpected(other),
+        };
+        (verdict, out)
+    }
 }
 
 /// The outcome of one run.
