@@ -37,7 +37,7 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
         let flow = unsafe { record.as_ref() };
         if flow.frontend_port != headers.dst_port
             || flow.frontend_addr != headers.ip.dst
-            || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
+            || flow.flags & (Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING) != 0
             || flow::is_stale::<F>(flow, &headers)
         {
             return None;
