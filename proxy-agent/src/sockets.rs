@@ -8,16 +8,15 @@
 pub mod diag;
 pub mod ending;
 pub mod exceptions;
+pub mod folders;
 pub mod namespaces;
 pub mod pods;
 
-use std::{collections::BTreeSet, io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
-    net::unix::pipe,
     sync::{Notify, watch},
     time::sleep,
 };
@@ -26,6 +25,7 @@ use tracing::{info, warn};
 use self::{
     ending::end_stale,
     exceptions::{Exceptions, Pattern},
+    folders::Folders,
 };
 use crate::{
     dataplane::{cgroup, load::Loaded, pins::Pins, serving::Serving, stale::StaleSockets},
@@ -215,22 +215,17 @@ struct Excepted {
     /// What the operator took out, and what pods ask for.
     patterns: Vec<Pattern>,
     pods: Vec<Pattern>,
-    watch: Inotify,
-    events: pipe::Receiver,
-    watched: BTreeSet<PathBuf>,
+    folders: Folders,
 }
 
 impl Excepted {
     fn open(serving: Serving, root: PathBuf, patterns: Vec<Pattern>) -> anyhow::Result<Self> {
-        let (watch, events) = open_watch().context("watch cgroups")?;
         Ok(Self {
             serving,
             root,
             patterns,
             pods: Vec::new(),
-            watch,
-            events,
-            watched: BTreeSet::new(),
+            folders: Folders::open().context("watch cgroups")?,
         })
     }
 
@@ -240,7 +235,7 @@ impl Excepted {
         let mut found = find(self);
         // A folder is watched before it is read for the last time, so that
         // nothing appears in between.
-        while self.follow_folders(&found.folders) {
+        while self.folders.follow(&found.folders) {
             found = find(self);
         }
         if let Err(error) = self.serving.except(&found.cgroups) {
@@ -249,26 +244,12 @@ impl Excepted {
         }
     }
 
-    /// Watches these folders and no others. Whether there was a new one.
-    fn follow_folders(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
-        let mut more = false;
-        self.watched.retain(|folder| folders.contains(folder));
-        for folder in folders {
-            let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR;
-            if !self.watched.contains(folder) && self.watch.add_watch(folder, events).is_ok() {
-                self.watched.insert(folder.clone());
-                more = true;
-            }
-        }
-        more
-    }
-
     /// Follows them until polled no more.
     async fn follow(&mut self, mut uids: watch::Receiver<BTreeSet<String>>) {
         loop {
             let refresh = sleep(REFRESH);
             tokio::select! {
-                changed = changed(&self.events) => if let Err(error) = changed {
+                changed = self.folders.changed() => if let Err(error) = changed {
                     warn!("new cgroups go unnoticed for up to {REFRESH:?}: {error}");
                     sleep(REFRESH).await;
                 },
@@ -276,29 +257,9 @@ impl Excepted {
                     let asking = uids.borrow_and_update();
                     self.pods = asking.iter().flat_map(|uid| pods::cgroups(uid)).collect();
                 }
-                () = refresh, if !self.watched.is_empty() => {}
+                () = refresh, if !self.folders.is_empty() => {}
             }
             self.refresh();
-        }
-    }
-}
-
-fn open_watch() -> io::Result<(Inotify, pipe::Receiver)> {
-    let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    let events = watch.as_fd().try_clone_to_owned()?;
-    // It reads like a pipe.
-    Ok((watch, pipe::Receiver::from_owned_fd_unchecked(events)?))
-}
-
-/// Waits for events. What they were does not matter: all folders are read.
-async fn changed(events: &pipe::Receiver) -> io::Result<()> {
-    let mut buffer = [0; 4096];
-    loop {
-        events.readable().await?;
-        match events.try_read(&mut buffer) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
         }
     }
 }
