@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use crate::host::Host;
 
 /// What an answer may take before it counts as lost.
 const GRACE: Duration = Duration::from_secs(1);
+/// The last request has not been sent.
+const NOT_YET: u64 = u64::MAX;
 
 /// What happened to a [`Heartbeat`].
 #[derive(Clone, Debug, Default)]
@@ -42,6 +44,7 @@ impl Heartbeat {
     /// Numbered datagrams from one connected UDP socket.
     pub fn udp(host: &Host, target: SocketAddr, interval: Duration) -> Result<Self> {
         let client = host.run(|| UdpClient::connect(target))?;
+        client.receive_much()?;
         Ok(Self::start(host, move |stopping| {
             beat_udp(client, interval, stopping)
         }))
@@ -98,7 +101,7 @@ impl Drop for Heartbeat {
 
 fn beat_udp(client: UdpClient, interval: Duration, stopping: &AtomicBool) -> HeartbeatReport {
     let client = Arc::new(client);
-    let finished = Arc::new(AtomicBool::new(false));
+    let finished = Arc::new(AtomicU64::new(NOT_YET));
     let listener = thread::spawn({
         let (client, finished) = (Arc::clone(&client), Arc::clone(&finished));
         move || collect(&client, &finished)
@@ -112,8 +115,7 @@ fn beat_udp(client: UdpClient, interval: Duration, stopping: &AtomicBool) -> Hea
         }
         thread::sleep(interval);
     }
-    thread::sleep(Duration::from_millis(20));
-    finished.store(true, Ordering::Relaxed);
+    finished.store(sent, Ordering::Relaxed);
     let (answered, mut report) = listener.join().unwrap_or_default();
     report.sent = sent;
     report.lost = (1..=sent)
@@ -123,13 +125,18 @@ fn beat_udp(client: UdpClient, interval: Duration, stopping: &AtomicBool) -> Hea
     report
 }
 
-/// Receives answers until they stop coming after the last request.
-fn collect(client: &UdpClient, finished: &AtomicBool) -> (BTreeSet<u64>, HeartbeatReport) {
+/// Receives answers until all are there or stop coming after the last request;
+/// `finished` is its number, or [`NOT_YET`].
+fn collect(client: &UdpClient, finished: &AtomicU64) -> (BTreeSet<u64>, HeartbeatReport) {
     let mut report = HeartbeatReport::default();
     let mut answered = BTreeSet::new();
     let mut last = Instant::now();
     let _ = client.set_patience(Duration::from_millis(50));
     loop {
+        let sent = finished.load(Ordering::Relaxed);
+        if answered.len() as u64 == sent {
+            return (answered, report);
+        }
         match client.receive() {
             Ok((answer, echo)) => {
                 report.servers.insert(answer.server);
@@ -140,7 +147,7 @@ fn collect(client: &UdpClient, finished: &AtomicBool) -> (BTreeSet<u64>, Heartbe
                 last = Instant::now();
             }
             // Refusals are news about single datagrams, which count as lost.
-            Err(_) if finished.load(Ordering::Relaxed) => return (answered, report),
+            Err(_) if sent != NOT_YET && last.elapsed() > GRACE => return (answered, report),
             Err(_) if last.elapsed() > 10 * GRACE => return (answered, report),
             Err(_) => {}
         }

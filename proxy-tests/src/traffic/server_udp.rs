@@ -8,13 +8,11 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use socket2::SockRef;
 
-use super::Answer;
+use super::{Answer, socket_option};
 use crate::host::Host;
 
 /// No datagram is larger.
 pub(super) const LARGEST: usize = 65_536;
-/// Room for a burst of large datagrams on a busy machine.
-const RECEIVE_BUFFER: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(super) struct UdpServer {
@@ -27,7 +25,7 @@ impl UdpServer {
     pub(super) fn start(host: &Host, place: SocketAddr) -> Result<Self> {
         let socket = host.run(|| UdpSocket::bind(place));
         let socket = socket.with_context(|| format!("{}: UDP {place}", host.name()))?;
-        SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket_option::receive_much(&socket)?;
         let (socket, stopping) = (Arc::new(socket), Arc::new(AtomicBool::new(false)));
         let (listening, stop) = (Arc::clone(&socket), Arc::clone(&stopping));
         let name = host.name().to_owned();

@@ -7,13 +7,21 @@ use std::os::fd::AsRawFd;
 
 use libc::{
     IP_MTU, IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_MTU,
-    IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO, IPV6_RECVERR, SO_NO_CHECK, SOL_SOCKET, SOL_UDP,
-    UDP_SEGMENT, c_int, c_void, socklen_t,
+    IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO, IPV6_RECVERR, SO_NO_CHECK, SO_RCVBUFFORCE, SOL_SOCKET,
+    SOL_UDP, UDP_SEGMENT, c_int, c_void, socklen_t,
 };
 
 /// All options here are ints.
 #[expect(clippy::cast_possible_truncation, reason = "four fits")]
 const INT_LENGTH: socklen_t = size_of::<c_int>() as socklen_t;
+
+/// Room for what comes while a busy machine has no time for the receiver.
+const RECEIVE_BUFFER: c_int = 4 << 20;
+
+/// Makes room for bursts, whatever `net.core.rmem_max` allows.
+pub(super) fn receive_much(socket: &UdpSocket) -> io::Result<()> {
+    set(socket, SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+}
 
 pub(super) fn no_checksum(socket: &UdpSocket) -> io::Result<()> {
     set(socket, SOL_SOCKET, SO_NO_CHECK, 1)

@@ -55,6 +55,11 @@ impl UdpClient {
         self.socket.set_read_timeout(Some(patience))
     }
 
+    /// Makes room for answers that come while nobody receives.
+    pub fn receive_much(&self) -> io::Result<()> {
+        socket_option::receive_much(&self.socket)
+    }
+
     /// Sends without checksum (`SO_NO_CHECK`; IPv4 only).
     pub fn send_without_checksum(&self) -> io::Result<()> {
         socket_option::no_checksum(&self.socket)
