@@ -1,5 +1,7 @@
 //! Waiting without sleeping for a fixed time.
 
+use std::env;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,12 +10,22 @@ use anyhow::{Context, Result};
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Repeats `attempt` until it succeeds; after `limit` returns its last error.
+/// How much longer than usual to wait, on a machine that is emulated.
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+    let set = env::var("TANDEM_PATIENCE").ok();
+    set.map_or(1, |times| {
+        times.parse().expect("TANDEM_PATIENCE is a number")
+    })
+});
+
+/// Repeats `attempt` until it succeeds; after `limit`, or on an emulated
+/// machine after `TANDEM_PATIENCE` times that, returns its last error.
 pub fn eventually<T>(
     what: &str,
     limit: Duration,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let limit = limit * *PATIENCE;
     let deadline = Instant::now() + limit;
     loop {
         match attempt() {

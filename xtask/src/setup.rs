@@ -5,6 +5,7 @@
 
 mod bpf_linker;
 mod debian;
+mod kernel;
 pub(crate) mod kubernetes;
 mod lint_tools;
 mod machine;
@@ -16,7 +17,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::cache::Cache;
+use crate::version::Version;
 
+pub(crate) use kernel::Kernel;
 pub(crate) use lint_tools::cargo_deny;
 pub(crate) use machine::mount_point;
 
@@ -82,6 +85,15 @@ pub(crate) fn tools(cache: &Cache) -> Result<()> {
     machine::ensure()?;
     packages::install(cache, packages::NETWORK)?;
     packages::bpftool(cache)
+}
+
+/// What running tests in a virtual machine needs, whatever this machine's own
+/// kernel has, and the kernel for it.
+pub(crate) fn virtual_machine(cache: &Cache, kernel: Version) -> Result<Kernel> {
+    packages::install(cache, packages::NETWORK)?;
+    packages::install(cache, packages::EMULATOR)?;
+    packages::bpftool(cache)?;
+    Kernel::fetch(cache, kernel)
 }
 
 /// The target triple of this machine.

@@ -1,17 +1,23 @@
 //! `test`: unit tests as they are, then the tests of proxy-tests, which need
-//! root, a kernel with BPF, and for some of them a Kubernetes control plane.
+//! root, a kernel with BPF, and for some of them a Kubernetes control plane;
+//! or those of proxy-tests under another kernel, in a virtual machine.
+
+mod targets;
+mod vm;
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::build::{self, Profile};
 use crate::cache::Cache;
 use crate::setup::kubernetes;
+use crate::version::Version;
 use crate::{exec, setup, workspace};
+
+use targets::Targets;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -24,6 +30,13 @@ pub(crate) struct Args {
     /// Tests against a real Kubernetes API server
     #[arg(long)]
     kubernetes: bool,
+    /// Only the files of proxy-tests/tests whose names contain this; repeatable
+    #[arg(long, value_name = "PART", conflicts_with = "unit")]
+    file: Vec<String>,
+    /// Tests in network namespaces under another kernel, such as 6.1, in an
+    /// emulated machine: slow
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["unit", "kubernetes"], value_parser = kernel)]
+    kernel: Option<Version>,
     /// Passed to the test binaries, such as a test's name or --test-threads=1
     #[arg(last = true)]
     arguments: Vec<OsString>,
@@ -34,13 +47,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         unit,
         net,
         kubernetes,
+        ref file,
+        kernel,
         ref arguments,
     } = args;
-    let all = !(unit || net || kubernetes);
-    let (unit, net, kubernetes) = (unit || all, net || all, kubernetes || all);
-
     let cache = Cache::locate()?;
-    let targets = Targets::of_proxy_tests()?;
+    let targets = Targets::of_proxy_tests(file)?;
+    if let Some(kernel) = kernel {
+        return under(&cache, kernel, &targets, file.is_empty(), arguments);
+    }
+    let all = !(unit || net || kubernetes);
+    let unit = unit || (all && file.is_empty());
+    let (net, kubernetes) = (net || all, kubernetes || all);
+
     // First, because it is long and what follows needs none of it.
     let control_plane = (kubernetes && !targets.kubernetes.is_empty())
         .then(|| kubernetes::start(&cache, kubernetes::CONTROL_PLANE));
@@ -54,10 +73,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         cargo.args(["test", "--no-fail-fast", "--"]).args(arguments);
         exec::foreground(&mut cargo)?;
     }
-    if net {
+    if net && (file.is_empty() || !targets.net.is_empty()) {
         let agent = build::agent(&cache, Profile::Dev)?;
         let mut cargo = privileged(&cache, &agent)?;
-        targets.net(&mut cargo);
+        select_net(&mut cargo, &targets, file.is_empty());
         cargo.arg("--").args(arguments);
         exec::foreground(&mut cargo)?;
     }
@@ -65,11 +84,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let agent = build::agent(&cache, Profile::Dev)?;
         let mut cargo = privileged(&cache, &agent)?;
         cargo.env("KUBEBUILDER_ASSETS", control_plane.finish()?);
-        targets.kubernetes(&mut cargo);
+        targets::select(&mut cargo, &targets.kubernetes);
         cargo.arg("--").args(arguments);
         exec::foreground(&mut cargo)?;
     }
     Ok(())
+}
+
+/// Runs the tests in network namespaces under another kernel.
+fn under(
+    cache: &Cache,
+    kernel: Version,
+    targets: &Targets,
+    all: bool,
+    arguments: &[OsString],
+) -> Result<()> {
+    ensure!(
+        all || !targets.net.is_empty(),
+        "tests against an API server run under the machine's own kernel only"
+    );
+    setup::toolchain(cache)?;
+    let kernel = setup::virtual_machine(cache, kernel)?;
+    let agent = build::agent(cache, Profile::Dev)?;
+    let mut cargo = privileged(cache, &agent)?;
+    select_net(&mut cargo, targets, all);
+    vm::run(cache, &kernel, &agent, &mut cargo, arguments)
 }
 
 /// `cargo test` of proxy-tests.
@@ -87,71 +126,16 @@ pub(crate) fn environment(cargo: &mut Command, cache: &Cache, agent: &Path) {
         .env("TANDEM_TOOLS", cache.bin());
 }
 
-/// The integration tests of proxy-tests, by what they need.
-#[derive(Debug, PartialEq)]
-struct Targets {
-    net: Vec<String>,
-    kubernetes: Vec<String>,
-}
-
-impl Targets {
-    fn of_proxy_tests() -> Result<Self> {
-        let folder = workspace::root().join("proxy-tests/tests");
-        if !folder.exists() {
-            return Ok(Self::sort([]));
-        }
-        let entries = fs::read_dir(&folder)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .with_context(|| format!("read {}", folder.display()))?;
-        Ok(Self::sort(entries.iter().filter_map(|entry| {
-            let path = entry.path();
-            let is_target = if path.is_dir() {
-                path.join("main.rs").exists()
-            } else {
-                path.extension().is_some_and(|ending| ending == "rs")
-            };
-            is_target.then(|| path.file_stem()?.to_str().map(str::to_owned))?
-        })))
-    }
-
-    fn sort(names: impl IntoIterator<Item = String>) -> Self {
-        let mut names: Vec<_> = names.into_iter().collect();
-        names.sort();
-        let (kubernetes, net) = names
-            .into_iter()
-            .partition(|name| name.starts_with("kubernetes_"));
-        Self { net, kubernetes }
-    }
-
-    /// Selects the tests in network namespaces; the crate's own unit tests
-    /// and benchmarks' helpers go with them.
-    fn net(&self, cargo: &mut Command) {
+/// Selects the tests in network namespaces; with `all` of them go the crate's
+/// own unit tests and benchmarks' helpers.
+fn select_net(cargo: &mut Command, targets: &Targets, all: bool) {
+    if all {
         cargo.args(["--lib", "--bins"]);
-        select(cargo, &self.net);
     }
-
-    fn kubernetes(&self, cargo: &mut Command) {
-        select(cargo, &self.kubernetes);
-    }
+    targets::select(cargo, &targets.net);
 }
 
-fn select(cargo: &mut Command, names: &[String]) {
-    for name in names {
-        cargo.args(["--test", name]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_told_apart_by_name() {
-        let names = ["kubernetes_rollout", "udp", "affinity"].map(str::to_owned);
-        let expected = Targets {
-            net: vec!["affinity".to_owned(), "udp".to_owned()],
-            kubernetes: vec!["kubernetes_rollout".to_owned()],
-        };
-        assert_eq!(Targets::sort(names), expected);
-    }
+/// A kernel on the command line.
+fn kernel(text: &str) -> Result<Version> {
+    Version::find(text).with_context(|| format!("{text} is no version of Linux, such as 6.1"))
 }

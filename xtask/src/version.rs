@@ -26,6 +26,11 @@ impl Version {
             .find_map(Self::parse)
     }
 
+    /// Its first two numbers, as `6.12`.
+    pub(crate) fn minor_release(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+
     fn parse(word: &str) -> Option<Self> {
         let word = word.trim_start_matches("go").trim_start_matches('v');
         let mut numbers = word.splitn(3, '.');

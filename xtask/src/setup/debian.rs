@@ -23,29 +23,7 @@ pub(super) fn unpack(
     wanted: impl Fn(&str) -> bool,
     folder: &Path,
 ) -> Result<String> {
-    let apt = Apt::of_suite(cache, suite)?;
-    let versions = exec::output(apt.command("apt-cache").args(["madison", package]))?;
-    let Some(version) = newest(&versions, wanted) else {
-        bail!(
-            "{suite} has no fitting {package}, only: {}",
-            list(&versions)
-        );
-    };
-    cache::remove(folder)?;
-    cache::create(folder)?;
-    let mut download = apt.command("apt-get");
-    download
-        .current_dir(folder)
-        .arg("download")
-        .arg(format!("{package}={version}"));
-    let log = cache.log(package);
-    exec::step(&log, &mut download)?;
-    let archive = the_archive_in(folder)?;
-    let mut extract = Command::new("dpkg");
-    extract.arg("-x").arg(&archive).arg(folder);
-    exec::step(&log, &mut extract)?;
-    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
-    Ok(version)
+    Suite::update(cache, suite)?.unpack(cache, package, wanted, folder)
 }
 
 /// The installed release's name, such as `bookworm`, if it is Debian's.
@@ -61,12 +39,15 @@ pub(super) fn codename() -> Result<String> {
 }
 
 /// apt, with a sources list of one suite.
-struct Apt {
+pub(super) struct Suite {
+    name: String,
     folder: PathBuf,
 }
 
-impl Apt {
-    fn of_suite(cache: &Cache, suite: &str) -> Result<Self> {
+impl Suite {
+    /// The suite as the mirror has it now. apt checks the signature of its
+    /// index, which has the checksums of its packages.
+    pub(super) fn update(cache: &Cache, suite: &str) -> Result<Self> {
         let codename = codename()?;
         ensure!(exec::find("apt-get").is_some(), "apt-get is not installed");
         let targets = exec::output(Command::new("apt-get").args([
@@ -85,12 +66,58 @@ impl Apt {
         let sources = folder.join("sources.list");
         fs::write(&sources, sources_list(mirror, suite, keyring))
             .with_context(|| format!("write {}", sources.display()))?;
-        let apt = Self { folder };
+        let name = suite.to_owned();
+        let apt = Self { name, folder };
         exec::step(
             &cache.log("debian"),
             apt.command("apt-get").args(["--error-on=any", "update"]),
         )?;
         Ok(apt)
+    }
+
+    /// The names of its packages that match a regular expression.
+    pub(super) fn search(&self, pattern: &str) -> Result<Vec<String>> {
+        let found =
+            exec::output(
+                self.command("apt-cache")
+                    .args(["search", "--names-only", pattern]),
+            )?;
+        let names = found.lines().filter_map(|line| line.split(' ').next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Unpacks the newest `package` whose version is `wanted` into `folder`,
+    /// which it empties, and returns the version.
+    pub(super) fn unpack(
+        &self,
+        cache: &Cache,
+        package: &str,
+        wanted: impl Fn(&str) -> bool,
+        folder: &Path,
+    ) -> Result<String> {
+        let versions = exec::output(self.command("apt-cache").args(["madison", package]))?;
+        let Some(version) = newest(&versions, wanted) else {
+            bail!(
+                "{} has no fitting {package}, only: {}",
+                self.name,
+                list(&versions)
+            );
+        };
+        cache::remove(folder)?;
+        cache::create(folder)?;
+        let mut download = self.command("apt-get");
+        download
+            .current_dir(folder)
+            .arg("download")
+            .arg(format!("{package}={version}"));
+        let log = cache.log(package);
+        exec::step(&log, &mut download)?;
+        let archive = the_archive_in(folder)?;
+        let mut extract = Command::new("dpkg");
+        extract.arg("-x").arg(&archive).arg(folder);
+        exec::step(&log, &mut extract)?;
+        fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
+        Ok(version)
     }
 
     fn command(&self, program: &str) -> Command {

@@ -44,6 +44,15 @@ pub(super) const NETWORK: &[Package] = &[
     package("tcpdump", "tcpdump"),
 ];
 
+/// For a virtual machine with another kernel.
+pub(super) const EMULATOR: &[Package] = &[
+    package("busybox", "busybox-static"),
+    package("depmod", "kmod"),
+    package("ldd", "libc-bin"),
+    package("qemu-system-x86_64", "qemu-system-x86"),
+    package("strip", "binutils"),
+];
+
 /// The first bpftool that lists tcx links.
 const BPFTOOL: Version = Version::new(7, 3, 0);
 
