@@ -29,6 +29,7 @@ pub mod family;
 pub mod firewall;
 pub mod foreign;
 pub mod host;
+pub mod kernel;
 pub mod kubernetes;
 pub mod lab;
 pub mod manifest;

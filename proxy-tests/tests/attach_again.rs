@@ -8,7 +8,7 @@ use proxy_agent::dataplane::pins::Pins;
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually, kernel,
 };
 use rstest::rstest;
 
@@ -90,6 +90,9 @@ fn filters_without_pins_are_still_ours() -> Result<()> {
 /// An agent that is told to attach the other way leaves nothing of the first.
 #[test]
 fn the_way_of_attaching_can_change() -> Result<()> {
+    if !kernel::TCX.is_here() {
+        return Ok(());
+    }
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;

@@ -1,0 +1,54 @@
+//! What the kernel under test has: the suite also runs under older ones
+//! (`cargo xtask test --kernel`).
+
+use std::io::Write;
+use std::thread;
+
+use proxy_agent::dataplane::attach::TCX_SINCE;
+use proxy_agent::dataplane::load::kernel_version;
+
+/// Something that tests use and not every kernel has.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature {
+    name: &'static str,
+    since: (u32, u32),
+}
+
+/// Links of programs to a device's hooks.
+pub const TCX: Feature = Feature {
+    name: "tcx",
+    since: TCX_SINCE,
+};
+
+impl Feature {
+    /// Whether this kernel has it. If not, the test is to return, and a line
+    /// says so: the test runner knows only tests that pass and tests that fail.
+    pub fn is_here(self) -> bool {
+        let running = kernel_version();
+        let is_here = running >= self.since;
+        if !is_here {
+            let test = thread::current();
+            let line = format!(
+                "SKIPPED {}: {} needs Linux {}, this is {}\n",
+                test.name().unwrap_or("a test"),
+                self.name,
+                version(self.since),
+                version(running)
+            );
+            // Not by `eprintln`, which the runner keeps from the user where a
+            // test passes.
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
+        is_here
+    }
+}
+
+/// Whether the agent can attach its programs in this way, `tcx` or `clsact`,
+/// under this kernel; says so if it cannot.
+pub fn can_attach(way: &str) -> bool {
+    way != "tcx" || TCX.is_here()
+}
+
+fn version((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
