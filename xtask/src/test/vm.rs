@@ -32,7 +32,10 @@ pub(super) fn run(
     let folder = workspace::target().join("vm");
     cache::create(&folder)?;
     let programs = programs::build(cargo, arguments)?;
-    ensure!(!programs.is_empty(), "these arguments select no test");
+    ensure!(
+        !programs.is_empty(),
+        "these arguments select no test; files of tests are selected by --file"
+    );
     // Beside those of runs with another kernel.
     let file = folder.join(format!("root-{}.cpio", kernel.release));
     exec::timed("root file system", || {

@@ -21,10 +21,10 @@ const MEMORY: &str = "6G";
 const PROCESSOR: &str = "Nehalem";
 /// Nothing here needs protection from the programs.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off";
-/// More would not be faster than the threads that emulate them.
+/// As many as find bugs of programs that run at the same time.
 const PROCESSORS: &str = "2";
-/// A machine that says nothing for so long hangs: a test's line comes when it
-/// has ended, and none takes minutes.
+/// A machine that says nothing for so long hangs: each test says when it has
+/// ended, and none waits longer for anything.
 const SILENCE: Duration = Duration::from_mins(15);
 /// Lines of the console that are shown of a machine that ended early.
 const TAIL: usize = 30;
