@@ -21,25 +21,28 @@ pub const TCX: Feature = Feature {
 };
 
 impl Feature {
+    /// Whether this kernel has it, for tests that hold without it, too.
+    pub fn exists(self) -> bool {
+        kernel_version() >= self.since
+    }
+
     /// Whether this kernel has it. If not, the test is to return, and a line
     /// says so: the test runner knows only tests that pass and tests that fail.
     pub fn is_here(self) -> bool {
-        let running = kernel_version();
-        let is_here = running >= self.since;
-        if !is_here {
+        if !self.exists() {
             let test = thread::current();
             let line = format!(
                 "SKIPPED {}: {} needs Linux {}, this is {}\n",
                 test.name().unwrap_or("a test"),
                 self.name,
                 version(self.since),
-                version(running)
+                version(kernel_version())
             );
             // Not by `eprintln`, which the runner keeps from the user where a
             // test passes.
             let _ = std::io::stderr().write_all(line.as_bytes());
         }
-        is_here
+        self.exists()
     }
 }
 
