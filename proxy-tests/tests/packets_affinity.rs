@@ -164,7 +164,10 @@ fn it_ends_after_idle_time(#[values(Family::V4, Family::V6)] family: Family) {
         Hook::Ingress,
         &Packet::data(cast.pod_with(1, 22_001), cast.vip()),
     );
-    assert_eq!(datapath.affinities(family)[0].last_used, used - 50);
+    assert_eq!(
+        datapath.affinities(family)[0].last_used,
+        used.wrapping_sub(50)
+    );
 
     // Of nine clients that stayed away too long, some are led elsewhere.
     let before: Vec<_> = (2..=10)
