@@ -10,11 +10,8 @@ use proxy_common::{
 
 use crate::{
     flow::now,
-    tables::{Scratch, Tables},
+    tables::{self, Scratch, Tables},
 };
-
-/// `bpf_map_update_elem`: create or replace.
-const BPF_ANY: u64 = 0;
 
 /// The affinity of a row of `SERVICES`.
 #[inline(always)]
@@ -121,5 +118,5 @@ pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
     };
     let (key, affinity) = (&scratch.affinity_key, &scratch.affinity);
     // A table without room forgets the client that came longest ago.
-    let _ = F::affinities().insert(key, affinity, BPF_ANY);
+    let _ = F::affinities().insert(key, affinity, tables::BPF_ANY);
 }

@@ -30,8 +30,6 @@ use crate::{
     tables::{self, Scratch, Tables},
 };
 
-/// `bpf_map_update_elem`: create only.
-const BPF_NOEXIST: u64 = 1;
 /// `BPF_TCP_LISTEN`.
 const TCP_LISTEN: u32 = 10;
 /// "The network namespace of this device", as the socket look-ups spell it.
@@ -175,7 +173,10 @@ fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
 #[inline(never)]
 fn claim<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     let (key, client) = (&scratch.reply, &scratch.key);
-    if F::masquerades().insert(key, client, BPF_NOEXIST).is_err() {
+    if F::masquerades()
+        .insert(key, client, tables::BPF_NOEXIST)
+        .is_err()
+    {
         // SAFETY: the value is compared at once.
         let Some(holder) = (unsafe { F::masquerades().get(key) }) else {
             return false;

@@ -18,13 +18,9 @@ use crate::{
     opaque::opaque,
     packet::Skb,
     parse::{IpHeader, tcp},
-    tables::{Scratch, Tables, count},
+    tables::{self, Scratch, Tables, count},
 };
 
-/// `bpf_map_update_elem`: create or replace.
-const BPF_ANY: u64 = 0;
-/// `bpf_map_update_elem`: create only.
-const BPF_NOEXIST: u64 = 1;
 /// `EEXIST`, as helpers return it.
 const EEXIST: i32 = -17;
 
@@ -357,7 +353,11 @@ pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened
         // Raised before the record exists, so that nobody overlooks it.
         raise_highest::<F>(&scratch.key);
     }
-    let mode = if replace { BPF_ANY } else { BPF_NOEXIST };
+    let mode = if replace {
+        tables::BPF_ANY
+    } else {
+        tables::BPF_NOEXIST
+    };
     let (key, flow) = (&scratch.key, &scratch.flow);
     match F::flows().insert(key, flow, mode) {
         Ok(()) => {

@@ -25,9 +25,6 @@ use crate::{
     tables::{self, Scratch},
 };
 
-/// `bpf_map_update_elem`: create or replace.
-const BPF_ANY: u64 = 0;
-
 /// No row of a table.
 const NO_ROW: u32 = u32::MAX;
 
@@ -139,7 +136,7 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
     }
     tables::note_masquerade::<F>(&scratch.reply.masquerade_addr);
     // An entry that is there belongs to no flow any more.
-    let _ = F::masquerades().insert(scratch.reply, scratch.key, BPF_ANY);
+    let _ = F::masquerades().insert(scratch.reply, scratch.key, tables::BPF_ANY);
 }
 
 /// A packet of the other end, which came in: passes. `None` if it asks for a

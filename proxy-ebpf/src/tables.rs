@@ -27,6 +27,11 @@ use proxy_common::{
 
 use crate::{icmp::Quote, opaque::masked, packet::Skb, parse::Headers};
 
+/// `bpf_map_update_elem`: create or replace.
+pub const BPF_ANY: u64 = 0;
+/// `bpf_map_update_elem`: create only.
+pub const BPF_NOEXIST: u64 = 1;
+
 /// Table sizes here are small; the agent sets the real ones when it loads.
 const SMALL: usize = 1024;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;

@@ -24,7 +24,7 @@ mod udp_unconnected;
 mod way;
 
 pub use answer::Answer;
-pub use expect::{expect_refusal, expect_silence};
+pub use expect::{expect_everything, expect_refusal, expect_silence};
 pub use heartbeat::{Heartbeat, HeartbeatReport};
 pub use load::{ConnectLoad, LoadReport};
 pub use open_flows::OpenFlows;

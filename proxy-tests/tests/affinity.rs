@@ -190,9 +190,7 @@ fn affinity_outlives_no_endpoint() -> Result<()> {
     let scene = Scene::set(&lab)?;
     let sticky = scene.service.clone().client_ip_affinity(LONG);
     // It has the same endpoints, and tells anybody which those are.
-    let witness = Service::new("witness", 2, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET);
+    let witness = Service::echo_as("witness", 2, lab.families());
     let write = |endpoints: &[&Pod]| {
         let services = [&sticky, &witness].map(|service| {
             let changed = service.clone().without_endpoints();

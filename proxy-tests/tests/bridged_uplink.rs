@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp, ask_udp_patiently};
+use proxy_tests::traffic::{Server, expect_everything};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Service, Topology, Wiring,
     addressing,
@@ -68,10 +68,7 @@ fn everybody_is_served(
     let mut services = Vec::new();
     for (number, (host, endpoint)) in (1..).zip(backends) {
         servers.push(Server::start(host, ECHO_TARGET)?);
-        let service = Service::new(host.name(), number, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoint(endpoint);
+        let service = Service::echo_as(host.name(), number, lab.families()).endpoint(endpoint);
         lab.manifests
             .write_objects(&format!("service-{}", host.name()), &service.objects())?;
         services.push(service);
@@ -82,21 +79,8 @@ fn everybody_is_served(
         for host in [&*client, &*local, node, &lab.external] {
             for service in &services {
                 let front_end = service.at(family, ECHO_PORT);
-                host.run(|| -> Result<()> {
-                    ask_tcp(front_end).context("TCP")?;
-                    Dial::to(front_end)
-                        .connect()?
-                        .upload(1 << 20)
-                        .context("upload")?;
-                    Dial::to(front_end)
-                        .connect()?
-                        .download(1 << 20)
-                        .context("download")?;
-                    ask_udp(front_end, 64).context("UDP")?;
-                    ask_udp_patiently(front_end, 2000).context("fragments")?;
-                    Ok(())
-                })
-                .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
+                host.run(|| expect_everything(front_end))
+                    .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
             }
         }
     }

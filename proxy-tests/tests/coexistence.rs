@@ -110,10 +110,7 @@ fn the_middle_sees_pods(#[case] topology: Topology) -> Result<()> {
     let _servers = Server::start_all(&backends, ECHO_TARGET)?;
     let services = [1, 2].map(|number| {
         let backend = &backends[usize::from(number) - 1];
-        Service::new(backend.name(), number, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoint(backend)
+        Service::echo_as(backend.name(), number, lab.families()).endpoint(backend)
     });
     for service in &services {
         lab.manifests.write(service)?;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use proxy_tests::traffic::{Heartbeat, Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Pod, Service, Topology, Wiring,
+    eventually,
 };
 use rstest::rstest;
 use socket2::{Domain, Socket, Type};
@@ -34,6 +35,22 @@ const BRIDGE: Topology = Topology {
     ..Topology::ONE_NODE
 };
 
+/// A Service whose backend never answers, or a flood's flow would be one with
+/// traffic, and what keeps that backend silent.
+fn silent(lab: &Lab, backend: &Pod) -> Result<(Service, Vec<UdpSocket>)> {
+    let families = lab.families();
+    let service = Service::new("silent", 2, families)
+        .tcp(ECHO_PORT, 9)
+        .udp(ECHO_PORT, 9)
+        .endpoint(backend);
+    let sinks = families
+        .list()
+        .iter()
+        .map(|&family| backend.run(|| UdpSocket::bind(backend.at(family, 9))))
+        .collect::<io::Result<_>>()?;
+    Ok((service, sinks))
+}
+
 /// A flood of ten times the table's size, again and again: new flows are
 /// refused and counted, those that carry traffic lose nothing, and when it is
 /// over new flows are served.
@@ -45,17 +62,7 @@ fn a_flood_harms_no_flow_that_carries_traffic(
     let [client, flooder, backend] = lab.nodes[0].add_pods(["client", "flooder", "backend"])?;
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let service = Service::echo(lab.families()).endpoint(&backend);
-    // A backend that never answers, or a flood's flow would be one with traffic.
-    let silent = Service::new("silent", 2, lab.families())
-        .tcp(ECHO_PORT, 9)
-        .udp(ECHO_PORT, 9)
-        .endpoint(&backend);
-    let _sinks = lab
-        .families()
-        .list()
-        .iter()
-        .map(|&family| backend.run(|| UdpSocket::bind(backend.at(family, 9))))
-        .collect::<io::Result<Vec<_>>>()?;
+    let (silent, _sinks) = silent(&lab, &backend)?;
     lab.manifests.write(&service)?;
     lab.manifests.write(&silent)?;
     let options = AgentOptions {
@@ -127,16 +134,7 @@ fn tables_keep_the_size_they_were_made_with() -> Result<()> {
     let [client, flooder, backend] = lab.nodes[0].add_pods(["client", "flooder", "backend"])?;
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let service = Service::echo(lab.families()).endpoint(&backend);
-    let silent = Service::new("silent", 2, lab.families())
-        .tcp(ECHO_PORT, 9)
-        .udp(ECHO_PORT, 9)
-        .endpoint(&backend);
-    let _sinks = lab
-        .families()
-        .list()
-        .iter()
-        .map(|&family| backend.run(|| UdpSocket::bind(backend.at(family, 9))))
-        .collect::<io::Result<Vec<_>>>()?;
+    let (silent, _sinks) = silent(&lab, &backend)?;
     lab.manifests.write(&service)?;
     lab.manifests.write(&silent)?;
     let small = AgentOptions {

@@ -137,7 +137,5 @@ fn refusals_reach_everybody() -> Result<()> {
 }
 
 fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
-    Service::new(name, number, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET)
+    Service::echo_as(name, number, lab.families())
 }

@@ -70,9 +70,7 @@ fn at(family: Family, number: u8) -> SocketAddr {
 /// A Service without endpoints; its load balancer has the public address
 /// `number`, its external IP is a hundred higher.
 fn service(lab: &Lab, name: &str, number: u8) -> Service {
-    Service::new(name, number, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET)
+    Service::echo_as(name, number, lab.families())
         .load_balancer(addresses(lab, number), "VIP")
         .external_ips(addresses(lab, 100 + number))
 }

@@ -56,10 +56,7 @@ fn check(lab: &Lab, client: &Host) -> Result<()> {
     let mut services = Vec::new();
     for (number, (host, endpoint)) in (1..).zip(backends) {
         servers.push(Server::start(host, ECHO_TARGET)?);
-        let service = Service::new(host.name(), number, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoint(endpoint);
+        let service = Service::echo_as(host.name(), number, lab.families()).endpoint(endpoint);
         // Its name is that of the backend's node, whose file must stay.
         lab.manifests
             .write_objects(&format!("service-{}", host.name()), &service.objects())?;

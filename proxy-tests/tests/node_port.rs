@@ -407,7 +407,5 @@ fn connections_from_a_node_port_are_not_its_clients(
 }
 
 fn service(lab: &Lab, name: &str, number: u8) -> Service {
-    Service::new(name, number, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET)
+    Service::echo_as(name, number, lab.families())
 }

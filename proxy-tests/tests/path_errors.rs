@@ -73,9 +73,7 @@ fn path_mtu_is_discovered(
 }
 
 fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
-    Service::new(name, number, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET)
+    Service::echo_as(name, number, lab.families())
 }
 
 fn transfer(front_end: SocketAddr) -> Result<()> {

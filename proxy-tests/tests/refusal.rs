@@ -87,9 +87,7 @@ fn refuses_while_endpoints_are_gone() -> Result<()> {
 }
 
 fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
-    Service::new(name, number, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET)
+    Service::echo_as(name, number, lab.families())
 }
 
 #[track_caller]

@@ -32,10 +32,7 @@ impl Scene {
         let client = node.add_pod("client")?;
         let backends = node.add_pods(["a", "b"])?;
         let servers = Server::start_all(&backends, ECHO_TARGET)?;
-        let bystander = Service::new("bystander", 9, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoints(&backends);
+        let bystander = Service::echo_as("bystander", 9, lab.families()).endpoints(&backends);
         lab.manifests.write(&bystander)?;
         Ok(Self {
             client,

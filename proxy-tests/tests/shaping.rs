@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp, ask_udp_patiently};
+use proxy_tests::traffic::{Server, expect_everything};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring,
 };
@@ -50,10 +50,7 @@ fn shaped_pods_are_clients_and_backends(
     let _servers = Server::start_all(&backends, ECHO_TARGET)?;
     let services = [1, 2].map(|number| {
         let backend = &backends[usize::from(number) - 1];
-        Service::new(backend.name(), number, lab.families())
-            .tcp(ECHO_PORT, ECHO_TARGET)
-            .udp(ECHO_PORT, ECHO_TARGET)
-            .endpoint(backend)
+        Service::echo_as(backend.name(), number, lab.families()).endpoint(backend)
     });
     for service in &services {
         lab.manifests.write(service)?;
@@ -64,21 +61,8 @@ fn shaped_pods_are_clients_and_backends(
         for host in [&*client, &*backends[0], &lab.external, node] {
             for service in &services {
                 let front_end = service.at(family, ECHO_PORT);
-                host.run(|| -> Result<()> {
-                    ask_tcp(front_end).context("TCP")?;
-                    Dial::to(front_end)
-                        .connect()?
-                        .upload(1 << 20)
-                        .context("upload")?;
-                    Dial::to(front_end)
-                        .connect()?
-                        .download(1 << 20)
-                        .context("download")?;
-                    ask_udp(front_end, 64).context("UDP")?;
-                    ask_udp_patiently(front_end, 2000).context("fragments")?;
-                    Ok(())
-                })
-                .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
+                host.run(|| expect_everything(front_end))
+                    .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
             }
         }
     }

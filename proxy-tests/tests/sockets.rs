@@ -84,9 +84,7 @@ fn refused_by_the_call_itself() -> Result<()> {
     let [client, backend] = node.add_pods(["client", "backend"])?;
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let served = Service::echo(lab.families()).endpoint(&backend);
-    let empty = Service::new("empty", 2, lab.families())
-        .tcp(ECHO_PORT, ECHO_TARGET)
-        .udp(ECHO_PORT, ECHO_TARGET);
+    let empty = Service::echo_as("empty", 2, lab.families());
     lab.manifests.write(&served)?;
     lab.manifests.write(&empty)?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;

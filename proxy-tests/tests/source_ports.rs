@@ -39,9 +39,7 @@ fn two_services_one_backend(#[case] topology: Topology) -> Result<()> {
     let mut pairs = Vec::new();
     for (number, backend) in (1..).zip(backends) {
         let pair = [10 * number, 10 * number + 1].map(|number| {
-            Service::new(&format!("service-{number}"), number, lab.families())
-                .tcp(ECHO_PORT, ECHO_TARGET)
-                .udp(ECHO_PORT, ECHO_TARGET)
+            Service::echo_as(&format!("service-{number}"), number, lab.families())
                 .endpoint(backend.clone())
         });
         for service in &pair {

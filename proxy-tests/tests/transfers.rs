@@ -28,10 +28,7 @@ impl Scene {
         let backends = [local, remote];
         let servers = Server::start_all(&backends, ECHO_TARGET)?;
         let [near, far] = [(1, &backends[0]), (2, &backends[1])].map(|(number, pod)| {
-            Service::new(pod.name(), number, lab.families())
-                .tcp(ECHO_PORT, ECHO_TARGET)
-                .udp(ECHO_PORT, ECHO_TARGET)
-                .endpoint(pod)
+            Service::echo_as(pod.name(), number, lab.families()).endpoint(pod)
         });
         lab.manifests.write(&near)?;
         lab.manifests.write(&far)?;

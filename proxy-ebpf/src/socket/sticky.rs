@@ -9,10 +9,11 @@ use proxy_common::{
     service::Stickiness,
 };
 
-use crate::{affinity, flow::now, tables::Tables};
-
-/// `bpf_map_update_elem`: create or replace.
-const BPF_ANY: u64 = 0;
+use crate::{
+    affinity,
+    flow::now,
+    tables::{self, Tables},
+};
 
 /// Who is remembered, and for how long.
 pub struct Remembered<A> {
@@ -68,5 +69,5 @@ pub fn remember<F: Tables>(
         zero: [0; 3],
     };
     // A table without room forgets the client that came longest ago.
-    let _ = F::affinities().insert(remembered.key(), affinity, BPF_ANY);
+    let _ = F::affinities().insert(remembered.key(), affinity, tables::BPF_ANY);
 }

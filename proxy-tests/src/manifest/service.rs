@@ -54,7 +54,12 @@ pub const ECHO_TARGET: u16 = 8080;
 impl Service {
     /// The Service most tests use: `echo`, TCP and UDP.
     pub fn echo(families: Families) -> Self {
-        Self::new("echo", 1, families)
+        Self::echo_as("echo", 1, families)
+    }
+
+    /// The same Service by another name and with other addresses.
+    pub fn echo_as(name: &str, number: u8, families: Families) -> Self {
+        Self::new(name, number, families)
             .tcp(ECHO_PORT, ECHO_TARGET)
             .udp(ECHO_PORT, ECHO_TARGET)
     }

@@ -1,15 +1,26 @@
-//! What a client hears that is not served.
+//! What a client must hear.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use super::{Answer, Dial, UdpClient, ask_tcp, ask_udp};
+use super::{Answer, Dial, UdpClient, ask_tcp, ask_udp, ask_udp_patiently};
 
 /// How long to wait for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
+
+/// Connections, transfers, datagrams, and one in fragments are answered.
+pub fn expect_everything(target: SocketAddr) -> Result<()> {
+    let dial = || Dial::to(target).connect();
+    ask_tcp(target).context("TCP")?;
+    dial()?.upload(1 << 20).context("upload")?;
+    dial()?.download(1 << 20).context("download")?;
+    ask_udp(target, 64).context("UDP")?;
+    ask_udp_patiently(target, 2000).context("fragments")?;
+    Ok(())
+}
 
 /// Nothing comes back, neither over TCP nor over UDP.
 pub fn expect_silence(target: SocketAddr) -> Result<()> {
