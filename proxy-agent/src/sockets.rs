@@ -103,16 +103,7 @@ impl Sockets {
             return Ok(sockets);
         }
         info!(cgroup = %root.display(), mode = ?config.mode, "socket programs attached");
-        sockets.stale = match StaleSockets::open(loaded) {
-            Ok(stale) => Some(Arc::new(stale)),
-            Err(error) => {
-                let error = anyhow::Error::new(error);
-                warn!(
-                    "sockets of removed UDP backends cannot be found on this kernel and stay connected to them: {error:#}"
-                );
-                None
-            }
-        };
+        sockets.stale = Some(Arc::new(StaleSockets::open(loaded)?));
         let mut excepted = Excepted::open(serving, root, config.exceptions.clone())?;
         excepted.refresh();
         sockets.exceptions = Some(excepted);

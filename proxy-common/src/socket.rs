@@ -16,9 +16,10 @@ pub const PEERS: usize = 4;
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peers {
-    /// `SO_NETNS_COOKIE` of the socket: where the agent finds it.
+    /// `SO_NETNS_COOKIE` of the socket.
     pub netns_cookie: u64,
-    /// `SO_COOKIE` of the socket: which one it is there.
+    /// `SO_COOKIE` of the socket: tells it from another one with the same
+    /// addresses.
     pub cookie: u64,
     /// No two in use have one backend, or replies would look the same.
     pub peers: [Peer; PEERS],
@@ -90,17 +91,21 @@ impl Peer {
     }
 }
 
-/// What the program `stale_sockets` writes of each socket that is connected to
-/// a UDP backend which serves no more.
+/// What the program `stale_socket` is asked, behind an Ethernet header: whether
+/// this connected UDP socket of the caller's network namespace has a backend
+/// that serves no more.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaleSocket {
-    pub netns_cookie: u64,
+pub struct SocketQuery {
+    /// `SO_COOKIE` of the socket.
     pub cookie: u64,
-    /// Where the socket should still be connected to, if it is to be ended.
-    pub backend_addr: AddrV6,
-    pub backend_port: BePort,
-    pub zero: [u8; 6],
+    /// The socket's own address and where it is connected to; IPv4 in the
+    /// mapped form.
+    pub local_addr: AddrV6,
+    pub peer_addr: AddrV6,
+    pub local_port: BePort,
+    pub peer_port: BePort,
+    pub zero: [u8; 4],
 }
 
 impl AddrV4 {
@@ -127,8 +132,8 @@ impl AddrV6 {
 
 const _: () = assert!(size_of::<Peer>() == 52);
 const _: () = assert!(size_of::<Peers>() == 24 + PEERS * 52);
-const _: () = assert!(size_of::<StaleSocket>() == 40);
-pod!(Peers, StaleSocket);
+const _: () = assert!(size_of::<SocketQuery>() == 48);
+pod!(Peers, SocketQuery);
 
 #[cfg(test)]
 mod tests {

@@ -196,6 +196,13 @@ pub fn explain(ctx: TcContext) -> i32 {
     explain::run(Skb::new(&ctx, Link::Ethernet))
 }
 
+/// Says whether a socket is connected to a UDP backend that serves no more. Not
+/// attached: the agent runs it by test run.
+#[classifier]
+pub fn stale_socket(ctx: TcContext) -> i32 {
+    socket::stale::run(Skb::new(&ctx, Link::Ethernet))
+}
+
 /// `ingress` for measurements: a test run repeats it on one and the same
 /// packet, which must not look translated the second time.
 #[classifier]

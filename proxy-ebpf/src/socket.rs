@@ -18,7 +18,7 @@
 mod address;
 mod decide;
 mod peers;
-mod stale;
+pub mod stale;
 mod sticky;
 
 use aya_ebpf::{

@@ -11,11 +11,7 @@ use std::{
 };
 
 const BPF_OBJ_GET: libc::c_int = 7;
-const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
-const BPF_ITER_CREATE: libc::c_int = 33;
-/// Attach type of iterators.
-const BPF_TRACE_ITER: u32 = 28;
 
 /// Opens what is pinned at a path.
 pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
@@ -55,54 +51,6 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     };
     // SAFETY: the attributes are those of the command.
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
-}
-
-/// Joins an iterator program and the map it is to go through.
-pub fn link_map_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        program: i32,
-        target: u32,
-        attach_type: u32,
-        flags: u32,
-        info: u64,
-        info_length: u32,
-        zero: u32,
-    }
-    // The kernel's `union bpf_iter_link_info`.
-    let info: [i32; 4] = [map.as_raw_fd(), 0, 0, 0];
-    let attributes = Attributes {
-        program: program.as_raw_fd(),
-        target: 0,
-        attach_type: BPF_TRACE_ITER,
-        flags: 0,
-        info: (&raw const info).addr() as u64,
-        // The map's descriptor alone: later members need later kernels.
-        info_length: 4,
-        zero: 0,
-    };
-    // SAFETY: the attributes are those of the command, and what they point to
-    // outlives the call.
-    let link = unsafe { bpf(BPF_LINK_CREATE, &attributes) }?;
-    // SAFETY: a new descriptor that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(link) })
-}
-
-/// Starts an iterator: reading the descriptor runs its program.
-pub fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        link: i32,
-        flags: u32,
-    }
-    let attributes = Attributes {
-        link: link.as_raw_fd(),
-        flags: 0,
-    };
-    // SAFETY: the attributes are those of the command.
-    let iterator = unsafe { bpf(BPF_ITER_CREATE, &attributes) }?;
-    // SAFETY: a new descriptor that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(iterator) })
 }
 
 /// # Safety

@@ -134,10 +134,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let adopted = pins.map("CONFIG").exists();
     let mut ebpf = load_object(Some(pins), options.sizes, options.log_level)?;
     let config = config(&ebpf, options, adopted)?;
-    for program in HOOK_PROGRAMS
-        .into_iter()
-        .chain(SLOW_PROGRAMS)
-        .chain(["sweep", "empty"])
+    for program in
+        HOOK_PROGRAMS
+            .into_iter()
+            .chain(SLOW_PROGRAMS)
+            .chain(["sweep", "stale_socket", "empty"])
     {
         load_program(&mut ebpf, program)?;
     }

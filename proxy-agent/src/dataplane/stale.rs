@@ -1,77 +1,68 @@
-//! The sockets that are connected to a UDP backend which serves no more, as the
-//! program `stale_sockets` finds them.
+//! Asks the program `stale_socket` whether a socket is connected to a UDP
+//! backend that serves no more.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    os::fd::{AsFd as _, OwnedFd},
-};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use proxy_common::socket::SocketQuery;
 
-use aya::{
-    Btf, BtfError,
-    maps::Map,
-    programs::{Iter, ProgramError},
-};
-use proxy_common::socket::StaleSocket;
+use crate::dataplane::load::Loaded;
 
-use crate::dataplane::{bpf, load::Loaded};
+const PROGRAM: &str = "stale_socket";
+/// Offset of `ifindex` in `struct __sk_buff`.
+const IFINDEX: usize = 40;
+/// The query stands behind an Ethernet header, which the kernel wants.
+const QUERY: usize = 14;
+const FRAME: usize = QUERY + size_of::<SocketQuery>();
 
-const PROGRAM: &str = "stale_sockets";
-const RECORD: usize = size_of::<StaleSocket>();
-
-/// Stale sockets cannot be found on this kernel.
+/// Sockets cannot be asked about.
 #[derive(Debug, thiserror::Error)]
 pub enum StaleError {
-    #[error("the eBPF object has no {0}")]
-    Missing(&'static str),
-    #[error("read the kernel's BTF")]
-    Btf(#[source] BtfError),
-    #[error("load eBPF program {PROGRAM}")]
-    Load(#[source] ProgramError),
-    #[error("join the iterator and table SOCKETS")]
-    Link(#[source] io::Error),
+    #[error("the eBPF object has no program {PROGRAM}")]
+    Missing,
+    #[error("use program {PROGRAM}")]
+    Program(#[from] ProgramError),
 }
 
-/// Looks through `SOCKETS`, in all network namespaces.
+/// The program, ready to be asked from any thread.
 pub struct StaleSockets {
-    link: OwnedFd,
+    program: SchedClassifier,
 }
 
 impl StaleSockets {
-    /// Makes the iterator.
-    pub fn open(loaded: &mut Loaded) -> Result<Self, StaleError> {
-        let ebpf = &mut loaded.ebpf;
-        let btf = Btf::from_sys_fs().map_err(StaleError::Btf)?;
-        let program: &mut Iter = ebpf
-            .program_mut(PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(StaleError::Missing(PROGRAM))?;
-        program
-            .load("bpf_sk_storage_map", &btf)
-            .map_err(StaleError::Load)?;
-        let program: &Iter = ebpf
+    /// Takes the program of a loaded datapath.
+    pub fn open(loaded: &Loaded) -> Result<Self, StaleError> {
+        let program: &SchedClassifier = loaded
+            .ebpf
             .program(PROGRAM)
             .and_then(|program| program.try_into().ok())
-            .ok_or(StaleError::Missing(PROGRAM))?;
-        let Some(Map::SkStorage(map)) = ebpf.map("SOCKETS") else {
-            return Err(StaleError::Missing("SOCKETS"));
-        };
-        let program = program.fd().map_err(StaleError::Load)?;
-        let link =
-            bpf::link_map_iterator(program.as_fd(), map.fd().as_fd()).map_err(StaleError::Link)?;
-        Ok(Self { link })
+            .ok_or(StaleError::Missing)?;
+        let program = SchedClassifier::from_program_info(program.info()?, PROGRAM.into())?;
+        Ok(Self { program })
     }
 
-    /// The sockets that are stale now.
-    pub fn read(&self) -> io::Result<Vec<StaleSocket>> {
-        let mut iterator = File::from(bpf::start_iterator(self.link.as_fd())?);
-        let mut bytes = Vec::new();
-        iterator.read_to_end(&mut bytes)?;
-        let records = bytes.chunks_exact(RECORD).map(|record| {
-            // SAFETY: as many bytes as the type has, of which every pattern is
-            // a value.
-            unsafe { record.as_ptr().cast::<StaleSocket>().read_unaligned() }
-        });
-        Ok(records.collect())
+    /// Whether the socket that `query` names, of the calling thread's network
+    /// namespace, is connected to a UDP backend that serves no more (S77).
+    /// `interface` is the one that the socket is bound to, or 0.
+    pub fn is_stale(&self, query: &SocketQuery, interface: u32) -> Result<bool, StaleError> {
+        let mut frame = [0; FRAME];
+        frame[QUERY..].copy_from_slice(&bytes(query));
+        let mut context = [0; IFINDEX + 4];
+        context[IFINDEX..].copy_from_slice(&interface.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        Ok(self.program.test_run(options)?.return_value == 1)
     }
+}
+
+/// The query as the program reads it.
+fn bytes(query: &SocketQuery) -> [u8; size_of::<SocketQuery>()] {
+    let mut bytes = [0; size_of::<SocketQuery>()];
+    bytes[..8].copy_from_slice(&query.cookie.to_ne_bytes());
+    bytes[8..24].copy_from_slice(&query.local_addr.octets);
+    bytes[24..40].copy_from_slice(&query.peer_addr.octets);
+    bytes[40..42].copy_from_slice(&query.local_port.to_bits().to_ne_bytes());
+    bytes[42..44].copy_from_slice(&query.peer_port.to_bits().to_ne_bytes());
+    bytes
 }

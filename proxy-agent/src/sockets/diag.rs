@@ -65,19 +65,29 @@ impl Connected {
         u64::from(self.id.cookie[1]) << 32 | u64::from(self.id.cookie[0])
     }
 
+    /// The interface that it is bound to, else 0.
+    pub fn interface(&self) -> u32 {
+        self.id.interface
+    }
+
+    /// Its own address; IPv4 in the mapped form.
+    pub fn local(&self) -> (AddrV6, BePort) {
+        (self.wide(self.id.source), self.id.source_port)
+    }
+
     /// Where it is connected to; IPv4 in the mapped form.
     pub fn peer(&self) -> (AddrV6, BePort) {
-        let octets = self.id.destination;
-        let addr = if i32::from(self.family) == libc::AF_INET {
+        (self.wide(self.id.destination), self.id.destination_port)
+    }
+
+    fn wide(&self, octets: [u8; 16]) -> AddrV6 {
+        if i32::from(self.family) == libc::AF_INET {
             let [a, b, c, d, ..] = octets;
-            AddrV4 {
-                octets: [a, b, c, d],
-            }
-            .mapped()
+            let octets = [a, b, c, d];
+            AddrV4 { octets }.mapped()
         } else {
             AddrV6 { octets }
-        };
-        (addr, self.id.destination_port)
+        }
     }
 }
 

@@ -4,89 +4,70 @@
 //! elsewhere; the application hears of it, connects again, and gets another
 //! backend.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use proxy_common::socket::StaleSocket;
-use tracing::{debug, warn};
+use anyhow::Context as _;
+use proxy_common::socket::SocketQuery;
+use tracing::warn;
 
 use super::{
-    diag::Diag,
-    namespaces::{find, within},
+    diag::{Connected, Diag},
+    namespaces,
 };
-use crate::{dataplane::stale::StaleSockets, keeper::netns_cookie};
+use crate::dataplane::stale::StaleSockets;
 
-/// Ends what is stale now; returns how many sockets that were.
+/// Ends what is stale now, in all network namespaces; returns how many sockets
+/// that were.
 pub fn end_stale(sockets: &StaleSockets) -> usize {
-    let stale = match sockets.read() {
-        Ok(stale) => stale,
-        Err(error) => {
-            warn!("cannot look for sockets of removed UDP backends: {error}");
-            return 0;
+    let mut ended = 0;
+    let mut end = || {
+        if let Err(error) = end_here(sockets, &mut ended) {
+            warn!("cannot end sockets of removed UDP backends: {error:#}");
         }
     };
-    let mut by_namespace: BTreeMap<u64, Vec<StaleSocket>> = BTreeMap::new();
-    for socket in stale {
-        by_namespace
-            .entry(socket.netns_cookie)
-            .or_default()
-            .push(socket);
-    }
-    let own = by_namespace
-        .remove(&netns_cookie())
-        .map_or(0, |stale| end_here(&stale));
-    if by_namespace.is_empty() {
-        return own;
-    }
-    let cookies: BTreeSet<_> = by_namespace.keys().copied().collect();
-    let namespaces = find(&cookies);
-    let mut ended = own;
-    for (cookie, stale) in by_namespace {
-        let Some(namespace) = namespaces.get(&cookie) else {
-            warn!(
-                sockets = stale.len(),
-                "cannot enter a pod's network namespace to end sockets of a removed UDP backend; they stay connected to it (is SYS_ADMIN granted and /run/netns mounted?)"
-            );
-            continue;
-        };
-        match within(namespace, || end_here(&stale)) {
-            Ok(count) => ended += count,
-            Err(error) => debug!("a network namespace went away: {error}"),
-        }
+    end();
+    if let Err(error) = namespaces::visit_others(end) {
+        warn!(
+            "cannot enter pods' network namespaces to end their sockets of removed UDP backends, which stay connected to them (is SYS_ADMIN granted?): {error}"
+        );
     }
     ended
 }
 
-/// Ends those sockets of this thread's network namespace that are still
-/// connected to where they were led.
-fn end_here(stale: &[StaleSocket]) -> usize {
-    let diag = match Diag::open() {
-        Ok(diag) => diag,
-        Err(error) => {
-            warn!("cannot end sockets of removed UDP backends: {error}");
-            return 0;
-        }
-    };
-    let connected = match diag.connected() {
-        Ok(connected) => connected,
-        Err(error) => {
-            warn!("cannot list UDP sockets to end those of removed backends: {error}");
-            return 0;
-        }
-    };
-    let mut ended = 0;
+/// Ends those of this thread's network namespace, and counts them. One that
+/// cannot be ended keeps no other from it; the first failure is returned.
+fn end_here(sockets: &StaleSockets, ended: &mut usize) -> anyhow::Result<()> {
+    let diag = Diag::open().context("open a sock_diag socket")?;
+    let connected = diag.connected().context("list connected UDP sockets")?;
+    let mut result = Ok(());
     for socket in connected {
-        let is_stale = stale.iter().any(|stale| {
-            stale.cookie == socket.cookie()
-                && (stale.backend_addr, stale.backend_port) == socket.peer()
-        });
-        if !is_stale {
-            continue;
-        }
-        match diag.end(&socket) {
-            Ok(()) => ended += 1,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => warn!("cannot end a socket of a removed UDP backend: {error}"),
+        match end_if_stale(sockets, &diag, &socket) {
+            Ok(is_ended) => *ended += usize::from(is_ended),
+            Err(error) => result = result.and(Err(error)),
         }
     }
-    ended
+    result
+}
+
+fn end_if_stale(sockets: &StaleSockets, diag: &Diag, socket: &Connected) -> anyhow::Result<bool> {
+    if !sockets.is_stale(&query(socket), socket.interface())? {
+        return Ok(false);
+    }
+    match diag.end(socket) {
+        Ok(()) => Ok(true),
+        // Closed, or connected elsewhere meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context("end a socket"),
+    }
+}
+
+fn query(socket: &Connected) -> SocketQuery {
+    let (local_addr, local_port) = socket.local();
+    let (peer_addr, peer_port) = socket.peer();
+    SocketQuery {
+        cookie: socket.cookie(),
+        local_addr,
+        peer_addr,
+        local_port,
+        peer_port,
+        zero: [0; 4],
+    }
 }

@@ -1,7 +1,7 @@
-//! Finds network namespaces by their cookies, and goes there.
+//! The node's network namespaces: finds them, and goes there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
@@ -11,16 +11,53 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::keeper::netns_cookie;
-
 /// Where container runtimes and `ip netns` give namespaces a name.
 const NAMED: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
+/// The calling process's own.
+const OWN: &str = "/proc/self/ns/net";
 
-/// The namespaces with these cookies, as far as they can be found: by their
-/// names, and by the processes in them.
-pub fn find(cookies: &BTreeSet<u64>) -> HashMap<u64, File> {
-    let mut found = HashMap::new();
-    let mut seen = BTreeSet::new();
+/// Does something in each network namespace but this process's own, as far as
+/// they can be found: by their names, and by the processes in them. Ends at the
+/// first one that may not be entered.
+pub fn visit_others(mut visit: impl FnMut() + Send) -> io::Result<()> {
+    let mut seen = BTreeSet::from([identity(Path::new(OWN))?]);
+    thread::scope(|scope| {
+        // A thread of its own: it never comes back.
+        let visits = scope.spawn(|| {
+            for path in places() {
+                // What goes away meanwhile needs nothing done.
+                let Ok(identity) = identity(&path) else {
+                    continue;
+                };
+                if !seen.insert(identity) {
+                    continue;
+                }
+                let Ok(namespace) = File::open(&path) else {
+                    continue;
+                };
+                match setns(namespace, CloneFlags::CLONE_NEWNET) {
+                    Ok(()) => visit(),
+                    Err(nix::Error::EPERM) => return Err(nix::Error::EPERM.into()),
+                    // A file of another kind among the names.
+                    Err(_) => {}
+                }
+            }
+            Ok(())
+        });
+        visits
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the visits ended early")))
+    })
+}
+
+/// What tells a namespace from others: device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Where there may be a namespace.
+fn places() -> impl Iterator<Item = PathBuf> {
     let named = NAMED.iter().flat_map(|folder| entries(Path::new(folder)));
     let processes = entries(Path::new("/proc"))
         .filter(|path| {
@@ -29,40 +66,7 @@ pub fn find(cookies: &BTreeSet<u64>) -> HashMap<u64, File> {
                 .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
         })
         .map(|process| process.join("ns/net"));
-    for path in named.chain(processes) {
-        if found.len() == cookies.len() {
-            break;
-        }
-        // What goes away meanwhile needs nothing done.
-        let Ok(metadata) = fs::metadata(&path) else {
-            continue;
-        };
-        if !seen.insert((metadata.dev(), metadata.ino())) {
-            continue;
-        }
-        let Ok(file) = File::open(&path) else {
-            continue;
-        };
-        if let Ok(cookie) = within(&file, netns_cookie)
-            && cookies.contains(&cookie)
-        {
-            found.insert(cookie, file);
-        }
-    }
-    found
-}
-
-/// Does something inside a network namespace, on a thread of its own.
-pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let visit = scope.spawn(|| {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            Ok(work())
-        });
-        visit
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the visit ended early")))
-    })
+    named.chain(processes)
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
