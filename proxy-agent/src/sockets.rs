@@ -95,6 +95,7 @@ impl Sockets {
             return Ok(sockets);
         };
         serving.serve(true, config.mode == Mode::All);
+        leave_what_cannot_be_ended(&mut serving, config.mode);
         if let Err(error) = cgroup::attach(loaded, pins, &root) {
             let error = anyhow::Error::new(error);
             warn!("calls of sockets are not translated, packets are instead: {error:#}");
@@ -103,7 +104,7 @@ impl Sockets {
             return Ok(sockets);
         }
         info!(cgroup = %root.display(), mode = ?config.mode, "socket programs attached");
-        sockets.stale = Some(Arc::new(StaleSockets::open(loaded)?));
+        sockets.stale = Some(Arc::new(StaleSockets::open(pins)?));
         let mut excepted = Excepted::open(serving, root, config.exceptions.clone())?;
         excepted.refresh();
         sockets.exceptions = Some(excepted);
@@ -171,6 +172,22 @@ async fn look(stale: &Arc<StaleSockets>, metrics: &Metrics) {
         );
         metrics.sockets_ended(ended);
     }
+}
+
+/// Leaves connected UDP sockets to the packet path where they could not be ended
+/// when their backend goes away: there they get another one.
+fn leave_what_cannot_be_ended(serving: &mut Serving, mode: Mode) {
+    let host = ending::check_own();
+    let pods = ending::check_others();
+    serving.leave_connected_udp(host.is_err(), pods.is_err());
+    let (whose, error) = match (host, pods) {
+        (Err(error), _) => ("", error),
+        (Ok(()), Err(error)) if mode == Mode::All => (" of pods", error),
+        _ => return,
+    };
+    warn!(
+        "connected UDP sockets{whose} are left to the packet path, because those of removed backends cannot be ended: {error:#}"
+    );
 }
 
 /// The cgroup to attach to, if any.

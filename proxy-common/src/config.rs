@@ -54,6 +54,12 @@ impl Config {
     /// `EXCEPTIONS` has cgroups whose processes the socket programs leave
     /// alone.
     pub const SOCKETS_EXCEPTIONS: u32 = 256;
+    /// Connected UDP sockets of the agent's network namespace cannot be ended
+    /// when their backend goes away, so `connect` leaves them to the packet
+    /// path, which chooses another backend.
+    pub const UDP_BY_PACKETS_HOST: u32 = 512;
+    /// The same of sockets in other network namespaces.
+    pub const UDP_BY_PACKETS_PODS: u32 = 1024;
 }
 
 /// A CIDR: `addr & mask`.

@@ -63,7 +63,7 @@ pub fn connect<C: Call>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort) -> i32 {
     let mut target = Target::default();
-    match decide::decide::<F>(ctx, &addr, port, &mut target) {
+    match decide::decide::<F>(ctx, true, &addr, port, &mut target) {
         Decision::Leave => {}
         Decision::Refuse => return refuse(),
         Decision::Serve => {
@@ -99,7 +99,7 @@ pub fn sendmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn send_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort) -> i32 {
     let mut target = Target::default();
-    match decide::decide::<F>(ctx, &addr, port, &mut target) {
+    match decide::decide::<F>(ctx, false, &addr, port, &mut target) {
         Decision::Leave => {
             // What comes from there now is its own answer.
             peers::forget_backend(ctx, &F::wide(&addr), port);

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::agent;
+use proxy_tests::agent::{self, Agent};
+use proxy_tests::capabilities;
 use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, UdpTalker, Way, mapped};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, PodNetwork, Service,
@@ -243,6 +244,62 @@ fn leave_backend(lab: &Lab, service: &Service, backends: &[Pod], target: SocketA
     assert_ne!(answer.server, old);
     assert_eq!(source, target);
     tcp.echo(b"still there")?;
+    Ok(())
+}
+
+/// An agent that may not enter pods' network namespaces cannot end their
+/// sockets, so their packets are translated: a connected UDP socket whose
+/// backend goes away gets another one. TCP, and the node's own processes, are
+/// served in their calls as usual.
+#[test]
+fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let client = node.add_pod("client")?;
+    let backends = node.add_pods(["a", "b"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoints(&backends);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start_by(node, &lab, || {
+        capabilities::drop_sys_admin()?;
+        Agent::command(node, &lab, &AgentOptions::with_sockets(Sockets::All))
+    })?;
+    agent.wait_ready()?;
+    let said = agent.log();
+    assert!(
+        said.contains("connected UDP sockets of pods are left to the packet path"),
+        "{said}"
+    );
+
+    for family in Family::BOTH {
+        let front_end = service.at(family, ECHO_PORT);
+        for target in BTreeSet::from([front_end, mapped(front_end)]) {
+            lab.manifests.write(&service)?;
+            wait_for_backends(node, 2)?;
+            client.run(|| -> Result<()> {
+                let connected = UdpClient::connect(target)?;
+                let old = connected.ask(b"question")?.server;
+                let left = backends.iter().filter(|pod| pod.name() != old);
+                lab.manifests
+                    .write(&service.clone().without_endpoints().endpoints(left))?;
+                eventually("another backend answers", PATIENCE, || {
+                    let server = connected.ask(b"question")?.server;
+                    ensure!(server != old, "{target}: {server}");
+                    Ok(())
+                })
+            })?;
+        }
+        lab.manifests.write(&service)?;
+        wait_for_backends(node, 2)?;
+        let before = agent::flows(node)?;
+        client.run(|| Dial::to(front_end).connect())?;
+        node.run(|| UdpClient::connect(front_end)?.ask(b"question"))?;
+        assert_eq!(
+            agent::flows(node)?,
+            before,
+            "{family}: translated in packets"
+        );
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::dataplane::{
     mapped::{Access, Mapped, MappedError},
     maps::Maps,
     pins::Pins,
+    stale,
 };
 
 /// The eBPF programs, built by build.rs.
@@ -138,7 +139,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         HOOK_PROGRAMS
             .into_iter()
             .chain(SLOW_PROGRAMS)
-            .chain(["sweep", "stale_socket", "empty"])
+            .chain(["sweep", stale::PROGRAM, "empty"])
     {
         load_program(&mut ebpf, program)?;
     }
@@ -288,9 +289,9 @@ fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
 }
 
 /// Pins the hook programs in the place of those that an earlier agent left, so
-/// that bpftool finds them by name.
+/// that bpftool finds them by name, and the one that tells of stale sockets.
 pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
-    for program in HOOK_PROGRAMS {
+    for program in HOOK_PROGRAMS.into_iter().chain([stale::PROGRAM]) {
         let path = pins.programs().join(program);
         // Absent the first time.
         let _ = fs::remove_file(&path);

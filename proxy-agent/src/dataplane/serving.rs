@@ -53,6 +53,13 @@ impl Serving {
         self.set(Config::SOCKETS_PODS, pods);
     }
 
+    /// Leaves connected UDP sockets of the host's own processes to the packet
+    /// path or not, and those of pods.
+    pub fn leave_connected_udp(&mut self, host: bool, pods: bool) {
+        self.set(Config::UDP_BY_PACKETS_HOST, host);
+        self.set(Config::UDP_BY_PACKETS_PODS, pods);
+    }
+
     /// Leaves the processes of these cgroups alone, by their ids, and no
     /// others. What finds room is done also if something does not.
     pub fn except(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), ServingError> {

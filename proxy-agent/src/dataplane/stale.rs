@@ -4,9 +4,10 @@
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::socket::SocketQuery;
 
-use crate::dataplane::load::Loaded;
+use crate::dataplane::pins::Pins;
 
-const PROGRAM: &str = "stale_socket";
+/// The program's name.
+pub const PROGRAM: &str = "stale_socket";
 /// Offset of `ifindex` in `struct __sk_buff`.
 const IFINDEX: usize = 40;
 /// The query stands behind an Ethernet header, which the kernel wants.
@@ -16,10 +17,10 @@ const FRAME: usize = QUERY + size_of::<SocketQuery>();
 /// Sockets cannot be asked about.
 #[derive(Debug, thiserror::Error)]
 pub enum StaleError {
-    #[error("the eBPF object has no program {PROGRAM}")]
-    Missing,
-    #[error("use program {PROGRAM}")]
-    Program(#[from] ProgramError),
+    #[error("open pinned program {PROGRAM}")]
+    Open(#[source] ProgramError),
+    #[error("run program {PROGRAM}")]
+    Run(#[source] ProgramError),
 }
 
 /// The program, ready to be asked from any thread.
@@ -28,15 +29,12 @@ pub struct StaleSockets {
 }
 
 impl StaleSockets {
-    /// Takes the program of a loaded datapath.
-    pub fn open(loaded: &Loaded) -> Result<Self, StaleError> {
-        let program: &SchedClassifier = loaded
-            .ebpf
-            .program(PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(StaleError::Missing)?;
-        let program = SchedClassifier::from_program_info(program.info()?, PROGRAM.into())?;
-        Ok(Self { program })
+    /// Opens the program where the agent has pinned it.
+    pub fn open(pins: &Pins) -> Result<Self, StaleError> {
+        let program = SchedClassifier::from_pin(pins.programs().join(PROGRAM));
+        Ok(Self {
+            program: program.map_err(StaleError::Open)?,
+        })
     }
 
     /// Whether the socket that `query` names, of the calling thread's network
@@ -52,7 +50,8 @@ impl StaleSockets {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        Ok(self.program.test_run(options)?.return_value == 1)
+        let result = self.program.test_run(options).map_err(StaleError::Run)?;
+        Ok(result.return_value == 1)
     }
 }
 

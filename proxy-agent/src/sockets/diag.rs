@@ -139,6 +139,27 @@ impl Diag {
         self.answers(|_, _| {})
     }
 
+    /// Fails if this kernel ends no UDP sockets.
+    pub fn can_end(&self) -> io::Result<()> {
+        // Tells a kernel without UDP sockets to list from one without this one.
+        self.connected()?;
+        let nobody = Connected {
+            family: byte(libc::AF_INET),
+            id: Id {
+                source_port: BePort::ZERO,
+                destination_port: BePort::ZERO,
+                source: [0; 16],
+                destination: [0; 16],
+                interface: 0,
+                cookie: [0; 2],
+            },
+        };
+        match self.end(&nobody) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn ask(&self, kind: u16, flags: libc::c_int, family: u8, id: Id) -> io::Result<()> {
         let request = Request {
             header: Header {

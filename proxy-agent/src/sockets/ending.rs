@@ -6,13 +6,25 @@
 
 use anyhow::Context as _;
 use proxy_common::socket::SocketQuery;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     diag::{Connected, Diag},
     namespaces,
 };
 use crate::dataplane::stale::StaleSockets;
+
+/// Fails if stale sockets of this process's network namespace cannot be ended.
+pub fn check_own() -> anyhow::Result<()> {
+    let diag = Diag::open().context("open a sock_diag socket")?;
+    diag.can_end().context("end a UDP socket")
+}
+
+/// Fails if stale sockets of other network namespaces cannot be ended.
+pub fn check_others() -> anyhow::Result<()> {
+    check_own()?;
+    namespaces::may_enter().context("enter network namespaces (is SYS_ADMIN granted?)")
+}
 
 /// Ends what is stale now, in all network namespaces; returns how many sockets
 /// that were.
@@ -25,9 +37,8 @@ pub fn end_stale(sockets: &StaleSockets) -> usize {
     };
     end();
     if let Err(error) = namespaces::visit_others(end) {
-        warn!(
-            "cannot enter pods' network namespaces to end their sockets of removed UDP backends, which stay connected to them (is SYS_ADMIN granted?): {error}"
-        );
+        // Said at the start, and their sockets are left to the packet path.
+        debug!("cannot enter pods' network namespaces: {error}");
     }
     ended
 }

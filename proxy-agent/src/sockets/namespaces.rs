@@ -50,6 +50,18 @@ pub fn visit_others(mut visit: impl FnMut() + Send) -> io::Result<()> {
     })
 }
 
+/// Fails if this process may not enter network namespaces.
+pub fn may_enter() -> io::Result<()> {
+    let own = File::open(OWN)?;
+    thread::scope(|scope| {
+        let visit = scope.spawn(|| setns(own, CloneFlags::CLONE_NEWNET));
+        match visit.join() {
+            Ok(entered) => Ok(entered?),
+            Err(_) => Err(io::Error::other("the visit ended early")),
+        }
+    })
+}
+
 /// What tells a namespace from others: device and inode.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(path)?;

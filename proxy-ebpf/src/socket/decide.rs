@@ -71,10 +71,12 @@ impl Default for Target {
     }
 }
 
-/// Decides about a call to this address and port.
+/// Decides about a call to this address and port. `connects`: it is a
+/// `connect`, whose translation lasts.
 #[inline(always)]
 pub fn decide<F: Wide>(
     ctx: &SockAddrContext,
+    connects: bool,
     addr: &F::Addr,
     port: BePort,
     target: &mut Target,
@@ -95,10 +97,10 @@ pub fn decide<F: Wide>(
     };
     // SAFETY: the program's own context.
     let host = unsafe { bpf_get_netns_cookie(raw(ctx)) } == config.netns_cookie;
-    let served = if host {
-        Config::SOCKETS_HOST
+    let (served, udp_by_packets) = if host {
+        (Config::SOCKETS_HOST, Config::UDP_BY_PACKETS_HOST)
     } else {
-        Config::SOCKETS_PODS
+        (Config::SOCKETS_PODS, Config::UDP_BY_PACKETS_PODS)
     };
     if config.flags & served == 0 || loopback && !host || is_excepted(config) {
         return Decision::Leave;
@@ -116,6 +118,15 @@ pub fn decide<F: Wide>(
             Decision::Leave
         };
     };
+    // Packets of the node's own processes to its NodePorts meet no hook.
+    let has_packet_path = !host || frontend.kind != Frontend::NODE_PORT;
+    if protocol == Protocol::UDP
+        && config.flags & udp_by_packets != 0
+        && has_packet_path
+        && (connects || is_connected(ctx))
+    {
+        return Decision::Leave;
+    }
     // The client's address is not known before routing has chosen it (E17).
     let stickiness = affinity::of::<F>(frontend.service);
     if stickiness.seconds != 0 && !loopback || frontend.flags & Frontend::SOURCE_RANGES != 0 {
@@ -146,6 +157,21 @@ pub fn decide<F: Wide>(
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
     Decision::Serve
+}
+
+/// Whether the socket is connected. Sends of an IPv6 socket that is connected to
+/// a mapped address come with that address, as if it had been given.
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext) -> bool {
+    /// The kernel's name for connected, of UDP too.
+    const TCP_ESTABLISHED: u32 = 1;
+    // SAFETY: the context has its socket. Volatile, because the verifier wants
+    // the field read on its own.
+    let state = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        (&raw const (*socket).state).read_volatile()
+    };
+    state == TCP_ESTABLISHED
 }
 
 /// The NodePort that this port of the loopback is, for this node's own
