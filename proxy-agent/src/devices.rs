@@ -56,9 +56,23 @@ pub enum Layer {
 pub struct Address {
     pub ifindex: u32,
     pub ip: IpAddr,
-    /// Valid everywhere, and not on its way in or out (duplicate address
-    /// detection, deprecation).
+    /// Length of the subnet's prefix.
+    pub prefix_len: u8,
+    /// Not on its way in or out (duplicate address detection, deprecation).
     pub usable: bool,
+    /// Valid on its link only. Of those, only IPv6 ones are listed.
+    pub link_local: bool,
+}
+
+impl Address {
+    /// Whether it was assigned without a subnet, as load balancers' addresses
+    /// are.
+    fn is_single(&self) -> bool {
+        match self.ip {
+            IpAddr::V4(_) => self.prefix_len == 32,
+            IpAddr::V6(_) => self.prefix_len == 128,
+        }
+    }
 }
 
 /// A device that the programs have to know.
@@ -165,33 +179,11 @@ fn describe(
     if is_pods(link) || master.is_some_and(is_pods) {
         flags |= Device::LOCAL_CLIENTS;
     }
-    // The address that netfilter's MASQUERADE would take: the one of the
-    // device that routing sends the packet to, which for a port is its master.
+    // Of the device that routing sends packets to, which for a port is its
+    // master.
     let routed = master.unwrap_or(link).ifindex;
-    let own = |is: fn(&IpAddr) -> bool| {
-        addresses
-            .iter()
-            .find(|address| address.ifindex == routed && address.usable && is(&address.ip))
-            .map(|address| address.ip)
-    };
-    let any = |is: fn(&IpAddr) -> bool| {
-        addresses
-            .iter()
-            .filter(|address| address.usable && is(&address.ip))
-            .filter(|address| {
-                links
-                    .iter()
-                    .any(|link| link.ifindex == address.ifindex && link.layer != Layer::Loopback)
-            })
-            .min()
-            .map(|address| address.ip)
-    };
-    let v4 = own(IpAddr::is_ipv4)
-        .or(around.node_v4.map(IpAddr::V4))
-        .or_else(|| any(IpAddr::is_ipv4));
-    let v6 = own(IpAddr::is_ipv6)
-        .or(around.node_v6.map(IpAddr::V6))
-        .or_else(|| any(IpAddr::is_ipv6));
+    let v4 = masquerade_address(IpAddr::is_ipv4, routed, links, addresses, around.node_v4);
+    let v6 = masquerade_address(IpAddr::is_ipv6, routed, links, addresses, around.node_v6);
     Device {
         bridge: bridge.map_or(0, |bridge| bridge.ifindex),
         masquerade_v4: match v4 {
@@ -206,6 +198,44 @@ fn describe(
         bridge_mac: bridge.map_or([0; 6], |bridge| bridge.mac),
         flags,
     }
+}
+
+/// The address of one family that a device's packets are masqueraded to, where
+/// the kernel does not tell (before Linux 6.7): its own, else the Node object's,
+/// else any, else its own link-local one.
+fn masquerade_address(
+    is_of_family: fn(&IpAddr) -> bool,
+    ifindex: u32,
+    links: &[Link],
+    addresses: &[Address],
+    node: Option<impl Into<IpAddr>>,
+) -> Option<IpAddr> {
+    let usable = || {
+        addresses
+            .iter()
+            .filter(move |address| address.usable && is_of_family(&address.ip))
+    };
+    let own = |link_local: bool| {
+        usable()
+            .filter(move |address| address.ifindex == ifindex && address.link_local == link_local)
+            // The first one of those with a subnet: others may be anybody's.
+            .min_by_key(|address| address.is_single())
+            .map(|address| address.ip)
+    };
+    let is_loopback = |ifindex: u32| {
+        let mut links = links.iter().filter(|link| link.ifindex == ifindex);
+        links.all(|link| link.layer == Layer::Loopback)
+    };
+    let any = || {
+        usable()
+            .filter(|address| !address.link_local && !is_loopback(address.ifindex))
+            .min_by_key(|address| (address.is_single(), **address))
+            .map(|address| address.ip)
+    };
+    own(false)
+        .or_else(|| node.map(Into::into))
+        .or_else(any)
+        .or_else(|| own(true))
 }
 
 #[cfg(test)]
@@ -227,7 +257,9 @@ mod tests {
         Address {
             ifindex,
             ip: ip.parse().expect("an address"),
+            prefix_len: 24,
             usable: true,
+            link_local: false,
         }
     }
 
@@ -314,6 +346,37 @@ mod tests {
         assert_eq!(of(5).0, "192.168.1.2", "none of its own: another device's");
         assert_eq!(hooked[&4].device.bridge, 3);
         assert_eq!(hooked[&4].device.bridge_mac, [2, 0, 0, 0, 0, 3]);
+    }
+
+    /// Neither a load balancer's address nor one on its way out is taken while
+    /// there is another, and a link-local one only then.
+    #[test]
+    fn masquerades_to_what_others_can_reach() {
+        let of = |addresses: &[Address]| {
+            let address =
+                masquerade_address(IpAddr::is_ipv6, 2, &node(), addresses, None::<Ipv6Addr>);
+            address.map(|ip| ip.to_string())
+        };
+        let usual = address(2, "fd00::2");
+        let vip = Address {
+            prefix_len: 128,
+            ..address(2, "fd00::1")
+        };
+        let deprecated = Address {
+            usable: false,
+            ..address(2, "fd00::3")
+        };
+        let link_local = Address {
+            link_local: true,
+            ..address(2, "fe80::2")
+        };
+        let elsewhere = address(3, "fd00::9");
+        let all = [deprecated, link_local, vip, usual, elsewhere];
+        assert_eq!(of(&all).as_deref(), Some("fd00::2"));
+        assert_eq!(of(&[link_local, vip]).as_deref(), Some("fd00::1"));
+        assert_eq!(of(&[link_local, elsewhere]).as_deref(), Some("fd00::9"));
+        assert_eq!(of(&[deprecated, link_local]).as_deref(), Some("fe80::2"));
+        assert_eq!(of(&[deprecated]), None);
     }
 
     /// S68

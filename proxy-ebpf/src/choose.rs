@@ -55,7 +55,9 @@ fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
         return Dialled::Service;
     }
     match read::<F>(&FrontendKey::address(ip.dst)) {
-        Some(address) if is_answered_for::<F>(address.kind, &ip.dst) => Dialled::UnknownPort,
+        Some(address) if is_answered_for::<F>(address.kind, &scratch.headers) => {
+            Dialled::UnknownPort
+        }
         None if service_range::is_entered::<F>(&scratch.headers)
             && client::local_addr::<F>(&ip.dst).is_none() =>
         {
@@ -69,14 +71,24 @@ fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
 /// for cluster IPs (S46), and for those of load balancers, which routers may
 /// send back and forth between them and this node. Where the address is this
 /// node's own, its processes have the other ports, and what an external IP is
-/// besides is not known (S48).
+/// besides is not known (S48). Another node may have the address, and masquerade
+/// to it: what a backend here answers to that is no client's packet.
 #[inline(always)]
-fn is_answered_for<F: Tables>(kind: u8, addr: &F::Addr) -> bool {
+fn is_answered_for<F: IpHeader>(kind: u8, headers: &Headers<F::Addr>) -> bool {
     match kind {
         Frontend::CLUSTER_IP => true,
-        Frontend::LOAD_BALANCER => client::local_addr::<F>(addr).is_none(),
+        Frontend::LOAD_BALANCER => {
+            client::local_addr::<F>(&headers.ip.dst).is_none() && !may_be_reply::<F>(headers)
+        }
         _ => false,
     }
+}
+
+/// Whether a backend may have sent this packet as a reply.
+#[inline(always)]
+fn may_be_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    !headers.opens_connection()
+        && tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, headers.ip.protocol)
 }
 
 /// The front end with this very address and port.

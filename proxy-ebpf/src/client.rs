@@ -3,10 +3,9 @@
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
-        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_SUCCESS,
     },
     btf_maps::lpm_trie::Key,
-    helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use proxy_common::{
     backend::Backend, config::Config, device::Device, explain::Client, frontend::Frontend,
@@ -16,6 +15,7 @@ use proxy_common::{
 use crate::{
     host::Route,
     packet::Skb,
+    route,
     tables::{Scratch, Tables, config, device},
 };
 
@@ -169,16 +169,7 @@ pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
         &scratch.flow.backend_addr,
         skb.ifindex(),
     );
-    // SAFETY: valid context and parameters of the stated size.
-    let result = unsafe {
-        fib_lookup(
-            skb.raw().cast(),
-            &raw mut route,
-            size_of::<bpf_fib_lookup>() as i32,
-            0,
-        )
-    } as u32;
-    match result {
+    match route::look_up(skb, &mut route, 0) {
         // This packet may be too long for the device; those that follow are not.
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             is_pod_device(device_flags(route.ifindex))

@@ -10,9 +10,7 @@ use aya_ebpf::{
         BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
     },
-    helpers::generated::{
-        bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
-    },
+    helpers::generated::{bpf_redirect, bpf_skb_change_head},
 };
 use proxy_common::{
     counter::Counter,
@@ -36,6 +34,7 @@ use crate::{
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, Refusal},
     rewrite::{self, Side},
+    route,
     tables::{self, Scratch},
 };
 
@@ -53,6 +52,14 @@ pub trait Route: Sockets + Refusal {
     /// Whether a look-up that succeeded found `dst` itself on the link, rather
     /// than a gateway to it.
     fn is_neighbour(route: &bpf_fib_lookup, dst: &Self::Addr) -> bool;
+
+    /// The source address that a look-up with `BPF_FIB_LOOKUP_SRC` found.
+    fn source(route: &bpf_fib_lookup) -> Self::Addr;
+
+    /// Whether both are addresses of one subnet, of which the kernel may choose
+    /// either as source. Of IPv4 addresses it chooses the one that was assigned
+    /// first.
+    fn are_of_one_subnet(one: &Self::Addr, other: &Self::Addr) -> bool;
 }
 
 impl Route for V4 {
@@ -72,6 +79,18 @@ impl Route for V4 {
         // SAFETY: plain integers. The kernel puts a gateway's address here, of
         // the family that it says.
         route.family == AF_INET && unsafe { route.__bindgen_anon_4.ipv4_dst } == dst.word(0)
+    }
+
+    #[inline(always)]
+    fn source(route: &bpf_fib_lookup) -> AddrV4 {
+        // SAFETY: plain integers, where the kernel puts the source.
+        let octets = unsafe { route.__bindgen_anon_3.ipv4_src }.to_ne_bytes();
+        AddrV4 { octets }
+    }
+
+    #[inline(always)]
+    fn are_of_one_subnet(_one: &AddrV4, _other: &AddrV4) -> bool {
+        false
     }
 }
 
@@ -98,6 +117,20 @@ impl Route for V6 {
             index += 1;
         }
         difference == 0
+    }
+
+    #[inline(always)]
+    fn source(route: &bpf_fib_lookup) -> AddrV6 {
+        // SAFETY: plain integers, where the kernel puts the source; as many
+        // bytes.
+        let octets =
+            unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(route.__bindgen_anon_3.ipv6_src) };
+        AddrV6 { octets }
+    }
+
+    #[inline(always)]
+    fn are_of_one_subnet(one: &AddrV6, other: &AddrV6) -> bool {
+        (one.word(0) ^ other.word(0)) | (one.word(1) ^ other.word(1)) == 0
     }
 }
 
@@ -205,25 +238,14 @@ fn send<F: IpHeader + Route>(
     let (addr, port) = (flow.backend_addr, flow.backend_port);
     let mut route = F::route(&scratch.headers.ip.src, &addr, skb.ifindex());
     route.__bindgen_anon_1.tot_len = longest::<F>(&skb, &scratch.headers) as u16;
-    // SAFETY: valid context and parameters of the stated size.
-    let result = unsafe {
-        fib_lookup(
-            skb.raw().cast(),
-            &raw mut route,
-            size_of::<bpf_fib_lookup>() as i32,
-            0,
-        )
-    } as u32;
-    match result {
+    match route::look_up(&skb, &mut route, 0) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
             if let Err(outcome) = masquerade::change_port::<F>(&skb, scratch, record) {
                 return Ok(outcome);
             }
             rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
             hint::set(skb, Hint::Masquerade);
-            // SAFETY: no parameters: the kernel looks the neighbour up itself.
-            let action = unsafe { bpf_redirect_neigh(route.ifindex, core::ptr::null_mut(), 0, 0) };
-            Ok(Outcome::redirect(action))
+            Ok(route::redirect_to_next_hop(&route))
         }
         BPF_FIB_LKUP_RET_NOT_FWDED => to_itself::<F>(&skb, scratch, record),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {

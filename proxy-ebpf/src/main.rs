@@ -56,6 +56,7 @@ mod packet;
 mod parse;
 mod refuse;
 mod rewrite;
+mod route;
 mod sctp;
 mod service_range;
 mod socket;

@@ -20,13 +20,14 @@ use crate::{
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
-    host,
+    host::{self, Route},
     opaque::opaque,
     outcome::{Fault, Outcome},
     outgoing,
     packet::Skb,
     parse::{Headers, IpHeader},
     rewrite::{self, Side},
+    route,
     tables::{self, Scratch, Tables},
 };
 
@@ -38,10 +39,7 @@ const CURRENT_NETNS: u64 = u64::MAX;
 /// Client to backend at the backend's device: src := an address of this node.
 /// `None`: the packet belongs to no masqueraded flow.
 #[inline(never)]
-pub fn forward<F: IpHeader + Sockets>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-) -> Option<Outcome> {
+pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let headers = &scratch.headers;
     scratch.key = flow::client_key::<F>(headers);
     let record = match flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
@@ -56,7 +54,8 @@ pub fn forward<F: IpHeader + Sockets>(
     }
     let mut addr = flow.masquerade_addr;
     if flow.masquerade_port == BePort::ZERO {
-        addr = tables::device(skb.ifindex()).map_or(F::Addr::ZERO, F::masquerade_addr);
+        route::masquerade_source::<F>(skb, scratch);
+        addr = scratch.reply.masquerade_addr;
         if addr.is_zero() {
             return Some(Outcome::drop(Counter::MasqueradeNoAddress));
         }

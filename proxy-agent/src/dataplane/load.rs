@@ -26,6 +26,9 @@ pub const BPF_F_IPV6_SINCE: (u32, u32) = (6, 16);
 /// First kernel whose programs can say which error a call fails with.
 pub const SET_RETVAL_SINCE: (u32, u32) = (5, 18);
 
+/// First kernel whose routing look-ups return the source address.
+pub const FIB_SOURCE_SINCE: (u32, u32) = (6, 7);
+
 /// Programs that are attached to devices, by name.
 pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
 
@@ -191,10 +194,12 @@ pub(super) fn load_object(
     let names: Vec<String> = Pins::map_names().collect();
     let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
     let set_retval = u8::from(kernel_version() >= SET_RETVAL_SINCE);
+    let fib_source = u8::from(kernel_version() >= FIB_SOURCE_SINCE);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
         .override_global("KERNEL_HAS_SET_RETVAL", &set_retval, true)
+        .override_global("KERNEL_HAS_FIB_SOURCE", &fib_source, true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for name in &names {
         if let Some(pins) = pins {

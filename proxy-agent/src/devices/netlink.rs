@@ -372,10 +372,18 @@ fn address(message: &AddressMessage) -> Option<Address> {
         | AddressFlags::Dadfailed
         | AddressFlags::Deprecated
         | AddressFlags::Secondary;
+    let ip = ip?;
+    let link_local = match message.header.scope {
+        AddressScope::Universe => false,
+        AddressScope::Link if ip.is_ipv6() => true,
+        _ => return None,
+    };
     Some(Address {
         ifindex: message.header.index,
-        ip: ip?,
-        usable: message.header.scope == AddressScope::Universe && !flags.intersects(transient),
+        ip,
+        prefix_len: message.header.prefix_len,
+        usable: !flags.intersects(transient),
+        link_local,
     })
 }
 

@@ -1,0 +1,112 @@
+//! What the host's routing tables say: the next hop of a packet that a program
+//! sends on, and the source address of a packet that is masqueraded.
+
+use aya_ebpf::{
+    Global,
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
+    },
+    helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
+};
+use proxy_common::net::{Address as _, BePort, Protocol};
+
+use crate::{
+    choose,
+    host::Route,
+    outcome::Outcome,
+    packet::Skb,
+    tables::{self, Scratch},
+};
+
+/// Set by the agent where look-ups return the source address (Linux 6.7).
+#[unsafe(no_mangle)]
+static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
+
+/// Looks a route up; returns one of `BPF_FIB_LKUP_RET_*`, or an error as a large
+/// number.
+#[inline(always)]
+pub fn look_up(skb: &Skb, route: &mut bpf_fib_lookup, flags: u32) -> u32 {
+    // SAFETY: valid context and parameters of the stated size.
+    unsafe {
+        fib_lookup(
+            skb.raw().cast(),
+            route,
+            size_of::<bpf_fib_lookup>() as i32,
+            flags,
+        ) as u32
+    }
+}
+
+/// Sends the packet to the next hop that a look-up found. Without it, the kernel
+/// would look the route up once more, and of several next hops could take one
+/// that is not on this device.
+#[inline(always)]
+pub fn redirect_to_next_hop(route: &bpf_fib_lookup) -> Outcome {
+    // SAFETY: plain integers; zero is a valid value of each.
+    let mut next_hop: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    next_hop.nh_family = u32::from(route.family);
+    // SAFETY: plain integers. An IPv4 address is the first word in both, and the
+    // others are zero then.
+    unsafe { next_hop.__bindgen_anon_1.ipv6_nh = route.__bindgen_anon_4.ipv6_dst };
+    // SAFETY: parameters of the stated size.
+    let action = unsafe {
+        bpf_redirect_neigh(
+            route.ifindex,
+            &raw mut next_hop,
+            size_of::<bpf_redir_neigh>() as i32,
+            0,
+        )
+    };
+    Outcome::redirect(action)
+}
+
+/// Puts into scratch memory, as masquerade address of the reply tuple, the
+/// address of this node that the packet there gets as its source on this
+/// device; zero if there is none.
+///
+/// It is the one that routing would choose for the packet's destination: by the
+/// route's own source, else by the next hop (IPv4) or the destination (IPv6, RFC
+/// 6724), as netfilter's MASQUERADE does. Where the kernel does not say, it is
+/// the device's, as the agent wrote it.
+#[inline(never)]
+pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
+    let Some(device) = tables::device(skb.ifindex()) else {
+        scratch.reply.masquerade_addr = F::Addr::ZERO;
+        return;
+    };
+    let own = F::masquerade_addr(device);
+    scratch.reply.masquerade_addr = own;
+    if KERNEL_HAS_FIB_SOURCE.load() == 0 {
+        return;
+    }
+    // Routes lead to bridges, not to their ports.
+    let routed = if device.bridge == 0 {
+        skb.ifindex()
+    } else {
+        device.bridge
+    };
+    let ip = &scratch.headers.ip;
+    let mut route = F::route(&ip.src, &ip.dst, routed);
+    let result = look_up(skb, &mut route, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC);
+    let found = result == BPF_FIB_LKUP_RET_SUCCESS
+        || result == BPF_FIB_LKUP_RET_NO_NEIGH
+        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+    if !found {
+        return;
+    }
+    let source = F::source(&route);
+    // A load balancer's address on the device may be the node's today and
+    // another one's tomorrow.
+    let is_replaced = F::are_of_one_subnet(&source, &own) && is_frontend::<F>(&source);
+    if !source.is_zero() && !is_replaced {
+        scratch.reply.masquerade_addr = source;
+    }
+}
+
+/// Whether a Service has this address.
+#[inline(always)]
+fn is_frontend<F: Route>(addr: &F::Addr) -> bool {
+    tables::may_be_frontend::<F>(addr)
+        && choose::exact::<F>(addr, BePort::ZERO, Protocol::ANY).is_some()
+}
