@@ -208,6 +208,16 @@ impl LocalDetector {
         }
     }
 
+    /// Ranges that pods have addresses of, as far as they are known.
+    pub fn pod_ranges(&self, node: Option<&Node>) -> Vec<IpNet> {
+        let cluster = match self {
+            Self::ClusterCidr(cidrs) => cidrs.0.as_slice(),
+            Self::NodeCidr | Self::BridgeInterface(_) | Self::InterfaceNamePrefix(_) => &[],
+        };
+        let node = node.map_or(&[][..], |node| &node.pod_cidrs);
+        [cluster, node].concat()
+    }
+
     /// Why no client counts as a pod, where the Node object does not tell.
     pub fn gap(&self, node: Option<&Node>) -> Option<&'static str> {
         match (self, node) {

@@ -9,6 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use proxy_common::device::Device;
 
 use crate::config::LocalDetector;
@@ -75,6 +76,39 @@ impl Address {
     }
 }
 
+/// Where routes of the main table lead, by device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Devices of routes with a gateway, and of default routes.
+    pub gateways: BTreeSet<u32>,
+    /// Destinations of routes without a gateway.
+    pub on_link: BTreeMap<u32, BTreeSet<IpNet>>,
+}
+
+impl Routes {
+    /// Whether a route leads to pods by this device: to an address or range
+    /// within those of pods, or where these are not known, to a single address
+    /// that is not the node's own.
+    fn lead_to_pods(&self, ifindex: u32, pods: &[IpNet], own: &[Address]) -> bool {
+        let destinations = self.on_link.get(&ifindex).into_iter().flatten();
+        let is_single =
+            |destination: &IpNet| destination.prefix_len() == destination.max_prefix_len();
+        let is_own = |ip: IpAddr| own.iter().any(|address| address.ip == ip);
+        let mut foreign = destinations
+            .filter(|destination| !(is_single(destination) && is_own(destination.addr())));
+        foreign.any(|destination| {
+            let is_same_family =
+                |range: &&IpNet| range.addr().is_ipv4() == destination.addr().is_ipv4();
+            let mut ranges = pods.iter().filter(is_same_family).peekable();
+            if ranges.peek().is_none() {
+                is_single(destination)
+            } else {
+                ranges.any(|range| range.contains(destination))
+            }
+        })
+    }
+}
+
 /// A device that the programs have to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
@@ -98,8 +132,9 @@ impl Described {
 #[derive(Clone, Debug)]
 pub struct Surroundings<'a> {
     pub detector: &'a LocalDetector,
-    /// Devices of routes with a gateway, and of default routes.
-    pub gateways: &'a BTreeSet<u32>,
+    pub routes: &'a Routes,
+    /// Ranges that pods have addresses of, as far as they are known.
+    pub pods: &'a [IpNet],
     /// The Node object's addresses, for devices that have none.
     pub node_v4: Option<Ipv4Addr>,
     pub node_v6: Option<Ipv6Addr>,
@@ -169,19 +204,23 @@ fn describe(
     let bridge = master.filter(|master| master.kind == LinkKind::Bridge);
     let mut flags = 0;
     let leads_away = matches!(link.kind, LinkKind::Hardware | LinkKind::Tunnel);
-    if leads_away || around.gateways.contains(&link.ifindex) {
+    let is_uplink = leads_away || around.routes.gateways.contains(&link.ifindex);
+    if is_uplink {
         flags |= Device::UPLINK;
     }
     if link.layer == Layer::Ip {
         flags |= Device::LAYER3;
     }
     let is_pods = |link: &Link| around.detector.is_pod_device(&link.name) == Some(true);
-    if is_pods(link) || master.is_some_and(is_pods) {
+    let is_detected = is_pods(link) || master.is_some_and(is_pods);
+    if is_detected {
         flags |= Device::LOCAL_CLIENTS;
     }
-    // Of the device that routing sends packets to, which for a port is its
-    // master.
+    // The device that routing sends packets to, which for a port is its master.
     let routed = master.unwrap_or(link).ifindex;
+    if !is_uplink && (is_detected || around.routes.lead_to_pods(routed, around.pods, addresses)) {
+        flags |= Device::POD_ROUTES;
+    }
     let v4 = masquerade_address(IpAddr::is_ipv4, routed, links, addresses, around.node_v4);
     let v6 = masquerade_address(IpAddr::is_ipv6, routed, links, addresses, around.node_v6);
     Device {
@@ -306,7 +345,8 @@ mod tests {
     fn plan(detector: &LocalDetector) -> BTreeMap<u32, Described> {
         let around = Surroundings {
             detector,
-            gateways: &BTreeSet::new(),
+            routes: &Routes::default(),
+            pods: &[],
             node_v4: None,
             node_v6: None,
         };
@@ -398,7 +438,8 @@ mod tests {
     fn the_node_address_comes_before_that_of_any_device() {
         let around = Surroundings {
             detector: &LocalDetector::NodeCidr,
-            gateways: &BTreeSet::new(),
+            routes: &Routes::default(),
+            pods: &[],
             node_v4: Some([192, 168, 9, 9].into()),
             node_v6: None,
         };
@@ -418,7 +459,11 @@ mod tests {
         let uplinks = |gateways: &[u32]| {
             let around = Surroundings {
                 detector: &LocalDetector::NodeCidr,
-                gateways: &gateways.iter().copied().collect(),
+                routes: &Routes {
+                    gateways: gateways.iter().copied().collect(),
+                    on_link: BTreeMap::new(),
+                },
+                pods: &[],
                 node_v4: None,
                 node_v6: None,
             };
@@ -429,6 +474,59 @@ mod tests {
         assert_eq!(uplinks(&[]), [2, 5]);
         assert_eq!(uplinks(&[3]), [2, 3, 5], "a bridge that leads to a gateway");
         assert_eq!(uplinks(&[4]), [2, 4, 5]);
+    }
+
+    /// A device of which nothing is known leads to no pods: it may be a second
+    /// network of the node, or a VRRP address on a macvlan.
+    #[test]
+    fn devices_lead_to_pods_that_are_known() {
+        let nets = |text: &str| -> Vec<IpNet> {
+            let words = text.split_whitespace();
+            words.map(|net| net.parse().expect("a prefix")).collect()
+        };
+        let flagged = |detector: &LocalDetector, on_link: &[(u32, &str)], pods: &str| {
+            let on_link = on_link.iter().map(|(ifindex, destinations)| {
+                (*ifindex, nets(destinations).into_iter().collect())
+            });
+            let around = Surroundings {
+                detector,
+                routes: &Routes {
+                    gateways: BTreeSet::from([2]),
+                    on_link: on_link.collect(),
+                },
+                pods: &nets(pods),
+                node_v4: None,
+                node_v6: None,
+            };
+            let described = described(&node(), &addresses(), &around).into_iter();
+            let flagged = described.filter(|(_, each)| each.device.flags & Device::POD_ROUTES != 0);
+            flagged.map(|(ifindex, _)| ifindex).collect::<Vec<_>>()
+        };
+        let by_address = LocalDetector::NodeCidr;
+        let pods = "10.244.0.0/16 fd00:244::/48";
+        assert_eq!(flagged(&by_address, &[], pods), [0; 0]);
+        let subnets = [(3, "10.244.1.0/24"), (5, "198.51.100.0/24")];
+        assert_eq!(
+            flagged(&by_address, &subnets, pods),
+            [3, 4],
+            "a bridge and its port"
+        );
+        let v6 = [(3, "fd00:244::/64"), (5, "2001:db8::/64 fe80::/64")];
+        assert_eq!(flagged(&by_address, &v6, pods), [3, 4]);
+        let single = [(5, "10.244.1.9/32"), (4, "192.0.2.1/32")];
+        assert_eq!(flagged(&by_address, &single, pods), [5]);
+        assert_eq!(
+            flagged(&by_address, &single, ""),
+            [5],
+            "routes to ports do not count"
+        );
+        assert_eq!(flagged(&by_address, &subnets, ""), [0; 0]);
+        let own = [(5, "fd00:244::1/128")];
+        assert_eq!(flagged(&by_address, &own, ""), [0; 0]);
+        let uplink = [(2, "10.244.1.9/32")];
+        assert_eq!(flagged(&by_address, &uplink, pods), [0; 0]);
+        let bridge = LocalDetector::BridgeInterface("cni0".to_owned());
+        assert_eq!(flagged(&bridge, &[], ""), [3, 4]);
     }
 
     /// Of a bridge all ports must have programs, and of a bond that is a port

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{devices::Gateways, trouble::Troubles};
+use self::{devices::MainRoutes, trouble::Troubles};
 use crate::{
     config::NodeConfig,
     dataplane::{
@@ -94,7 +94,7 @@ pub struct Keeper {
     try_again_at: Option<Instant>,
     /// Bridges, as described to the programs on their ports.
     bridges: BTreeMap<u32, Device>,
-    gateways: Gateways,
+    main_routes: MainRoutes,
     local_v4: LocalAddrTable<V4>,
     local_v6: LocalAddrTable<V6>,
     netlink: Netlink,
@@ -146,7 +146,7 @@ impl Keeper {
             refused: BTreeMap::new(),
             try_again_at: None,
             bridges: BTreeMap::new(),
-            gateways: Gateways::new(),
+            main_routes: MainRoutes::new(),
             netlink: Netlink::open()?,
             listen: watch::Sender::default(),
             node: news.node,
@@ -191,7 +191,7 @@ impl Keeper {
             let wake_at = self.follow_at().fold(sweep_at.min(audit_at), Instant::min);
             tokio::select! {
                 news = self.netlink.changed() => {
-                    self.gateways.touch();
+                    self.main_routes.touch();
                     match news {
                         // Read when it is time to.
                         News::Routes => {}
@@ -243,7 +243,7 @@ impl Keeper {
     /// When devices and addresses are to be followed again, although nobody
     /// says that they changed.
     fn follow_at(&self) -> impl Iterator<Item = Instant> {
-        [self.retry_at, self.try_again_at, self.gateways.due()]
+        [self.retry_at, self.try_again_at, self.main_routes.due()]
             .into_iter()
             .flatten()
     }

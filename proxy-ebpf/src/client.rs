@@ -142,10 +142,13 @@ pub fn masquerade<F: Tables>(
     }
 }
 
-/// Whether what is reached by a device with these flags are pods of this node.
+/// Whether what is reached by a device with these flags are pods of this node,
+/// all of whose packets pass the programs. A device that leads nowhere that is
+/// known is no such device: a second network of the node may be behind it.
 #[inline(always)]
 fn is_pod_device(flags: u32) -> bool {
-    flags & (Device::HOOKED | Device::UPLINK) == Device::HOOKED
+    const WANTED: u32 = Device::HOOKED | Device::POD_ROUTES;
+    flags & WANTED == WANTED
 }
 
 /// Whether the scratch flow's backend is on this node.

@@ -19,6 +19,7 @@ struct Row {
     kind: String,
     uplink: bool,
     hooked: bool,
+    pod_routes: bool,
 }
 
 /// Kind and flags of every device, by name.
@@ -28,9 +29,10 @@ fn devices(node: &Node) -> Result<BTreeMap<String, String>> {
     let text = |row: Row| {
         let uplink = if row.uplink { " uplink" } else { "" };
         let hooked = if row.hooked { " hooked" } else { "" };
+        let pods = if row.pod_routes { " pods" } else { "" };
         (
             row.name.unwrap_or_default(),
-            format!("{}{uplink}{hooked}", row.kind),
+            format!("{}{uplink}{hooked}{pods}", row.kind),
         )
     };
     Ok(rows.into_iter().map(text).collect())
@@ -46,28 +48,28 @@ fn expect(node: &Node, device: &str, expected: Option<&str>) -> Result<()> {
     .with_context(|| format!("{device} as {expected:?}"))
 }
 
-/// The pods' devices stay, the network's and the tunnels lead away, and a
-/// bridge is as its ports are.
+/// Routes lead to pods by their devices, the network's and the tunnels lead
+/// away, and a bridge is as its ports are.
 #[test]
 fn uplinks_are_told_from_pods() -> Result<()> {
     let lab = Lab::start(Topology::FLANNEL)?;
     let node = &lab.nodes[0];
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let pod = node.add_pod("pod")?;
-    expect(node, pod.node_device(), Some("L2 hooked"))?;
-    expect(node, "cni0", Some("bridge hooked"))?;
+    expect(node, pod.node_device(), Some("L2 hooked pods"))?;
+    expect(node, "cni0", Some("bridge hooked pods"))?;
     expect(node, "eth0", Some("L2 uplink hooked"))?;
     expect(node, "flannel.1", Some("L2 uplink hooked"))?;
     // A port more does not change what the bridge is.
     node.ip("link add spare type veth peer name spare-peer\nlink set spare master cni0 up")?;
-    expect(node, "spare", Some("L2 hooked"))?;
-    expect(node, "cni0", Some("bridge hooked"))?;
+    expect(node, "spare", Some("L2 hooked pods"))?;
+    expect(node, "cni0", Some("bridge hooked pods"))?;
     // Without ports the bridge has programs of its own.
     node.ip(&format!(
         "link del spare\nlink set {} nomaster",
         pod.node_device()
     ))?;
-    expect(node, "cni0", Some("L2 hooked"))?;
+    expect(node, "cni0", Some("L2 hooked pods"))?;
     node.ip("link del cni0")?;
     expect(node, "cni0", None)
 }
@@ -79,7 +81,7 @@ fn routes_are_followed() -> Result<()> {
     let node = &lab.nodes[0];
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let pod = node.add_pod("pod")?;
-    expect(node, pod.node_device(), Some("L2 hooked"))?;
+    expect(node, pod.node_device(), Some("L2 hooked pods"))?;
     expect(node, "eth0", Some("L2 uplink hooked"))?;
     node.ip("route del 0.0.0.0/0\nroute del ::/0")?;
     expect(node, "eth0", Some("L2 hooked"))?;
@@ -105,7 +107,7 @@ fn routes_are_followed() -> Result<()> {
         node.ip(&format!("route add {all} via {gateway} table 100"))?;
     }
     let quiet = node.add_pod("quiet")?;
-    expect(node, quiet.node_device(), Some("L2 hooked"))?;
+    expect(node, quiet.node_device(), Some("L2 hooked pods"))?;
     expect(node, "eth0", Some("L2 hooked"))
 }
 
@@ -119,7 +121,7 @@ fn flags_outlive_the_agent() -> Result<()> {
     let node = &lab.nodes[0];
     let mut agents = lab.start_agents(&AgentOptions::default())?;
     let _pod = node.add_pod("pod")?;
-    expect(node, "cni0", Some("bridge hooked"))?;
+    expect(node, "cni0", Some("bridge hooked pods"))?;
     let before = devices(node)?;
     agents.pop().context("the agent")?.terminate()?;
     assert_eq!(devices(node)?, before);

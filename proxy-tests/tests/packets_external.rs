@@ -55,7 +55,7 @@ fn client(cast: Cast, from: From, port: u16) -> SocketAddr {
 
 fn enters_by(datapath: &mut Datapath, from: From) {
     let flags = match from {
-        From::PodHere => Device::HOOKED,
+        From::PodHere => Device::HOOKED | Device::POD_ROUTES,
         From::PodElsewhere | From::Outside => Device::HOOKED | Device::UPLINK,
     };
     datapath.device(|device| device.flags = flags);

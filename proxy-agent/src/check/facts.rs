@@ -122,7 +122,7 @@ fn reach() -> Reach {
     let routes = in_runtime(async {
         let netlink = Netlink::open()?;
         let links = netlink.links().await?;
-        let gateways = netlink.gateway_devices().await?;
+        let gateways = netlink.main_routes().await?.gateways;
         let names = links.into_iter();
         let names = names.filter(|link| gateways.contains(&link.ifindex));
         Ok(Reach {

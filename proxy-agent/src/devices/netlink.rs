@@ -1,6 +1,6 @@
 //! Reads links, addresses and local routes, and tells when they change.
 
-use std::{collections::BTreeSet, io, net::IpAddr, num::NonZeroI32};
+use std::{io, net::IpAddr, num::NonZeroI32};
 
 use futures::{Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
@@ -17,7 +17,7 @@ use rtnetlink::{
 };
 
 use crate::{
-    devices::{Address, Layer, Link, LinkKind},
+    devices::{Address, Layer, Link, LinkKind, Routes},
     model::IpFamily,
 };
 
@@ -117,18 +117,26 @@ impl Netlink {
         Ok(prefixes)
     }
 
-    /// The devices by which routes of the main table lead to other routers, in
-    /// either family.
-    pub async fn gateway_devices(&self) -> Result<BTreeSet<u32>, NetlinkError> {
-        let mut devices = BTreeSet::new();
+    /// Where routes of the main table lead, in both families.
+    pub async fn main_routes(&self) -> Result<Routes, NetlinkError> {
+        let mut all = Routes::default();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
             request.header.table = RouteHeader::RT_TABLE_MAIN;
             request.header.kind = RouteType::Unicast;
-            devices.extend(self.routes(request, gateway_devices).await?);
+            for (ifindex, destination) in self.routes(request, main_route).await? {
+                match destination {
+                    None => {
+                        all.gateways.insert(ifindex);
+                    }
+                    Some(destination) => {
+                        all.on_link.entry(ifindex).or_default().insert(destination);
+                    }
+                }
+            }
         }
-        Ok(devices)
+        Ok(all)
     }
 
     /// Whether the main table leads anywhere at all in a family.
@@ -222,9 +230,7 @@ fn news_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<News> {
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
         ) => match route.header.table {
             LOCAL_TABLE => Some(News::Devices),
-            RouteHeader::RT_TABLE_MAIN => {
-                (!gateway_devices(route).is_empty()).then_some(News::Routes)
-            }
+            RouteHeader::RT_TABLE_MAIN => (!main_route(route).is_empty()).then_some(News::Routes),
             _ => None,
         },
         // Also that messages were lost.
@@ -232,29 +238,29 @@ fn news_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<News> {
     }
 }
 
-/// The devices by which a route leads to other routers: those of its next hops
-/// that have a gateway, of a default route all.
-fn gateway_devices(route: &RouteMessage) -> Vec<u32> {
+/// The devices by which a route leads, each with the destination if that is on
+/// its link; without it, if the route leads to another router or anywhere.
+fn main_route(route: &RouteMessage) -> Vec<(u32, Option<IpNet>)> {
     if route.header.table != RouteHeader::RT_TABLE_MAIN || route.header.kind != RouteType::Unicast {
         return Vec::new();
     }
-    let default = route.header.destination_prefix_length == 0;
-    let away = |attributes: &[RouteAttribute]| {
-        let gateway = |attribute: &RouteAttribute| {
+    let destination = destination(route).filter(|destination| destination.prefix_len() != 0);
+    let on_link = |attributes: &[RouteAttribute]| {
+        let is_gateway = |attribute: &RouteAttribute| {
             matches!(
                 attribute,
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
             )
         };
-        default || attributes.iter().any(gateway)
+        destination.filter(|_| !attributes.iter().any(is_gateway))
     };
     let mut devices = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(ifindex) if away(&route.attributes) => devices.push(*ifindex),
+            RouteAttribute::Oif(ifindex) => devices.push((*ifindex, on_link(&route.attributes))),
             RouteAttribute::MultiPath(hops) => {
-                let hops = hops.iter().filter(|hop| away(&hop.attributes));
-                devices.extend(hops.map(|hop| hop.interface_index));
+                let hops = hops.iter();
+                devices.extend(hops.map(|hop| (hop.interface_index, on_link(&hop.attributes))));
             }
             _ => {}
         }
@@ -266,7 +272,11 @@ fn local_prefix(route: &RouteMessage) -> Option<IpNet> {
     if route.header.table != LOCAL_TABLE || route.header.kind != RouteType::Local {
         return None;
     }
-    // Without an address, the route is for all of them.
+    destination(route)
+}
+
+/// Where a route leads. Without an address, it is for all of them.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
     let any = match route.header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -464,36 +474,46 @@ mod tests {
         assert!(links.iter().any(|link| link.layer == Layer::Loopback));
         netlink.addresses().await.expect("addresses");
         netlink.local_prefixes().await.expect("local routes");
-        netlink.gateway_devices().await.expect("routes");
+        netlink.main_routes().await.expect("routes");
     }
 
     #[rstest]
-    #[case::by_a_gateway(254, 24, vec![RouteAttribute::Oif(2), gateway()], vec![2])]
-    #[case::default_without_gateway(254, 0, vec![RouteAttribute::Oif(2)], vec![2])]
-    #[case::to_a_neighbour(254, 24, vec![RouteAttribute::Oif(2)], vec![])]
-    #[case::of_another_table(100, 24, vec![RouteAttribute::Oif(2), gateway()], vec![])]
+    #[case::by_a_gateway(254, 24, vec![RouteAttribute::Oif(2), gateway()], "2 away")]
+    #[case::default_without_gateway(254, 0, vec![RouteAttribute::Oif(2)], "2 away")]
+    #[case::to_a_neighbour(254, 24, vec![RouteAttribute::Oif(2)], "2 10.9.0.0/24")]
+    #[case::to_one_address(254, 32, vec![RouteAttribute::Oif(2)], "2 10.9.0.0/32")]
+    #[case::of_another_table(100, 24, vec![RouteAttribute::Oif(2), gateway()], "")]
     #[case::by_several(
         254,
         24,
         vec![RouteAttribute::MultiPath(vec![hop(3, vec![gateway()]), hop(4, vec![])])],
-        vec![3],
+        "3 away, 4 10.9.0.0/24",
     )]
     #[case::default_by_several(
         254,
         0,
         vec![RouteAttribute::MultiPath(vec![hop(3, vec![]), hop(4, vec![])])],
-        vec![3, 4],
+        "3 away, 4 away",
     )]
-    fn routes_by_a_gateway_lead_away(
+    fn routes_lead_away_or_to_neighbours(
         #[case] table: u8,
         #[case] length: u8,
-        #[case] attributes: Vec<RouteAttribute>,
-        #[case] devices: Vec<u32>,
+        #[case] mut attributes: Vec<RouteAttribute>,
+        #[case] expected: &str,
     ) {
-        let unicast = route(table, RouteType::Unicast, length, attributes.clone());
-        assert_eq!(gateway_devices(&unicast), devices);
-        let blackhole = route(table, RouteType::BlackHole, length, attributes);
-        assert_eq!(gateway_devices(&blackhole), [0; 0]);
+        attributes.push(RouteAttribute::Destination(
+            IpAddr::from([10, 9, 0, 0]).into(),
+        ));
+        let texts = |kind| {
+            let routes = main_route(&route(table, kind, length, attributes.clone())).into_iter();
+            let texts = routes.map(|(ifindex, destination)| match destination {
+                Some(destination) => format!("{ifindex} {destination}"),
+                None => format!("{ifindex} away"),
+            });
+            texts.collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(texts(RouteType::Unicast), expected);
+        assert_eq!(texts(RouteType::BlackHole), "");
     }
 
     #[test]
@@ -509,11 +529,12 @@ mod tests {
         assert_eq!(local_prefix(&all), "0.0.0.0/0".parse().ok());
     }
 
-    /// A router's routes come and go all the time; most concern nobody here.
+    /// A router's routes come and go all the time; some concern nobody here.
     #[rstest]
     #[case(255, vec![], Some(News::Devices))]
     #[case(254, vec![RouteAttribute::Oif(2), gateway()], Some(News::Routes))]
-    #[case(254, vec![RouteAttribute::Oif(2)], None)]
+    #[case(254, vec![RouteAttribute::Oif(2)], Some(News::Routes))]
+    #[case(254, vec![], None)]
     #[case(100, vec![RouteAttribute::Oif(2), gateway()], None)]
     fn news_are_told_by_their_table(
         #[case] table: u8,

@@ -134,9 +134,9 @@ impl Engine {
         let (usual, wanted, mask) = match via {
             Via::Node => (0, 0, 0),
             Via::Pod => (
-                Device::HOOKED | Device::LOCAL_CLIENTS,
-                Device::HOOKED,
-                Device::HOOKED | Device::UPLINK,
+                Device::HOOKED | Device::POD_ROUTES | Device::LOCAL_CLIENTS,
+                Device::HOOKED | Device::POD_ROUTES,
+                Device::HOOKED | Device::POD_ROUTES,
             ),
             Via::External => (
                 Device::HOOKED | Device::UPLINK,

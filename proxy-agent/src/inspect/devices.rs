@@ -43,6 +43,8 @@ pub struct DeviceRow {
     pub hooked: bool,
     /// What comes in by it are pods, according to the local detector.
     pub pods: bool,
+    /// It leads to pods of this node, whose packets keep their source.
+    pub pod_routes: bool,
     /// How our programs are attached.
     pub attached: Option<&'static str>,
     /// Programs in the order they run; nothing if this process may not ask.
@@ -127,6 +129,7 @@ impl DeviceRow {
             (self.uplink, "uplink"),
             (self.hooked, "hooked"),
             (self.pods, "pods"),
+            (self.pod_routes, "pod-routes"),
         ]
         .into_iter()
         .filter_map(|(is, name)| is.then_some(name))
@@ -182,6 +185,7 @@ pub fn row(
         uplink: has(Device::UPLINK),
         hooked: has(Device::HOOKED),
         pods: has(Device::LOCAL_CLIENTS),
+        pod_routes: has(Device::POD_ROUTES),
         attached: ours
             .find(|program| program.ours)
             .map(|program| program.mode.name()),

@@ -1,7 +1,7 @@
 //! Keeps programs on the devices that should have them, and `DEVICES` as they
 //! are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use proxy_common::{
@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::{Keeper, netns_cookie};
 use crate::{
     dataplane::attach::{self, Target},
-    devices::{self, Described, Link, Surroundings, netlink::Netlink},
+    devices::{self, Described, Link, Routes, Surroundings, netlink::Netlink},
     model::Node,
 };
 
@@ -25,18 +25,18 @@ const READ_ROUTES: Duration = Duration::from_secs(1);
 /// has to change for it may not be seen, such as the filters of others.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// The devices that lead away according to the main routing table.
-pub(super) struct Gateways {
-    devices: BTreeSet<u32>,
+/// Where the main routing table leads.
+pub(super) struct MainRoutes {
+    routes: Routes,
     /// Whether anything changed since they were read.
     stale: bool,
     next: Instant,
 }
 
-impl Gateways {
+impl MainRoutes {
     pub(super) fn new() -> Self {
         Self {
-            devices: BTreeSet::new(),
+            routes: Routes::default(),
             stale: true,
             next: Instant::now(),
         }
@@ -56,7 +56,7 @@ impl Gateways {
         let now = Instant::now();
         if self.due().is_some_and(|due| due <= now) {
             self.next = now + READ_ROUTES;
-            self.devices = netlink.gateway_devices().await?;
+            self.routes = netlink.main_routes().await?;
             self.stale = false;
         }
         Ok(())
@@ -67,17 +67,19 @@ impl Keeper {
     /// Brings programs and their settings to where the devices are now.
     pub(super) async fn follow_devices(&mut self) -> anyhow::Result<()> {
         // Devices are followed even if routes cannot be; the old ones hold.
-        let routes_read = self.gateways.refresh(&self.netlink).await;
+        let routes_read = self.main_routes.refresh(&self.netlink).await;
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
         let node = self.node.borrow().clone();
         self.write_detector(node.as_ref());
+        let pods = self.config.local_detector.pod_ranges(node.as_ref());
         let described = devices::described(
             &links,
             &addresses,
             &Surroundings {
                 detector: &self.config.local_detector,
-                gateways: &self.gateways.devices,
+                routes: &self.main_routes.routes,
+                pods: &pods,
                 node_v4: node.as_ref().and_then(Node::ip::<V4>),
                 node_v6: node.as_ref().and_then(Node::ip::<V6>),
             },
