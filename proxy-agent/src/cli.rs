@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    error::ErrorKind, parser::ValueSource,
+};
 
 use crate::{
     config::{
@@ -423,7 +426,7 @@ pub enum Output {
     reason = "there is no log yet, and stderr is where errors go"
 )]
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    Cli::try_parse_from(args).map_err(|error| match error.kind() {
+    try_parse(args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // Whoever closed standard output does not want to read it.
             let _ = error.print();
@@ -440,12 +443,48 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
     })
 }
 
+fn try_parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(args)?;
+    refuse_ignored(&matches)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// `explain` asks a node's own tables, unless there are `--manifests`, and what
+/// the agent was told is in them already: a flag that says it again, and may say
+/// otherwise, is refused. Settings in the environment are the agent's own.
+fn refuse_ignored(matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+    let Some(("explain", given)) = matches.subcommand() else {
+        return Ok(());
+    };
+    if given.value_source("manifests").is_some() {
+        return Ok(());
+    }
+    let about_node = NodeArgs::augment_args(clap::Command::new("explain"));
+    let mut ignored = about_node.get_arguments().filter(|argument| {
+        let id = argument.get_id().as_str();
+        // It tells where a client probably is.
+        id != "cluster_cidr" && given.value_source(id) == Some(ValueSource::CommandLine)
+    });
+    match ignored.next().and_then(clap::Arg::get_long) {
+        None => Ok(()),
+        Some(flag) => Err(Cli::command().error(
+            ErrorKind::ArgumentConflict,
+            format!(
+                "--{flag} goes with --manifests only: a node's tables are as its agent was told"
+            ),
+        )),
+    }
+}
+
 /// Whether a command failed because of what it was told: what clap cannot know
 /// to be wrong.
 pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
         || error.is::<FlowError>()
-        || matches!(error.downcast_ref(), Some(LogError::Filter { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(LogError::Filter { .. } | LogError::Level(_))
+        )
 }
 
 /// Clap's message without the usage that follows it.

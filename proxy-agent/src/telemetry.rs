@@ -19,6 +19,8 @@ pub enum LogError {
         #[source]
         source: ParseError,
     },
+    #[error("{0:?} is no log level; those are off, error, warn, info, debug and trace")]
+    Level(String),
     #[error("cannot start the log")]
     Init(#[from] TryInitError),
 }
@@ -26,6 +28,9 @@ pub enum LogError {
 /// Starts the log of this process, which has lines of `usual` level and above
 /// if nobody asked for another.
 pub fn init(args: &LogArgs, usual: &str) -> Result<(), LogError> {
+    if let Some(word) = args.log_level.as_deref().and_then(unknown_level) {
+        return Err(LogError::Level(word.to_owned()));
+    }
     let directives = directives(args.log_level.as_deref(), args.verbosity, usual);
     let filter = EnvFilter::try_new(&directives).map_err(|source| LogError::Filter {
         filter: args.log_level.clone().unwrap_or(directives),
@@ -56,6 +61,16 @@ pub fn level() -> u8 {
         LevelFilter::DEBUG => 4,
         LevelFilter::TRACE => 5,
     }
+}
+
+/// A part of a filter that is a mere word but no level: it would be taken for a
+/// target, and silence all others.
+fn unknown_level(filter: &str) -> Option<&str> {
+    let mut words = filter
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.contains(['=', '[']));
+    words.find(|word| word.parse::<LevelFilter>().is_err())
 }
 
 /// The filter for a level and a count of `-v`. A plain level is meant for our
@@ -112,6 +127,17 @@ mod tests {
         let directives = directives(level, verbosity, "info");
         assert_eq!(directives, expected);
         EnvFilter::try_new(directives).expect("a valid filter");
+    }
+
+    #[rstest]
+    #[case("warn", None)]
+    #[case("OFF", None)]
+    #[case("info,kube=debug", None)]
+    #[case("proxy_agent[span]", None)]
+    #[case("warning", Some("warning"))]
+    #[case("kube=debug, verbose", Some("verbose"))]
+    fn words_are_levels(#[case] filter: &str, #[case] expected: Option<&str>) {
+        assert_eq!(unknown_level(filter), expected);
     }
 
     #[test]

@@ -91,6 +91,8 @@ counters! {
     SocketRefused => "socket_refused",
     /// Unconnected sockets left to the packet path because they talk to too many front ends.
     SocketCrowded => "socket_crowded",
+    /// Packets of host processes dropped because this node does not forward packets.
+    ForwardingOff => "forwarding_off",
 }
 
 #[cfg(test)]

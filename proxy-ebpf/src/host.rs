@@ -7,8 +7,9 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup,
     },
     helpers::generated::{bpf_redirect, bpf_skb_change_head},
 };
@@ -253,6 +254,7 @@ fn send<F: IpHeader + Route>(
             let mtu = unsafe { route.__bindgen_anon_1.mtu_result };
             Ok(refuse::too_big::<F>(&skb, &scratch.headers, u32::from(mtu)))
         }
+        BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(Outcome::drop(Counter::ForwardingOff)),
         _ => Ok(Outcome::drop(Counter::NoRoute)),
     }
 }

@@ -1,8 +1,15 @@
 //! `proxy-agent check` says what is in the way of Services on a host.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use proxy_tests::addressing::lan;
-use proxy_tests::{Family, Lab, Topology, agent};
+use proxy_tests::family::Families;
+use proxy_tests::traffic::{Dial, PATIENCE};
+use proxy_tests::{
+    Agent, AgentOptions, ECHO_PORT, Family, Lab, Service, Topology, agent, eventually,
+};
+use rstest::rstest;
 
 fn expect(check: &str, line: &str) -> Result<()> {
     ensure!(
@@ -50,4 +57,55 @@ fn check_tells_of_routes() -> Result<()> {
         &check()?,
         "warn  the reverse path filter is strict on several devices that lead away (eth0, second)",
     )
+}
+
+/// A node need not have both families, or forward the one it does not have.
+#[rstest]
+fn check_passes_nodes_of_one_family(
+    #[values(Families::V4Only, Families::V6Only)] families: Families,
+) -> Result<()> {
+    let lab = Lab::start(Topology {
+        families,
+        ..Topology::ONE_NODE
+    })?;
+    let node = &lab.nodes[0];
+    let other = match families {
+        Families::V4Only => "net/ipv6/conf/all/forwarding",
+        _ => "net/ipv4/ip_forward",
+    };
+    node.sysctl(other, "0")?;
+    agent::command(node, &["check"]).map(drop)
+}
+
+/// Processes of a node that does not forward reach no endpoint elsewhere in
+/// packets; `check` and the agent say that, and what to do.
+#[test]
+fn a_node_that_does_not_forward_is_told_so() -> Result<()> {
+    let lab = Lab::start(Topology::ROUTED)?;
+    let node = &lab.nodes[0];
+    let remote = lab.nodes[1].add_pod("remote")?;
+    let service = Service::echo(lab.families()).endpoint(&remote);
+    lab.manifests.write(&service)?;
+    node.sysctls(&[
+        ("net/ipv4/ip_forward", "0"),
+        ("net/ipv6/conf/all/forwarding", "0"),
+    ])?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+    for (count, &family) in (1..).zip(lab.families().list()) {
+        let dial = Dial::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
+        ensure!(node.run(|| dial.connect()).is_err(), "{family}");
+        ensure!(agent.counted("forwarding_off")? >= count, "{family}");
+    }
+    assert_eq!(agent.counted("no_route")?, 0);
+    eventually("the agent says so", PATIENCE, || {
+        let log = agent.log();
+        ensure!(log.contains("net.ipv4.ip_forward=1"), "{log}");
+        Ok(())
+    })?;
+    let check = agent::command_in_container(node, &["check"])?;
+    ensure!(!check.status.success());
+    let findings = String::from_utf8_lossy(&check.stdout);
+    expect(&findings, "FAIL  IPv4 is not forwarded")?;
+    expect(&findings, "FAIL  IPv6 is not forwarded")
 }

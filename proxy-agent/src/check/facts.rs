@@ -13,7 +13,7 @@ use crate::{
     check::{
         firewall::Firewall,
         hooks::DeviceHook,
-        host::{BpfMount, Cgroup, Host},
+        host::{BpfMount, Cgroup, Host, Stack},
         reach::Reach,
     },
     cli::PathArgs,
@@ -56,6 +56,7 @@ impl Facts {
 
 fn host(paths: &PathArgs) -> Host {
     let root = &paths.bpf_root;
+    let [has_v4, has_v6] = IpFamily::ALL.map(has_address);
     Host {
         privileged: system::require_privileges().is_ok(),
         kernel: kernel_version(),
@@ -63,10 +64,27 @@ fn host(paths: &PathArgs) -> Host {
         bpf_root: root.clone(),
         bpf_mount: bpf_mount(root),
         cgroup: cgroup(paths.cgroup_root.as_deref()),
-        forwarding_v4: sysctl("net/ipv4/ip_forward"),
-        forwarding_v6: sysctl("net/ipv6/conf/all/forwarding"),
+        v4: Stack {
+            forwards: sysctl("net/ipv4/ip_forward"),
+            has_address: has_v4,
+        },
+        v6: Stack {
+            forwards: sysctl("net/ipv6/conf/all/forwarding"),
+            has_address: has_v6,
+        },
         other_layouts: other_layouts(root),
     }
+}
+
+/// Whether others can reach an address of this host. What cannot be found out
+/// counts as one.
+fn has_address(family: IpFamily) -> bool {
+    let listed = in_runtime(async { Ok(Netlink::open()?.addresses().await?) });
+    listed.ok().is_none_or(|addresses| {
+        addresses.iter().any(|address| {
+            IpFamily::of(address.ip) == family && !address.link_local && !address.ip.is_loopback()
+        })
+    })
 }
 
 fn bpf_mount(root: &Path) -> BpfMount {
@@ -132,9 +150,12 @@ fn reach() -> Reach {
             strict: Vec::new(),
         })
     });
+    let routes = routes.unwrap_or_default();
     Reach {
         strict: strict_devices(),
-        ..routes.unwrap_or_default()
+        default_v4: routes.default_v4.filter(|_| has_address(IpFamily::V4)),
+        default_v6: routes.default_v6.filter(|_| has_address(IpFamily::V6)),
+        ..routes
     }
 }
 

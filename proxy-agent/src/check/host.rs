@@ -18,12 +18,19 @@ pub struct Host {
     pub bpf_root: PathBuf,
     pub bpf_mount: BpfMount,
     pub cgroup: Cgroup,
-    /// Nothing if the kernel has no IPv4.
-    pub forwarding_v4: Option<bool>,
-    /// Nothing if the kernel has no IPv6.
-    pub forwarding_v6: Option<bool>,
+    pub v4: Stack,
+    pub v6: Stack,
     /// Folders of tables of other layout versions.
     pub other_layouts: Vec<PathBuf>,
+}
+
+/// One family on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// Nothing if the kernel does not have the family.
+    pub forwards: Option<bool>,
+    /// The host has an address of the family that others can reach.
+    pub has_address: bool,
 }
 
 /// What is where the pins go.
@@ -74,16 +81,8 @@ pub fn evaluate(host: &Host) -> Vec<Finding> {
     findings.push(bpf_root(host));
     findings.push(cgroup(&host.cgroup));
     findings.extend(other_layouts(host));
-    findings.push(forwarding(
-        "IPv4",
-        "net.ipv4.ip_forward",
-        host.forwarding_v4,
-    ));
-    findings.push(forwarding(
-        "IPv6",
-        "net.ipv6.conf.all.forwarding",
-        host.forwarding_v6,
-    ));
+    findings.push(forwarding("IPv4", "net.ipv4.ip_forward", host.v4));
+    findings.push(forwarding("IPv6", "net.ipv6.conf.all.forwarding", host.v6));
     findings
 }
 
@@ -173,14 +172,20 @@ fn other_layouts(host: &Host) -> impl Iterator<Item = Finding> {
     })
 }
 
-fn forwarding(family: &str, name: &str, state: Option<bool>) -> Finding {
-    match state {
-        Some(true) => Finding::ok(format!("{family} is forwarded")),
-        Some(false) => Finding::fail(
-            format!("{family} is not forwarded"),
+/// A host need not have both families.
+fn forwarding(family: &str, name: &str, stack: Stack) -> Finding {
+    match (stack.forwards, stack.has_address) {
+        (Some(true), _) => Finding::ok(format!("{family} is forwarded")),
+        (Some(false), true) => Finding::fail(
+            format!(
+                "{family} is not forwarded: pods, and processes of this node, reach no endpoint on another device"
+            ),
             format!("`sysctl -w {name}=1`"),
         ),
-        None => Finding::warn(
+        (_, false) => Finding::ok(format!(
+            "{family} is not forwarded, and this host has no {family} address"
+        )),
+        (None, true) => Finding::warn(
             format!("this kernel has no {family}"),
             format!("Services of that family cannot be reached; boot with {family} enabled"),
         ),
@@ -194,6 +199,19 @@ mod tests {
     use super::*;
     use crate::check::Level;
 
+    const FORWARDS: Stack = Stack {
+        forwards: Some(true),
+        has_address: true,
+    };
+    const OFF: Stack = Stack {
+        forwards: Some(false),
+        ..FORWARDS
+    };
+    const ABSENT: Stack = Stack {
+        forwards: None,
+        ..FORWARDS
+    };
+
     fn good() -> Host {
         Host {
             privileged: true,
@@ -202,8 +220,8 @@ mod tests {
             bpf_root: "/sys/fs/bpf/tandem".into(),
             bpf_mount: BpfMount::Mounted,
             cgroup: Cgroup::Found("/sys/fs/cgroup".into()),
-            forwarding_v4: Some(true),
-            forwarding_v6: Some(true),
+            v4: FORWARDS,
+            v6: FORWARDS,
             other_layouts: Vec::new(),
         }
     }
@@ -238,16 +256,16 @@ mod tests {
         "tandem/v0: `proxy-agent cleanup`",
     )]
     #[case::v4_not_forwarded(
-        Host { forwarding_v4: Some(false), ..good() },
+        Host { v4: OFF, ..good() },
         Level::Fail,
         "sysctl -w net.ipv4.ip_forward=1",
     )]
     #[case::v6_not_forwarded(
-        Host { forwarding_v6: Some(false), ..good() },
+        Host { v6: OFF, ..good() },
         Level::Fail,
         "sysctl -w net.ipv6.conf.all.forwarding=1",
     )]
-    #[case::no_v6(Host { forwarding_v6: None, ..good() }, Level::Warn, "no IPv6")]
+    #[case::no_v6(Host { v6: ABSENT, ..good() }, Level::Warn, "no IPv6")]
     fn says_what_is_wrong_and_what_to_do(
         #[case] host: Host,
         #[case] level: Level,
@@ -263,6 +281,31 @@ mod tests {
         };
         assert_eq!(finding.level, level);
         assert!(finding.to_string().contains(text), "{finding}");
+    }
+
+    /// An IPv4-only host, and an IPv6-only one.
+    #[test]
+    fn a_family_that_is_not_used_is_not_missed() {
+        for forwards in [None, Some(false)] {
+            let unused = Stack {
+                forwards,
+                has_address: false,
+            };
+            for host in [
+                Host {
+                    v4: unused,
+                    ..good()
+                },
+                Host {
+                    v6: unused,
+                    ..good()
+                },
+            ] {
+                let findings = evaluate(&host);
+                let is_ok = |finding: &Finding| finding.level == Level::Ok;
+                assert!(findings.iter().all(is_ok), "{findings:?}");
+            }
+        }
     }
 
     #[rstest]

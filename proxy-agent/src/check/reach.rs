@@ -10,7 +10,8 @@ pub struct Reach {
     pub strict: Vec<String>,
     /// Devices by which routes lead to other routers.
     pub gateways: Vec<String>,
-    /// Whether there is a default route; nothing if that cannot be told.
+    /// Whether there is a default route; nothing if that cannot be told, or this
+    /// host has no address of the family.
     pub default_v4: Option<bool>,
     pub default_v6: Option<bool>,
 }

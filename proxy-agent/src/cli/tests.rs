@@ -1,10 +1,9 @@
-use clap::CommandFactory;
 use rstest::rstest;
 
 use super::*;
 
 fn parse_line(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(line.split(' '))
+    try_parse(line.split(' ').map(OsString::from))
 }
 
 fn run(flags: &str) -> RunArgs {
@@ -145,6 +144,9 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::one_and_many("proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --flows -")]
 #[case::node_without_manifests(
     "proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --node-address 10.0.0.2"
+)]
+#[case::ignored_without_manifests(
+    "proxy-agent explain --from 10.0.0.1 --to 10.96.0.1:80 --masquerade-all"
 )]
 fn nonsense_is_one_line_and_exit_code_2(#[case] line: &str) {
     let error = parse_line(line).expect_err("nonsense");

@@ -7,7 +7,7 @@ use proxy_common::counter::Counter;
 use tracing::warn;
 
 /// These counters, and what to do when one rises.
-const TROUBLES: [(Counter, &str); 6] = [
+const TROUBLES: [(Counter, &str); 7] = [
     (
         Counter::FlowTableFull,
         "open flows are not harmed; for a larger --flow-table-size the tables have to be made anew",
@@ -23,6 +23,10 @@ const TROUBLES: [(Counter, &str); 6] = [
     (
         Counter::NoRoute,
         "this node has no route to a backend; see `ip route get`",
+    ),
+    (
+        Counter::ForwardingOff,
+        "`sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`",
     ),
     (
         Counter::SctpFragment,
