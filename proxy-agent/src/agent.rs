@@ -5,10 +5,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
@@ -24,19 +23,94 @@ use crate::{
     health,
     keeper::{self, Keeper},
     metrics::{Metrics, serve},
+    ownership::{Candidate, Name, Ownership},
     program::Programmer,
     reconcile::Reconciler,
     sockets::Sockets,
     source, system, telemetry,
 };
 
-/// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4).
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4). While
+/// a newer agent is the owner of the bpf root, this one stands by.
+pub fn run(config: &Config) -> anyhow::Result<()> {
     system::require_privileges()?;
     system::require_kernel()?;
-    // Before anything is changed on this node.
-    config.source.check().await?;
+    let mut stop = in_runtime(async {
+        // Before anything is changed on this node.
+        config.source.check().await?;
+        StopSignals::listen()
+    })?;
     system::mount_bpf(&config.bpf_root)?;
+    let name = Name::of_this_process("run", &config.node.name);
+    let candidate = Candidate::new(&config.bpf_root, name);
+    let mut next = in_runtime(async {
+        tokio::select! {
+            owner = candidate.take_over() => Ok(Some(owner?)),
+            () = stop.received() => Ok(None),
+        }
+    })?;
+    while let Some(ownership) = next {
+        let ended = in_runtime(serve(config, &ownership, &mut stop))?;
+        drop(ownership);
+        next = match ended {
+            Ended::Stopped => None,
+            Ended::Superseded => in_runtime(stand_by(config, &candidate, &mut stop))?,
+        };
+    }
+    Ok(())
+}
+
+/// Runs to the end with a runtime of its own: no task outlives it, so nobody
+/// writes, or listens on a port, who is not the owner any more.
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let done = runtime.block_on(work);
+    // Dropping it would wait for a manifest that is being read.
+    runtime.shutdown_background();
+    done
+}
+
+/// Waits until this agent is the owner again; nothing if it is to end.
+async fn stand_by(
+    config: &Config,
+    candidate: &Candidate,
+    stop: &mut StopSignals,
+) -> anyhow::Result<Option<Ownership>> {
+    if let Some(address) = config.metrics {
+        tokio::spawn(serve::serve_standby(address));
+    }
+    tokio::select! {
+        ownership = candidate.stand_by() => {
+            let ownership = ownership?;
+            info!("{}", match ownership {
+                Some(_) => "the bpf root has no owner any more, taking over again",
+                None => "`proxy-agent cleanup` has removed the datapath, stopping",
+            });
+            Ok(ownership)
+        }
+        () = stop.received() => {
+            info!("stopping; another agent keeps the datapath");
+            Ok(None)
+        }
+    }
+}
+
+/// Why an owner no longer writes.
+enum Ended {
+    /// It was asked to end.
+    Stopped,
+    /// A newer agent takes over.
+    Superseded,
+}
+
+/// Keeps the datapath for as long as this agent is the owner.
+async fn serve(
+    config: &Config,
+    ownership: &Ownership,
+    stop: &mut StopSignals,
+) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
     let mut loaded = load::load(&LoadOptions {
         pins: pins.clone(),
@@ -77,8 +151,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics.clone())?;
 
-    let shutdown = CancellationToken::new();
-    stop_on_signal(shutdown.clone())?;
     tokio::spawn(health::serve::serve(reconciler.health(), keeper.listen()));
     if let Some(address) = config.metrics {
         tokio::spawn(serve::serve(address, registry));
@@ -90,13 +162,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .clone()
         .run(&config.node.name, sender, metrics);
     tokio::select! {
-        ended = reconciler.run(changes, shutdown) => {
-            info!(?ended, "stopping; forwarding goes on");
-            Ok(())
+        biased;
+        () = stop.received() => {
+            info!("stopping; forwarding goes on");
+            Ok(Ended::Stopped)
         }
-        () = keeper.run() => Ok(()),
-        () = sockets => Ok(()),
-        result = run_source(source) => result,
+        () = ownership.is_wanted() => Ok(Ended::Superseded),
+        () = reconciler.run(changes) => Ok(Ended::Stopped),
+        () = keeper.run() => Ok(Ended::Stopped),
+        () = sockets => Ok(Ended::Stopped),
+        result = run_source(source) => result.map(|()| Ended::Stopped),
     }
 }
 
@@ -117,15 +192,25 @@ fn programmer<F: KernelFamily>(
     Programmer::new(tables.announcing(Arc::clone(departures)))
 }
 
-fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    tokio::spawn(async move {
+/// What asks the agent to end. Made once: no signal is lost between two
+/// runtimes.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
+    }
+
+    async fn received(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        shutdown.cancel();
-    });
-    Ok(())
+    }
 }

@@ -24,6 +24,7 @@ pub mod keeper;
 pub mod local_addrs;
 pub mod metrics;
 pub mod model;
+pub mod ownership;
 pub mod plan;
 pub mod program;
 pub mod reconcile;

@@ -46,13 +46,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => {
             system::share_memory_among_threads();
             let config = Config::try_from(args)?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let ended = runtime.block_on(agent::run(config));
-            // Dropping it would wait for a manifest that is being read.
-            runtime.shutdown_background();
-            ended.map(|()| ExitCode::SUCCESS)
+            agent::run(&config)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Get(args) => {
             inspect::get(&args)?;

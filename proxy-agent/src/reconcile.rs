@@ -24,7 +24,6 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use self::{
@@ -101,15 +100,6 @@ impl Default for Intervals {
     }
 }
 
-/// Why the reconciler ended. The tables stay as they are in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It was asked to.
-    Shutdown,
-    /// No more changes will come.
-    SourceGone,
-}
-
 /// Takes changes from a source and brings them into the tables.
 pub struct Reconciler {
     index: Index,
@@ -177,21 +167,17 @@ impl Reconciler {
         self.service_ranges.subscribe()
     }
 
-    /// Runs until shut down or until the source is gone.
-    pub async fn run(
-        mut self,
-        mut changes: mpsc::Receiver<Batch>,
-        shutdown: CancellationToken,
-    ) -> Ended {
+    /// Runs until the source is gone, or until polled no more. The tables stay
+    /// as they are then; no sync is left in the middle.
+    pub async fn run(mut self, mut changes: mpsc::Receiver<Batch>) {
         let mut audit_at = Instant::now() + self.intervals.audit;
         loop {
             let wake_at = self.due().map_or(audit_at, |due| due.min(audit_at));
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ended::Shutdown,
                 batch = changes.recv() => match batch {
                     Some(batch) => self.take_all(batch, &mut changes),
-                    None => return Ended::SourceGone,
+                    None => return,
                 },
                 () = sleep_until(wake_at) => {}
             }

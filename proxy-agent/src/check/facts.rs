@@ -23,7 +23,7 @@ use crate::{
     devices::netlink::Netlink,
     inspect::devices,
     model::IpFamily,
-    system,
+    ownership, system,
 };
 
 /// Kernel types for BPF tools.
@@ -72,6 +72,7 @@ fn host(paths: &PathArgs) -> Host {
             forwards: sysctl("net/ipv6/conf/all/forwarding"),
             has_address: has_v6,
         },
+        owner: ownership::owner(root).map(|owner| owner.to_string()),
         other_layouts: other_layouts(root),
     }
 }

@@ -20,6 +20,8 @@ pub struct Host {
     pub cgroup: Cgroup,
     pub v4: Stack,
     pub v6: Stack,
+    /// The agent that writes the tables, if one does.
+    pub owner: Option<String>,
     /// Folders of tables of other layout versions.
     pub other_layouts: Vec<PathBuf>,
 }
@@ -80,6 +82,7 @@ pub fn evaluate(host: &Host) -> Vec<Finding> {
     findings.push(btf(host));
     findings.push(bpf_root(host));
     findings.push(cgroup(&host.cgroup));
+    findings.extend(owner(host));
     findings.extend(other_layouts(host));
     findings.push(forwarding("IPv4", "net.ipv4.ip_forward", host.v4));
     findings.push(forwarding("IPv6", "net.ipv6.conf.all.forwarding", host.v6));
@@ -163,6 +166,12 @@ fn cgroup(cgroup: &Cgroup) -> Finding {
     }
 }
 
+fn owner(host: &Host) -> Option<Finding> {
+    let owner = host.owner.as_ref()?;
+    let path = host.bpf_root.display();
+    Some(Finding::ok(format!("the owner of {path} is {owner}")))
+}
+
 fn other_layouts(host: &Host) -> impl Iterator<Item = Finding> {
     host.other_layouts.iter().map(|path| {
         Finding::warn(
@@ -222,6 +231,7 @@ mod tests {
             cgroup: Cgroup::Found("/sys/fs/cgroup".into()),
             v4: FORWARDS,
             v6: FORWARDS,
+            owner: Some("`proxy-agent run`".to_owned()),
             other_layouts: Vec::new(),
         }
     }

@@ -10,7 +10,6 @@ use proxy_common::{
     config::Config,
     family::{V4, V6},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::engine::Engine;
@@ -130,7 +129,7 @@ impl Engine {
                 .context("hand over the manifests")?;
             // It ends when nothing more can come.
             drop(sender);
-            reconciler.run(changes, CancellationToken::new()).await;
+            reconciler.run(changes).await;
             anyhow::Ok(())
         })?;
         match failure.take() {

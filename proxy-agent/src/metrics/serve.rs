@@ -26,13 +26,21 @@ const CONNECTIONS: usize = 64;
 /// S110
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
-/// Serves `/metrics` and `/healthz` for as long as it is polled. An address
+/// Serves `/metrics`, `/healthz` and `/readyz` for as long as it is polled. An address
 /// that cannot be used yet is tried again and again.
 pub async fn serve(address: SocketAddr, registry: Registry) {
     let app = router(registry);
     let listener = listen(address).await;
     info!(%address, "metrics are served");
     serve_at(listener, app).await;
+}
+
+/// Serves `/healthz` and `/readyz` of an agent that stands by. The owner may
+/// want the same address, so it comes first.
+pub async fn serve_standby(address: SocketAddr) {
+    sleep(2 * BIND_RETRY).await;
+    let listener = listen(address).await;
+    serve_at(listener, standby_router()).await;
 }
 
 async fn serve_at(listener: TcpListener, app: Router) {
@@ -45,7 +53,20 @@ fn router(registry: Registry) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ok" }))
         .with_state(Arc::new(registry))
+}
+
+/// An agent that stands by is in good health: who restarts it makes it take
+/// over. It is not the one that serves.
+fn standby_router() -> Router {
+    const STANDBY: &str = "another agent owns the bpf root, this one stands by";
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route(
+            "/readyz",
+            get(|| async { (StatusCode::SERVICE_UNAVAILABLE, STANDBY) }),
+        )
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
@@ -115,10 +136,24 @@ mod tests {
             answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"),
             "{answer}"
         );
+        let answer = get(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
         let answer = get(address, "/metrics").await;
         assert!(answer.contains(CONTENT_TYPE), "{answer}");
         assert!(answer.contains("service_changes_total 7"), "{answer}");
         assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_stands_by_is_well_and_not_ready() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(serve_at(listener, standby_router()));
+        let answer = get(address, "/healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        let answer = get(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("another agent"), "{answer}");
     }
 
     /// Clients that went without a word must not take descriptors for ever.

@@ -1,0 +1,416 @@
+//! Who writes below a bpf root: one agent at a time, its owner.
+//!
+//! ```text
+//! <bpf root>            locked (flock) by the owner
+//! <bpf root>/owner      a symbolic link whose text says who that is
+//! <bpf root>/successor  locked by an agent that waits to become the owner
+//! ```
+//!
+//! The kernel keeps the locks with the folders themselves, so they hold between
+//! containers, process namespaces and layout versions, and end with the process
+//! that has them, however it ends. The newer agent takes over: it locks
+//! `successor`, upon which the owner stops writing and gives its lock up. The
+//! older one stands by until the newer one ends.
+
+use std::{
+    fmt,
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, SystemTime},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+/// Time between two attempts of a successor to get a lock.
+const ATTEMPT: Duration = Duration::from_millis(20);
+/// How long a successor waits without a word.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks of an owner for a successor.
+const LOOK: Duration = Duration::from_millis(200);
+/// Time between two looks of an agent that stands by.
+const STANDBY: Duration = Duration::from_secs(1);
+
+/// Name of the link and of the folder.
+const OWNER: &str = "owner";
+const SUCCESSOR: &str = "successor";
+
+/// A lock below a bpf root cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}")]
+pub struct OwnershipError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// A process as the owner of a bpf root is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+impl Name {
+    /// This process: a command of the agent, on a node.
+    pub fn of_this_process(command: &str, node: &str) -> Self {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(format!(
+            "`proxy-agent {command}` {} on {node}, process {} of its pid namespace, started at Unix time {:.3}",
+            env!("CARGO_PKG_VERSION"),
+            process::id(),
+            since.as_secs_f64(),
+        ))
+    }
+
+    /// The last owner of a bpf root; nothing if there was none since the last
+    /// `cleanup`.
+    fn of_owner(root: &Path) -> Option<Self> {
+        let text = fs::read_link(root.join(OWNER)).ok()?;
+        Some(Self(text.to_string_lossy().into_owned()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who owns a bpf root at the moment, if anybody does.
+pub fn owner(root: &Path) -> Option<Name> {
+    let folder = File::open(root).ok()?;
+    match try_lock(folder, FlockArg::LockSharedNonblock) {
+        Ok(None) => Name::of_owner(root).or_else(|| Some(Name("an agent".to_owned()))),
+        Ok(Some(_)) | Err(_) => None,
+    }
+}
+
+/// A process that may become the owner.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    root: PathBuf,
+    name: Name,
+}
+
+/// The owner, until it is dropped.
+#[derive(Debug)]
+pub struct Ownership {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Candidate {
+    /// A candidate for a folder in a bpf file system, which need not be there.
+    pub fn new(root: &Path, name: Name) -> Self {
+        Self {
+            root: root.to_owned(),
+            name,
+        }
+    }
+
+    /// Becomes the owner as soon as the present one has stopped writing.
+    pub async fn take_over(&self) -> Result<Ownership, OwnershipError> {
+        let successor = self.root.join(SUCCESSOR);
+        let mut waiting = Waiting::new(&self.root);
+        let turn = loop {
+            make(&self.root)?;
+            make(&successor)?;
+            // Others that wait come first; each of them is owner for a moment.
+            if let Some(turn) = lock(&successor)? {
+                break turn;
+            }
+            waiting.pause().await;
+        };
+        loop {
+            make(&self.root)?;
+            if let Some(ownership) = self.try_to_own()? {
+                drop(turn);
+                waiting.done();
+                return Ok(ownership);
+            }
+            waiting.pause().await;
+        }
+    }
+
+    /// Becomes the owner again when nobody else is or wants to be. Nothing if
+    /// `cleanup` has removed everything meanwhile.
+    pub async fn stand_by(&self) -> Result<Option<Ownership>, OwnershipError> {
+        let mut told = false;
+        loop {
+            let owner = Name::of_owner(&self.root);
+            if let Some(other) = owner.filter(|owner| *owner != self.name && !told) {
+                info!(
+                    "another agent took over this bpf root: {other}; this one stands by, writes nothing, and takes over again when that one ends"
+                );
+                told = true;
+            }
+            if !has_successor(&self.root)
+                && let Some(lock) = lock(&self.root)?
+            {
+                if Name::of_owner(&self.root).is_none() {
+                    return Ok(None);
+                }
+                return self.own(lock).map(Some);
+            }
+            if !self.root.exists() {
+                return Ok(None);
+            }
+            sleep(if told { STANDBY } else { ATTEMPT }).await;
+        }
+    }
+
+    /// Becomes the owner if there is none now.
+    pub fn try_to_own(&self) -> Result<Option<Ownership>, OwnershipError> {
+        let lock = lock(&self.root)?;
+        lock.map(|lock| self.own(lock)).transpose()
+    }
+
+    fn own(&self, lock: Flock<File>) -> Result<Ownership, OwnershipError> {
+        let link = self.root.join(OWNER);
+        // One whom nobody was told of is as good as one with a wrong name.
+        let _ = fs::remove_file(&link);
+        symlink(&self.name.0, &link).map_err(|source| OwnershipError {
+            action: "make link",
+            path: link,
+            source,
+        })?;
+        Ok(Ownership {
+            root: self.root.clone(),
+            _lock: lock,
+        })
+    }
+}
+
+impl Ownership {
+    /// Waits until another agent wants to be the owner. What this one does then
+    /// is to stop writing and to drop this.
+    pub async fn is_wanted(&self) {
+        while !has_successor(&self.root) {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Removes what says who the owner is, as the last thing below the root.
+    pub fn remove(self) -> Result<(), OwnershipError> {
+        let removed = [
+            fs::remove_file(self.root.join(OWNER)),
+            fs::remove_dir(self.root.join(SUCCESSOR)),
+        ];
+        for result in removed {
+            match result {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(OwnershipError {
+                        action: "remove what tells of the owner of",
+                        path: self.root,
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.root) {
+            // Others' folders are in it.
+            Err(source) if source.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                Err(OwnershipError {
+                    action: "remove",
+                    path: self.root.clone(),
+                    source,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A successor's patience with those before it.
+struct Waiting<'a> {
+    root: &'a Path,
+    since: Instant,
+    owner: Option<Name>,
+    told: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(root: &'a Path) -> Self {
+        Self {
+            root,
+            since: Instant::now(),
+            owner: None,
+            told: false,
+        }
+    }
+
+    async fn pause(&mut self) {
+        self.owner = owner(self.root).or(self.owner.take());
+        if self.since.elapsed() > PATIENCE
+            && !self.told
+            && let Some(owner) = &self.owner
+        {
+            warn!(
+                "this bpf root has an owner that does not give it up, still waiting: {owner}; if it hangs, end it"
+            );
+            self.told = true;
+        }
+        sleep(ATTEMPT).await;
+    }
+
+    fn done(self) {
+        if let Some(owner) = self.owner {
+            info!("took this bpf root over from {owner}");
+        }
+    }
+}
+
+/// Whether somebody waits to become the owner.
+fn has_successor(root: &Path) -> bool {
+    File::open(root.join(SUCCESSOR))
+        .is_ok_and(|folder| matches!(try_lock(folder, FlockArg::LockSharedNonblock), Ok(None)))
+}
+
+/// Makes a folder that only root may open, and so lock.
+fn make(path: &Path) -> Result<(), OwnershipError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| OwnershipError {
+        action: "create folder (is a bpf file system mounted there?)",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Locks a folder that is there, unless somebody else has.
+fn lock(path: &Path) -> Result<Option<Flock<File>>, OwnershipError> {
+    let failed = |source| OwnershipError {
+        action: "lock folder",
+        path: path.to_owned(),
+        source,
+    };
+    let folder = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        folder => folder.map_err(failed)?,
+    };
+    let locked = try_lock(folder, FlockArg::LockExclusiveNonblock).map_err(failed)?;
+    // It may have been removed, and made anew, before it was locked.
+    Ok(locked.filter(|lock| is_at(lock, path)))
+}
+
+/// Whether a folder is still the one at a path.
+fn is_at(folder: &File, path: &Path) -> bool {
+    let (Ok(folder), Ok(there)) = (folder.metadata(), fs::metadata(path)) else {
+        return false;
+    };
+    (folder.dev(), folder.ino()) == (there.dev(), there.ino())
+}
+
+/// The lock; nothing if somebody else has one that excludes it.
+fn try_lock(folder: File, kind: FlockArg) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(folder, kind) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(root: &Path, name: &str) -> Candidate {
+        Candidate::new(root, Name(name.to_owned()))
+    }
+
+    fn is_taken(root: &Path) -> Option<String> {
+        owner(root).map(|owner| owner.to_string())
+    }
+
+    #[tokio::test]
+    async fn the_newer_one_takes_over_and_the_older_one_takes_it_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("root");
+        assert_eq!(owner(&root), None);
+        let (older, newer) = (candidate(&root, "older"), candidate(&root, "newer"));
+        let first = older.take_over().await.expect("free");
+        assert_eq!(is_taken(&root).as_deref(), Some("older"));
+        assert!(!has_successor(&root));
+
+        let handed_over = async {
+            first.is_wanted().await;
+            assert_eq!(is_taken(&root).as_deref(), Some("older"), "in order");
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(newer.take_over(), handed_over);
+        let second = second.expect("given up");
+        assert_eq!(is_taken(&root).as_deref(), Some("newer"));
+
+        let ended = async {
+            sleep(ATTEMPT * 5).await;
+            drop(second);
+        };
+        let (third, ()) = tokio::join!(older.stand_by(), ended);
+        assert!(third.expect("free again").is_some());
+    }
+
+    #[tokio::test]
+    async fn the_last_of_many_is_the_owner() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        let reign = async |name: &'static str| {
+            let owner = candidate(root, name).take_over().await.expect("given up");
+            owner.is_wanted().await;
+            name
+        };
+        let mut given_up = Vec::new();
+        let mut third = Box::pin(reign("third"));
+        let mut second = Box::pin(reign("second"));
+        let mut first = Box::pin(reign("first"));
+        for _ in 0..2 {
+            tokio::select! {
+                name = &mut first, if !given_up.contains(&"first") => given_up.push(name),
+                name = &mut second, if !given_up.contains(&"second") => given_up.push(name),
+                name = &mut third, if !given_up.contains(&"third") => given_up.push(name),
+            }
+        }
+        given_up.sort_unstable();
+        assert_eq!(given_up.len(), 2, "{given_up:?}");
+        assert!(is_taken(root).is_some(), "one is left");
+    }
+
+    #[tokio::test]
+    async fn one_that_stands_by_ends_after_a_cleanup() {
+        for others in [false, true] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let root = folder.path().join("root");
+            let older = candidate(&root, "older");
+            drop(older.take_over().await.expect("free"));
+            if others {
+                fs::create_dir(root.join("of-somebody-else")).expect("a folder");
+            }
+            let cleanup = candidate(&root, "cleanup").take_over().await;
+            let standing_by = async { older.stand_by().await.expect("readable") };
+            let removed = async {
+                sleep(ATTEMPT * 5).await;
+                cleanup.expect("free").remove().expect("removed");
+            };
+            let (ownership, ()) = tokio::join!(standing_by, removed);
+            assert!(ownership.is_none());
+            assert_eq!(root.exists(), others);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_root_that_was_made_anew_is_not_taken_for_the_old_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("root");
+        let old = candidate(&root, "old").take_over().await.expect("free");
+        fs::rename(&root, folder.path().join("elsewhere")).expect("renamed");
+        let new = candidate(&root, "new").take_over().await.expect("free");
+        assert!(!is_at(&old._lock, &root) && is_at(&new._lock, &root));
+    }
+}
