@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     config::Config,
@@ -23,7 +23,7 @@ use crate::{
     health,
     keeper::{self, Keeper},
     metrics::{Metrics, serve},
-    ownership::{Candidate, Name, Ownership},
+    ownership::{Candidate, Loss, Name, Ownership},
     program::Programmer,
     reconcile::Reconciler,
     sockets::Sockets,
@@ -54,6 +54,13 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         drop(ownership);
         next = match ended {
             Ended::Stopped => None,
+            Ended::Uprooted => {
+                warn!(
+                    "{} was removed by someone else, starting over",
+                    config.bpf_root.display()
+                );
+                Some(in_runtime(async { Ok(candidate.take_over().await?) })?)
+            }
             Ended::Superseded => in_runtime(stand_by(config, &candidate, &mut stop))?,
         };
     }
@@ -103,6 +110,8 @@ enum Ended {
     Stopped,
     /// A newer agent takes over.
     Superseded,
+    /// The bpf root is gone, and with it all that was pinned there.
+    Uprooted,
 }
 
 /// Keeps the datapath for as long as this agent is the owner.
@@ -161,18 +170,23 @@ async fn serve(
         .source
         .clone()
         .run(&config.node.name, sender, metrics);
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        () = stop.received() => {
-            info!("stopping; forwarding goes on");
-            Ok(Ended::Stopped)
-        }
-        () = ownership.is_wanted() => Ok(Ended::Superseded),
-        () = reconciler.run(changes) => Ok(Ended::Stopped),
-        () = keeper.run() => Ok(Ended::Stopped),
-        () = sockets => Ok(Ended::Stopped),
-        result = run_source(source) => result.map(|()| Ended::Stopped),
+        () = stop.received() => Ended::Stopped,
+        lost = ownership.is_lost() => match lost {
+            Loss::Wanted => Ended::Superseded,
+            Loss::Removed => Ended::Uprooted,
+        },
+        () = reconciler.run(changes) => Ended::Stopped,
+        () = keeper.run() => Ended::Stopped,
+        () = sockets => Ended::Stopped,
+        result = run_source(source) => return result.map(|()| Ended::Stopped),
+    };
+    match ended {
+        Ended::Stopped => keeper.leave().await,
+        Ended::Superseded | Ended::Uprooted => {}
     }
+    Ok(ended)
 }
 
 /// A source only ends by failing at the start; one that ends otherwise leaves

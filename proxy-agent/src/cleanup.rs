@@ -3,23 +3,68 @@
 use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
+use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
-    cli::PathArgs,
-    dataplane::attach::{Target, clsact::Filters},
+    cli::CleanupArgs,
+    dataplane::{
+        attach::{Target, clsact::Filters},
+        pins,
+    },
     devices::netlink::Netlink,
+    ownership::{self, Candidate, Name, Ownership},
     system,
 };
 
+/// How long another command may look at the root.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Removes all links, programs and maps below the bpf root, and our clsact
 /// filters in this network namespace. Nothing there is nothing to do.
-pub fn cleanup(paths: &PathArgs) -> anyhow::Result<()> {
+pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     system::require_privileges()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(detach_clsact())?;
-    remove_layouts(&paths.bpf_root)
+        .block_on(async {
+            let root = &args.paths.bpf_root;
+            let ownership = own(root, args.force).await?;
+            detach_clsact().await?;
+            remove_layouts(root)?;
+            ownership.map_or(Ok(()), |ownership| Ok(ownership.remove()?))
+        })
+}
+
+/// Becomes the owner of a bpf root, if there is one. An agent that is gives way
+/// only if forced to.
+async fn own(root: &Path, force: bool) -> anyhow::Result<Option<Ownership>> {
+    if !root.exists() {
+        return Ok(None);
+    }
+    let candidate = Candidate::new(root, Name::of_this_process("cleanup", &host_name()));
+    if force {
+        return Ok(Some(candidate.take_over().await?));
+    }
+    let start = Instant::now();
+    loop {
+        if let Some(ownership) = candidate.try_to_own()? {
+            return Ok(Some(ownership));
+        }
+        let owner = ownership::owner(root);
+        if let Some(owner) = owner.filter(|_| start.elapsed() > LOOK) {
+            anyhow::bail!(
+                "{} is in use by {owner}; end it first (on Kubernetes, delete its DaemonSet), or let --force stop it",
+                root.display()
+            );
+        }
+        sleep(LOOK / 20).await;
+    }
+}
+
+fn host_name() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.nodename().to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// Filters are not pinned: they are found on the devices.
@@ -39,8 +84,8 @@ async fn detach_clsact() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the folders of all layout versions, and the root if it is empty
-/// then. Links are removed first: as long as one is there, its program runs.
+/// Removes the folders of all layout versions. Links are removed first: as long
+/// as one is there, its program runs.
 fn remove_layouts(root: &Path) -> anyhow::Result<()> {
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
@@ -49,25 +94,14 @@ fn remove_layouts(root: &Path) -> anyhow::Result<()> {
     };
     for entry in entries {
         let entry = entry.with_context(|| format!("read {}", root.display()))?;
-        if is_layout(&entry.file_name().to_string_lossy()) {
+        if pins::is_layout(&entry.path()) {
             for part in ["links", "programs", "maps"] {
                 remove(&entry.path().join(part))?;
             }
             remove(&entry.path())?;
         }
     }
-    match fs::remove_dir(root) {
-        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
-            Err(error).with_context(|| format!("remove {}", root.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether a folder is one of ours: `v1`, `v2` …
-fn is_layout(name: &str) -> bool {
-    name.strip_prefix('v')
-        .is_some_and(|version| !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit()))
+    Ok(())
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

@@ -1,7 +1,8 @@
 //! The command line. Scripts rely on it: names and meanings stay.
 //!
 //! Flags that kube-proxy has too are named as there. Every flag is also an
-//! environment variable, except those that are a question to `explain`.
+//! environment variable, except those that are a question to `explain`, and
+//! `cleanup --force`.
 
 mod value;
 
@@ -59,7 +60,7 @@ pub enum Command {
     /// Tell whether this host can run the proxy, and what is in its way
     Check(PathArgs),
     /// Remove every link, program and map of the proxy, and nothing else
-    Cleanup(PathArgs),
+    Cleanup(CleanupArgs),
 }
 
 /// How the process logs.
@@ -259,6 +260,15 @@ pub struct PathArgs {
     /// Cgroup whose processes are served [default: the cgroup2 mount]
     #[arg(long, value_name = "DIR", env = "TANDEM_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CleanupArgs {
+    #[command(flatten)]
+    pub paths: PathArgs,
+    /// Also where an agent runs, which then ends
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Sizes of the tables. They are fixed when the tables are made; `cleanup`

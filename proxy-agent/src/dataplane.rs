@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod counters;
 pub mod devices;
 pub mod explain;
+pub mod held;
 pub mod hooks;
 pub mod load;
 pub mod local_addrs;

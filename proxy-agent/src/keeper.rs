@@ -4,6 +4,7 @@
 
 mod devices;
 mod local_addrs;
+mod pins;
 mod settings;
 mod trouble;
 
@@ -31,6 +32,7 @@ use crate::{
         attach::{Mode, clsact::Filters},
         counters::Counters,
         devices::DeviceTable,
+        held::HeldMaps,
         load::{self, Loaded},
         local_addrs::LocalAddrTable,
         pins::Pins,
@@ -81,6 +83,7 @@ pub struct ClusterNews {
 pub struct Keeper {
     loaded: Loaded,
     pins: Pins,
+    held: HeldMaps,
     mode: Mode,
     filters: Filters,
     config: NodeConfig,
@@ -136,6 +139,7 @@ impl Keeper {
             loaded,
             local_v4: LocalAddrTable::open(&pins)?,
             local_v6: LocalAddrTable::open(&pins)?,
+            held: HeldMaps::open(&pins)?,
             pins,
             mode: options.mode,
             filters: Filters::open().context("open a netlink socket")?,
@@ -184,7 +188,7 @@ impl Keeper {
     }
 
     /// Keeps going until polled no more.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let mut sweep_at = Instant::now() + SWEEP;
         let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
@@ -224,6 +228,7 @@ impl Keeper {
             let now = Instant::now();
             if now >= sweep_at {
                 sweep_at = now + self.sweep();
+                self.keep_pins().await;
                 self.tell_of_pods();
             }
             if now >= audit_at {

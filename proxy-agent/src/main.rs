@@ -58,8 +58,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(paths) => Ok(check::check(&paths)),
-        Command::Cleanup(paths) => {
-            cleanup::cleanup(&paths)?;
+        Command::Cleanup(args) => {
+            cleanup::cleanup(&args)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -104,7 +104,16 @@ pub struct Candidate {
 #[derive(Debug)]
 pub struct Ownership {
     root: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
+}
+
+/// How the ownership of a bpf root ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Another agent wants it.
+    Wanted,
+    /// The folder is gone, or another one.
+    Removed,
 }
 
 impl Candidate {
@@ -184,16 +193,22 @@ impl Candidate {
         })?;
         Ok(Ownership {
             root: self.root.clone(),
-            _lock: lock,
+            lock,
         })
     }
 }
 
 impl Ownership {
-    /// Waits until another agent wants to be the owner. What this one does then
-    /// is to stop writing and to drop this.
-    pub async fn is_wanted(&self) {
-        while !has_successor(&self.root) {
+    /// Waits until this agent must not be the owner any more. It then stops
+    /// writing and drops this.
+    pub async fn is_lost(&self) -> Loss {
+        loop {
+            if has_successor(&self.root) {
+                return Loss::Wanted;
+            }
+            if !is_at(&self.lock, &self.root) {
+                return Loss::Removed;
+            }
             sleep(LOOK).await;
         }
     }
@@ -341,7 +356,7 @@ mod tests {
         assert!(!has_successor(&root));
 
         let handed_over = async {
-            first.is_wanted().await;
+            assert_eq!(first.is_lost().await, Loss::Wanted);
             assert_eq!(is_taken(&root).as_deref(), Some("older"), "in order");
             drop(first);
         };
@@ -363,7 +378,7 @@ mod tests {
         let root = folder.path();
         let reign = async |name: &'static str| {
             let owner = candidate(root, name).take_over().await.expect("given up");
-            owner.is_wanted().await;
+            owner.is_lost().await;
             name
         };
         let mut given_up = Vec::new();
@@ -411,6 +426,7 @@ mod tests {
         let old = candidate(&root, "old").take_over().await.expect("free");
         fs::rename(&root, folder.path().join("elsewhere")).expect("renamed");
         let new = candidate(&root, "new").take_over().await.expect("free");
-        assert!(!is_at(&old._lock, &root) && is_at(&new._lock, &root));
+        assert_eq!(old.is_lost().await, Loss::Removed);
+        assert!(is_at(&new.lock, &root));
     }
 }

@@ -91,7 +91,7 @@ impl Sockets {
         let mut serving = Serving::open(loaded)?;
         let Some(root) = root(config)? else {
             serving.serve(false, false);
-            cgroup::detach(pins)?;
+            cgroup::detach(loaded, pins)?;
             return Ok(sockets);
         };
         serving.serve(true, config.mode == Mode::All);
@@ -100,7 +100,7 @@ impl Sockets {
             let error = anyhow::Error::new(error);
             warn!("calls of sockets are not translated, packets are instead: {error:#}");
             serving.serve(false, false);
-            cgroup::detach(pins)?;
+            cgroup::detach(loaded, pins)?;
             return Ok(sockets);
         }
         info!(cgroup = %root.display(), mode = ?config.mode, "socket programs attached");

@@ -245,6 +245,13 @@ impl<'lab> Agent<'lab> {
         })
     }
 
+    /// Waits until it ends by itself.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        eventually("agent ends by itself", EXIT_LIMIT, || {
+            self.process.try_wait()?.context("it is still running")
+        })
+    }
+
     fn is_alive(&self) -> bool {
         // A zombie still has a directory below /proc, but no command line.
         let cmdline = format!("/proc/{}/cmdline", self.process.id());

@@ -7,7 +7,6 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use proxy_common::LAYOUT_VERSION;
 
 use crate::{
     check::{
@@ -119,21 +118,7 @@ fn sysctl(name: &str) -> Option<bool> {
 
 /// Folders of tables that this agent does not read.
 fn other_layouts(root: &Path) -> Vec<PathBuf> {
-    let current = Pins::new(root).version();
-    let entries = fs::read_dir(root).into_iter().flatten();
-    let mut others: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| *path != current && is_layout(path))
-        .collect();
-    others.sort();
-    others
-}
-
-fn is_layout(path: &Path) -> bool {
-    let version = path
-        .file_name()
-        .and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok());
-    version.is_some_and(|version| version != LAYOUT_VERSION)
+    Pins::new(root).other_layouts()
 }
 
 /// What cannot be found out is left out.

@@ -232,6 +232,13 @@ pub fn forget(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     Ok(())
 }
 
+/// Whether the links of a device are pinned.
+pub fn is_pinned(pins: &Pins, ifindex: u32) -> bool {
+    Hook::BOTH
+        .into_iter()
+        .all(|hook| link_path(pins, ifindex, hook).exists())
+}
+
 /// Ifindexes that have pinned links.
 pub fn pinned_devices(pins: &Pins) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(pins.links()) else {

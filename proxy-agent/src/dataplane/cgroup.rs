@@ -58,6 +58,12 @@ pub enum CgroupError {
     },
     #[error("take over the link")]
     Link(#[source] LinkError),
+    #[error("create folder {path} for pins")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("pin {path}")]
     Pin {
         path: PathBuf,
@@ -75,18 +81,49 @@ pub enum CgroupError {
 /// Loads the programs and attaches them to a cgroup, or swaps them in where an earlier
 /// agent's are, and takes ours off any other cgroup.
 pub fn attach(loaded: &mut Loaded, pins: &Pins, path: &Path) -> Result<(), CgroupError> {
-    let ebpf = &mut loaded.ebpf;
+    // All of them before any is attached.
+    for name in SOCKET_PROGRAMS {
+        let result = program(&mut loaded.ebpf, name)?.load();
+        result.map_err(|source| CgroupError::Load {
+            program: name,
+            source,
+        })?;
+    }
+    put_in_place(&mut loaded.ebpf, pins, path)?;
+    loaded.cgroup = Some(path.to_owned());
+    Ok(())
+}
+
+/// Attaches programs again whose links somebody has removed; returns whether
+/// any were.
+pub fn attach_again(loaded: &mut Loaded, pins: &Pins) -> Result<bool, CgroupError> {
+    let Some(path) = &loaded.cgroup else {
+        return Ok(false);
+    };
+    let cgroup = fs::metadata(path).map_err(|source| CgroupError::Open {
+        path: path.clone(),
+        source,
+    })?;
+    let is_there = |name: &&str| {
+        link_path(pins, cgroup.ino(), name).exists() && pins.programs().join(name).exists()
+    };
+    if SOCKET_PROGRAMS.iter().all(is_there) {
+        return Ok(false);
+    }
+    put_in_place(&mut loaded.ebpf, pins, path)?;
+    Ok(true)
+}
+
+fn put_in_place(ebpf: &mut Ebpf, pins: &Pins, path: &Path) -> Result<(), CgroupError> {
     let failed = |source| CgroupError::Open {
         path: path.to_owned(),
         source,
     };
     let cgroup = File::open(path).map_err(failed)?;
     let id = cgroup.metadata().map_err(failed)?.ino();
-    // All of them before any is attached.
-    for name in SOCKET_PROGRAMS {
-        let loaded = program(ebpf, name)?.load();
-        loaded.map_err(|source| CgroupError::Load {
-            program: name,
+    for folder in [pins.links(), pins.programs()] {
+        fs::create_dir_all(&folder).map_err(|source| CgroupError::Folder {
+            path: folder,
             source,
         })?;
     }
@@ -146,7 +183,8 @@ fn attach_program(
 }
 
 /// Takes our programs off every cgroup.
-pub fn detach(pins: &Pins) -> Result<(), CgroupError> {
+pub fn detach(loaded: &mut Loaded, pins: &Pins) -> Result<(), CgroupError> {
+    loaded.cgroup = None;
     unpin_all(&pins.links(), |name| name.starts_with(PREFIX))?;
     unpin_all(&pins.programs(), |name| SOCKET_PROGRAMS.contains(&name))
 }

@@ -127,6 +127,8 @@ pub struct Loaded {
     pub adopted: bool,
     /// Size of each flow table, in entries.
     pub flows: u32,
+    /// The cgroup that the socket programs are on, if they are on one.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Loads the programs and pins their maps.
@@ -152,6 +154,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         config,
         adopted,
         flows: compare_sizes(pins, options.sizes)?,
+        cgroup: None,
     })
 }
 
@@ -296,6 +299,8 @@ fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
 /// Pins the hook programs in the place of those that an earlier agent left, so
 /// that bpftool finds them by name, and the one that tells of stale sockets.
 pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
+    let path = pins.programs();
+    fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
     for program in HOOK_PROGRAMS.into_iter().chain([stale::PROGRAM]) {
         let path = pins.programs().join(program);
         // Absent the first time.

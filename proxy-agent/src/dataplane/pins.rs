@@ -1,6 +1,9 @@
 //! Where things are pinned.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use proxy_common::LAYOUT_VERSION;
 
@@ -38,6 +41,13 @@ pub const SHARED_MAPS: [&str; 8] = [
     "EXCEPTIONS",
 ];
 
+/// Whether a folder is that of a layout version: `v1`, `v2` …
+pub fn is_layout(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix('v'))
+        .is_some_and(|version| !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit()))
+}
+
 impl Pins {
     /// Pins below `root`, a folder in a bpf file system.
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -52,6 +62,18 @@ impl Pins {
     /// Folder of this layout version.
     pub fn version(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// Folders of other layout versions that are there.
+    pub fn other_layouts(&self) -> Vec<PathBuf> {
+        let current = self.version();
+        let entries = fs::read_dir(&self.root).into_iter().flatten();
+        let mut others: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| *path != current && is_layout(path))
+            .collect();
+        others.sort();
+        others
     }
 
     pub fn maps(&self) -> PathBuf {

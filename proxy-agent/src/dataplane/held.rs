@@ -1,0 +1,68 @@
+//! The pinned maps by descriptor: what is needed to pin them again.
+
+use std::fs;
+
+use aya::{
+    maps::{MapData, MapError},
+    pin::PinError,
+};
+
+use crate::dataplane::{maps::Maps as _, pins::Pins};
+
+/// The pins of the maps cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldError {
+    #[error("open table {table}")]
+    Open {
+        table: String,
+        #[source]
+        source: MapError,
+    },
+    #[error("create the folder for the pins of the tables")]
+    Folder(#[source] std::io::Error),
+    #[error("pin table {table} again")]
+    Pin {
+        table: String,
+        #[source]
+        source: PinError,
+    },
+}
+
+/// All pinned maps, each held besides its pin. Without a pin or a descriptor a
+/// map of programs is emptied, and the slow path with it.
+#[derive(Debug)]
+pub struct HeldMaps {
+    pins: Pins,
+    maps: Vec<(String, MapData)>,
+}
+
+impl HeldMaps {
+    /// Opens the maps of a loaded datapath.
+    pub fn open(pins: &Pins) -> Result<Self, HeldError> {
+        let open = |table: String| match pins.open(&table) {
+            Ok(map) => Ok((table, map)),
+            Err(source) => Err(HeldError::Open { table, source }),
+        };
+        Ok(Self {
+            pins: pins.clone(),
+            maps: Pins::map_names().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Pins those again whose pins are gone; returns how many.
+    pub fn pin_again(&self) -> Result<usize, HeldError> {
+        fs::create_dir_all(self.pins.maps()).map_err(HeldError::Folder)?;
+        let mut pinned = 0;
+        for (table, map) in &self.maps {
+            let path = self.pins.map(table);
+            if !path.exists() {
+                map.pin(&path).map_err(|source| HeldError::Pin {
+                    table: table.clone(),
+                    source,
+                })?;
+                pinned += 1;
+            }
+        }
+        Ok(pinned)
+    }
+}

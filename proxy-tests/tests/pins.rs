@@ -1,0 +1,138 @@
+//! Pins that somebody removes while an agent runs.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use proxy_tests::agent::{self, Agent};
+use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Sockets, Topology, eventually,
+};
+use rstest::rstest;
+
+/// From the loss to its repair, well before the next audit.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(20);
+
+fn is_served(clients: &[&Host], lab: &Lab, service: &Service) -> Result<()> {
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for client in clients {
+            client.run(|| ask_tcp(front_end))?;
+            client.run(|| ask_udp(front_end, 64))?;
+        }
+    }
+    Ok(())
+}
+
+/// The agent pins again what it holds. Connections that are open live on where
+/// only tables or programs were unpinned, and its end leaves forwarding.
+#[rstest]
+fn removed_pins_come_back(
+    #[values("v1/maps", "v1/programs", "v1/links", "v1")] folder: &str,
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::with_sockets(sockets))?;
+    agent.wait_ready()?;
+    let clients = [&*client, &**node];
+    let mut connections = Vec::new();
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        let mut connection = client.run(|| Dial::to(front_end).connect())?;
+        connection.start_echo()?;
+        connections.push(connection);
+    }
+
+    let pins = node.pins().pins()?;
+    fs::remove_dir_all(node.pins().path().join(folder))?;
+    eventually("all pins are there again", REPAIRED_WITHIN, || {
+        let found = node.pins().pins()?;
+        ensure!(found == pins, "{found:?}");
+        ensure!(agent.log().contains("made again"), "nothing is said of it");
+        Ok(())
+    })?;
+    if matches!(folder, "v1/maps" | "v1/programs") {
+        for connection in &mut connections {
+            connection.echo(b"still here")?;
+        }
+    }
+    eventually("served", REPAIRED_WITHIN, || {
+        is_served(&clients, &lab, &service)
+    })?;
+    let status = agent.terminate()?;
+    assert!(status.success(), "{status}");
+    for _ in 0..3 {
+        is_served(&clients, &lab, &service)?;
+    }
+    Ok(())
+}
+
+/// Pins that go right before the agent ends are restored before it does.
+#[test]
+fn the_end_restores_pins_first() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+    fs::remove_dir_all(node.pins().path().join("v1/maps"))?;
+    agent.terminate()?;
+    is_served(&[&client], &lab, &service)
+}
+
+/// A bpf root that is removed as a whole is made again.
+#[test]
+fn a_removed_root_is_made_again() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+    let pins = node.pins().pins()?;
+    fs::remove_dir_all(node.pins().path())?;
+    eventually("all pins are there again", REPAIRED_WITHIN, || {
+        let found = node.pins().pins()?;
+        ensure!(found == pins, "{found:?}");
+        is_served(&[&client], &lab, &service)
+    })
+}
+
+/// `cleanup` names the agent that runs and leaves all as it is; forced, it
+/// removes everything, and the agent ends.
+#[test]
+fn cleanup_beside_an_agent_has_to_be_forced() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agent = Agent::start(node, &lab, &AgentOptions::default())?;
+    agent.wait_ready()?;
+
+    let refused = agent::command(node, &["cleanup"]).expect_err("an agent runs");
+    let refused = format!("{refused:#}");
+    assert!(
+        refused.contains("is in use by") && refused.contains("--force"),
+        "{refused}"
+    );
+    is_served(&[&client], &lab, &service)?;
+
+    agent::command(node, &["cleanup", "--force"])?;
+    assert!(!node.pins().path().exists(), "{:?}", node.pins().pins()?);
+    let status = agent.wait()?;
+    assert!(status.success(), "{status}");
+    Ok(())
+}
