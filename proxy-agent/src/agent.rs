@@ -1,6 +1,6 @@
 //! `proxy-agent run`: puts the parts together.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
@@ -24,6 +24,7 @@ use crate::{
     keeper::{self, Keeper},
     metrics::{Metrics, serve},
     ownership::{Candidate, Loss, Name, Ownership},
+    predecessors::Predecessors,
     program::Programmer,
     reconcile::Reconciler,
     sockets::Sockets,
@@ -136,57 +137,71 @@ async fn serve(
     let counters = Counters::open(&pins).context("open the datapath's counters")?;
     registry.register_collector(Box::new(counters));
 
+    let predecessors = Predecessors::find(&pins);
     let departures = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
         .with_external_ips(config.node.feature_gates.service_external_ips)
         .with_family::<V4>(programmer::<V4>(&pins, &departures)?)
         .with_family::<V6>(programmer::<V6>(&pins, &departures)?);
     log::forward(&mut loaded.ebpf);
-    let mut keeper = Keeper::start(
-        loaded,
-        pins.clone(),
-        keeper::Options {
-            mode: config.attach,
-            node: config.node.clone(),
-            audit: config.intervals.audit,
-        },
-        keeper::ClusterNews {
-            node: reconciler.node(),
-            service_ranges: reconciler.service_ranges(),
-        },
-        metrics.clone(),
-    )
-    .await?;
+    let news = keeper::ClusterNews {
+        node: reconciler.node(),
+        service_ranges: reconciler.service_ranges(),
+    };
+    let (health, mut in_force) = (reconciler.health(), reconciler.in_force());
+    let (sender, changes) = source::channel();
+    let source = config.source.clone();
+    let source = source.run(&config.node.name, sender, metrics.clone());
+    let mut reconciling = pin!(reconciler.run(changes));
+    let mut source = pin!(run_source(source));
+    if !predecessors.is_empty() {
+        tokio::select! {
+            biased;
+            ended = must_end(stop, ownership) => return Ok(ended),
+            () = &mut reconciling => return Ok(Ended::Stopped),
+            result = &mut source => return result.map(|()| Ended::Stopped),
+            _ = in_force.wait_for(|in_force| *in_force) => predecessors.carry_flows_over(),
+        }
+    }
+    let options = keeper::Options {
+        mode: config.attach,
+        node: config.node.clone(),
+        audit: config.intervals.audit,
+    };
+    let keeper = Keeper::start(loaded, pins.clone(), options, news, metrics.clone());
+    let mut keeper = keeper.await?;
+    let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics)?;
+    keeper.replace(predecessors);
 
-    let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics.clone())?;
-
-    tokio::spawn(health::serve::serve(reconciler.health(), keeper.listen()));
+    tokio::spawn(health::serve::serve(health, keeper.listen()));
     if let Some(address) = config.metrics {
         tokio::spawn(serve::serve(address, registry));
     }
-    let (sender, changes) = source::channel();
     let sockets = sockets.run(departures, &config.source, &config.node.name);
-    let source = config
-        .source
-        .clone()
-        .run(&config.node.name, sender, metrics);
     let ended = tokio::select! {
         biased;
-        () = stop.received() => Ended::Stopped,
-        lost = ownership.is_lost() => match lost {
-            Loss::Wanted => Ended::Superseded,
-            Loss::Removed => Ended::Uprooted,
-        },
-        () = reconciler.run(changes) => Ended::Stopped,
+        ended = must_end(stop, ownership) => ended,
+        () = reconciling => Ended::Stopped,
         () = keeper.run() => Ended::Stopped,
         () = sockets => Ended::Stopped,
-        result = run_source(source) => return result.map(|()| Ended::Stopped),
+        result = source => return result.map(|()| Ended::Stopped),
     };
     match ended {
         Ended::Stopped => keeper.leave().await,
         Ended::Superseded | Ended::Uprooted => {}
     }
     Ok(ended)
+}
+
+/// Waits until the agent is asked to end, or must not be the owner any more.
+async fn must_end(stop: &mut StopSignals, ownership: &Ownership) -> Ended {
+    tokio::select! {
+        () = stop.received() => Ended::Stopped,
+        lost = ownership.is_lost() => match lost {
+            Loss::Wanted => Ended::Superseded,
+            Loss::Removed => Ended::Uprooted,
+        },
+    }
 }
 
 /// A source only ends by failing at the start; one that ends otherwise leaves

@@ -95,9 +95,7 @@ fn remove_layouts(root: &Path) -> anyhow::Result<()> {
     for entry in entries {
         let entry = entry.with_context(|| format!("read {}", root.display()))?;
         if pins::is_layout(&entry.path()) {
-            for part in ["links", "programs", "maps"] {
-                remove(&entry.path().join(part))?;
-            }
+            remove(&entry.path().join("links"))?;
             remove(&entry.path())?;
         }
     }

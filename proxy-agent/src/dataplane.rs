@@ -27,6 +27,7 @@ pub mod local_addrs;
 pub mod log;
 pub mod mapped;
 pub mod maps;
+pub mod other_layouts;
 pub mod pins;
 pub mod serving;
 pub mod stale;

@@ -45,6 +45,7 @@ use crate::{
     health::serve::Addresses,
     metrics::Metrics,
     model::Node,
+    predecessors::Predecessors,
 };
 
 /// Time between two sweeps of the flow tables.
@@ -84,6 +85,8 @@ pub struct Keeper {
     loaded: Loaded,
     pins: Pins,
     held: HeldMaps,
+    /// Programs of other layout versions that ours have not replaced yet.
+    predecessors: Option<Predecessors>,
     mode: Mode,
     filters: Filters,
     config: NodeConfig,
@@ -140,6 +143,7 @@ impl Keeper {
             local_v4: LocalAddrTable::open(&pins)?,
             local_v6: LocalAddrTable::open(&pins)?,
             held: HeldMaps::open(&pins)?,
+            predecessors: None,
             pins,
             mode: options.mode,
             filters: Filters::open().context("open a netlink socket")?,
@@ -187,6 +191,23 @@ impl Keeper {
         &mut self.loaded
     }
 
+    /// Replaces programs of other layout versions, now that ours are in place.
+    pub fn replace(&mut self, predecessors: Predecessors) {
+        // Of flows that were opened since the tables were complete.
+        predecessors.carry_flows_over();
+        self.predecessors = Some(predecessors);
+        self.replace_predecessors();
+    }
+
+    fn replace_predecessors(&mut self) {
+        if let Some(predecessors) = &mut self.predecessors {
+            predecessors.replace(|ifindex| self.refused.contains_key(&ifindex));
+            if predecessors.is_empty() {
+                self.predecessors = None;
+            }
+        }
+    }
+
     /// Keeps going until polled no more.
     pub async fn run(&mut self) {
         let mut sweep_at = Instant::now() + SWEEP;
@@ -229,6 +250,7 @@ impl Keeper {
             if now >= sweep_at {
                 sweep_at = now + self.sweep();
                 self.keep_pins().await;
+                self.replace_predecessors();
                 self.tell_of_pods();
             }
             if now >= audit_at {

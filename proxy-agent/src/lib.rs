@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod model;
 pub mod ownership;
 pub mod plan;
+pub mod predecessors;
 pub mod program;
 pub mod reconcile;
 pub mod select;

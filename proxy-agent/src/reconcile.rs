@@ -109,6 +109,7 @@ pub struct Reconciler {
     node: watch::Sender<Option<Node>>,
     health: Health,
     service_ranges: watch::Sender<Option<BTreeSet<IpNet>>>,
+    in_force: watch::Sender<bool>,
     metrics: Metrics,
     /// Changes older than this were not ours to program in time (S28).
     started: SystemTime,
@@ -125,6 +126,7 @@ impl Reconciler {
             node: watch::Sender::new(None),
             health: Health::default(),
             service_ranges: watch::Sender::new(None),
+            in_force: watch::Sender::new(false),
             metrics,
             started: SystemTime::now(),
         }
@@ -167,6 +169,11 @@ impl Reconciler {
         self.service_ranges.subscribe()
     }
 
+    /// Whether the tables of all families have been what they should be once.
+    pub fn in_force(&self) -> watch::Receiver<bool> {
+        self.in_force.subscribe()
+    }
+
     /// Runs until the source is gone, or until polled no more. The tables stay
     /// as they are then; no sync is left in the middle.
     pub async fn run(mut self, mut changes: mpsc::Receiver<Batch>) {
@@ -207,6 +214,10 @@ impl Reconciler {
             if family.due().is_some_and(|due| due <= Instant::now()) {
                 family.sync(&self.index);
             }
+        }
+        if self.families.iter().all(|family| family.was_in_force()) {
+            self.in_force
+                .send_if_modified(|known| !std::mem::replace(known, true));
         }
     }
 

@@ -47,6 +47,12 @@ pub mod source_range;
 /// never reads tables that another version laid out.
 pub const LAYOUT_VERSION: u32 = 1;
 
+/// Version of the layout and the meaning of the tables that open flows need:
+/// `FLOWS`, `MASQ` and `PREFILTER`. Agents of different [`LAYOUT_VERSION`]s with
+/// the same one here take over each other's open flows; so it is raised only if
+/// one of these tables changes, and [`LAYOUT_VERSION`] with it.
+pub const FLOW_LAYOUT: u32 = 1;
+
 /// Marks map keys and values as plain bytes for aya.
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => { $(

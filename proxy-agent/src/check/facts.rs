@@ -17,7 +17,8 @@ use crate::{
     },
     cli::PathArgs,
     dataplane::{
-        attach::Hook, devices::DeviceTable, hooks::Hooks, load::kernel_version, pins::Pins,
+        attach::Hook, devices::DeviceTable, hooks::Hooks, load::kernel_version,
+        other_layouts::OtherLayout, pins::Pins,
     },
     devices::netlink::Netlink,
     inspect::devices,
@@ -116,9 +117,12 @@ fn sysctl(name: &str) -> Option<bool> {
     Some(value.trim() != "0")
 }
 
-/// Folders of tables that this agent does not read.
-fn other_layouts(root: &Path) -> Vec<PathBuf> {
-    Pins::new(root).other_layouts()
+/// Folders of tables that this agent does not read, and links in them.
+fn other_layouts(root: &Path) -> Vec<(PathBuf, usize)> {
+    let layouts = OtherLayout::find(&Pins::new(root)).into_iter();
+    layouts
+        .map(|layout| (layout.path().to_owned(), layout.links()))
+        .collect()
 }
 
 /// What cannot be found out is left out.

@@ -22,8 +22,9 @@ pub struct Host {
     pub v6: Stack,
     /// The agent that writes the tables, if one does.
     pub owner: Option<String>,
-    /// Folders of tables of other layout versions.
-    pub other_layouts: Vec<PathBuf>,
+    /// Folders of other layout versions, and how many of their programs are
+    /// attached.
+    pub other_layouts: Vec<(PathBuf, usize)>,
 }
 
 /// One family on this host.
@@ -173,10 +174,13 @@ fn owner(host: &Host) -> Option<Finding> {
 }
 
 fn other_layouts(host: &Host) -> impl Iterator<Item = Finding> {
-    host.other_layouts.iter().map(|path| {
+    host.other_layouts.iter().map(|(path, links)| {
         Finding::warn(
-            format!("tables of another version at {}", path.display()),
-            "`proxy-agent cleanup` removes the tables of all versions",
+            format!(
+                "another version has tables at {}, and {links} programs in place",
+                path.display()
+            ),
+            "an agent that runs replaces them; without one, `proxy-agent cleanup` removes all versions",
         )
     })
 }
@@ -261,9 +265,9 @@ mod tests {
         "--cgroup-root",
     )]
     #[case::other_layout(
-        Host { other_layouts: vec!["/sys/fs/bpf/tandem/v0".into()], ..good() },
+        Host { other_layouts: vec![("/sys/fs/bpf/tandem/v0".into(), 4)], ..good() },
         Level::Warn,
-        "tandem/v0: `proxy-agent cleanup`",
+        "tandem/v0, and 4 programs in place: an agent",
     )]
     #[case::v4_not_forwarded(
         Host { v4: OFF, ..good() },

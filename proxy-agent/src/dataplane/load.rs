@@ -137,6 +137,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     for path in [pins.maps(), pins.programs(), pins.links()] {
         fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
     }
+    pins.state_flow_layout()
+        .map_err(|source| LoadError::Folder {
+            path: pins.version(),
+            source,
+        })?;
     let adopted = pins.map("CONFIG").exists();
     let mut ebpf = load_object(Some(pins), options.sizes, options.log_level)?;
     let config = config(&ebpf, options, adopted)?;

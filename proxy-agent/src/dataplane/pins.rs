@@ -1,11 +1,12 @@
 //! Where things are pinned.
 
 use std::{
-    fs,
+    fs, io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
-use proxy_common::LAYOUT_VERSION;
+use proxy_common::{FLOW_LAYOUT, LAYOUT_VERSION};
 
 /// Folders below a bpf root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,15 @@ pub fn is_layout(folder: &Path) -> bool {
         .is_some_and(|version| !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// The layout that the flows in a layout version's folder have, if it says so.
+pub fn flow_layout(folder: &Path) -> Option<u32> {
+    let link = fs::read_link(folder.join(FLOW_LAYOUT_LINK)).ok()?;
+    link.to_str()?.parse().ok()
+}
+
+/// A symbolic link with a number for its text: what a bpf file system can hold.
+const FLOW_LAYOUT_LINK: &str = "flow-layout";
+
 impl Pins {
     /// Pins below `root`, a folder in a bpf file system.
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -74,6 +84,15 @@ impl Pins {
             .collect();
         others.sort();
         others
+    }
+
+    /// Says which layout the flows in the folder of this version have.
+    pub fn state_flow_layout(&self) -> io::Result<()> {
+        let link = self.version().join(FLOW_LAYOUT_LINK);
+        match symlink(FLOW_LAYOUT.to_string(), link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
     }
 
     pub fn maps(&self) -> PathBuf {

@@ -15,6 +15,7 @@ use proxy_common::{
     family::Family,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
+    masquerade::MasqueradeKey,
     net::Protocol,
     prefilter::{self, Filter},
     service::{NAME_LEN, Run, Service, ServiceName, Slot, Stickiness},
@@ -39,7 +40,8 @@ use crate::{
 pub trait KernelFamily: Family<Addr: aya::Pod> + ConfigFamily {
     type FrontendKey: aya::Pod + From<FrontendKey<Self::Addr>> + Into<FrontendKey<Self::Addr>>;
     type FlowKey: aya::Pod + From<FlowKey<Self::Addr>> + Into<FlowKey<Self::Addr>>;
-    type Flow: aya::Pod + Into<Flow<Self::Addr>>;
+    type Flow: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
+    type MasqueradeKey: aya::Pod + From<MasqueradeKey<Self::Addr>>;
     type Backend: aya::Pod + From<Backend<Self::Addr>> + Into<Backend<Self::Addr>>;
     type SourceRange: aya::Pod + From<SourceRange<Self::Addr>> + Into<SourceRange<Self::Addr>>;
     type AffinityKey: aya::Pod + From<AffinityKey<Self::Addr>> + Into<AffinityKey<Self::Addr>>;
@@ -51,6 +53,7 @@ macro_rules! kernel_family {
             type FrontendKey = FrontendKey<Self::Addr>;
             type FlowKey = FlowKey<Self::Addr>;
             type Flow = Flow<Self::Addr>;
+            type MasqueradeKey = MasqueradeKey<Self::Addr>;
             type Backend = Backend<Self::Addr>;
             type SourceRange = SourceRange<Self::Addr>;
             type AffinityKey = AffinityKey<Self::Addr>;
@@ -132,7 +135,7 @@ impl<F: KernelFamily> KernelTables<F> {
                     table: table_name::<F>("SOURCE_RANGES"),
                     source,
                 })?,
-            filters: open_array::<F, _>(maps, "PREFILTER", access)?,
+            filters: open_filters::<F>(maps, access)?,
             flows: open_flows::<F>(maps)?,
             capacity: Capacity {
                 frontends: frontend_capacity,
@@ -197,6 +200,21 @@ pub fn open_flows<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
     open_hash::<F, _, _>(maps, "FLOWS")
+}
+
+/// A family's reply tuples.
+pub fn open_masquerades<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<HashMap<MapData, F::MasqueradeKey, F::FlowKey>, TableError> {
+    open_hash::<F, _, _>(maps, "MASQ")
+}
+
+/// A family's filters.
+pub fn open_filters<F: KernelFamily>(
+    maps: &impl Maps,
+    access: Access,
+) -> Result<Mapped<Filter>, TableError> {
+    open_array::<F, _>(maps, "PREFILTER", access)
 }
 
 /// A family's remembered clients.
@@ -499,6 +517,14 @@ pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
         }
         other => other,
     }
+}
+
+/// Whether an element was not made because it is there.
+pub(super) fn is_there(error: &MapError) -> bool {
+    matches!(
+        error,
+        MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists
+    )
 }
 
 fn read_name(name: &ServiceName) -> ServicePortName {

@@ -41,6 +41,9 @@ pub trait Queue {
 
     /// Compares the real tables with what they should be.
     fn audit(&mut self, index: &Index);
+
+    /// Whether a sync of all Services has succeeded.
+    fn was_in_force(&self) -> bool;
 }
 
 /// The queue of one family, and the tables it feeds.
@@ -238,6 +241,10 @@ impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
             self.health.synced::<F>(index, &synced, self.complete);
             self.succeeded(synced.len(), writes, duration);
         }
+    }
+
+    fn was_in_force(&self) -> bool {
+        !self.first
     }
 
     fn audit(&mut self, index: &Index) {
