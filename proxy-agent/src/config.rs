@@ -103,6 +103,7 @@ impl TryFrom<RunArgs> for Config {
                 services: max_service_ports,
                 endpoints: max_endpoints,
                 flows: flow_table_size,
+                ..Sizes::DEFAULT
             },
             attach: match attach {
                 Attach::Auto => Mode::best(),

@@ -96,6 +96,10 @@ pub struct Keeper {
     hooked: BTreeMap<u32, Described>,
     /// Devices for which something could not be done, and what.
     refused: BTreeMap<u32, String>,
+    /// How many of those the table has no room for, and how many of that were
+    /// told of.
+    without_room: usize,
+    told_without_room: usize,
     /// When to try those again.
     try_again_at: Option<Instant>,
     /// Bridges, as described to the programs on their ports.
@@ -113,6 +117,8 @@ pub struct Keeper {
     service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
     /// Service ranges that the programs could not be told of.
     left_out: Vec<IpNet>,
+    /// How many local prefixes of each family the tables have no room for.
+    local_left_out: [usize; 2],
     /// Why no client counts as a pod, as it was last said.
     gap: Option<&'static str>,
     metrics: Metrics,
@@ -152,6 +158,8 @@ impl Keeper {
             table,
             hooked: BTreeMap::new(),
             refused: BTreeMap::new(),
+            without_room: 0,
+            told_without_room: 0,
             try_again_at: None,
             bridges: BTreeMap::new(),
             main_routes: MainRoutes::new(),
@@ -161,6 +169,7 @@ impl Keeper {
             seen_node: None,
             service_ranges: news.service_ranges,
             left_out: Vec::new(),
+            local_left_out: [0; 2],
             gap: None,
             metrics,
             started: Instant::now(),

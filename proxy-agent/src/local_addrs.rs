@@ -3,7 +3,7 @@
 //!
 //! Pure: from the local routing table and `--nodeport-addresses` to entries.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use proxy_common::local_addr::LocalAddr;
@@ -80,6 +80,46 @@ pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
     }
 }
 
+/// Leaves out what a table of so many entries has no room for, and returns how
+/// many that are. What belongs to a device with few addresses comes first, as
+/// those of network cards; then devices with thousands, such as IPVS leaves
+/// behind; then prefixes of no device.
+pub fn fit(
+    entries: &mut Entries,
+    family: IpFamily,
+    room: usize,
+    devices: impl IntoIterator<Item = (u32, IpAddr)>,
+) -> usize {
+    let of_family = |prefix: &&IpNet| IpFamily::of(prefix.addr()) == family;
+    let surplus = entries
+        .keys()
+        .filter(of_family)
+        .count()
+        .saturating_sub(room);
+    if surplus == 0 {
+        return 0;
+    }
+    let devices: Vec<_> = devices.into_iter().collect();
+    let mut counts = BTreeMap::<u32, usize>::new();
+    for (ifindex, _) in &devices {
+        *counts.entry(*ifindex).or_default() += 1;
+    }
+    let ranks: BTreeMap<IpAddr, usize> = devices
+        .iter()
+        .map(|(ifindex, ip)| (*ip, counts[ifindex]))
+        .collect();
+    let mut prefixes: Vec<IpNet> = entries.keys().filter(of_family).copied().collect();
+    prefixes.sort_by_key(|prefix| {
+        let is_host = prefix.prefix_len() == prefix.max_prefix_len();
+        let rank = ranks.get(&prefix.addr()).filter(|_| is_host);
+        (!is_loopback(prefix), rank.copied().unwrap_or(usize::MAX))
+    });
+    for prefix in &prefixes[room..] {
+        entries.remove(prefix);
+    }
+    surplus
+}
+
 /// A single change of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -111,6 +151,41 @@ mod tests {
     fn nets(text: &str) -> Vec<IpNet> {
         let words = text.split_whitespace();
         words.map(|net| net.parse().expect("a prefix")).collect()
+    }
+
+    /// Thousands of prefixes must not push out a node's own address.
+    #[test]
+    fn the_nodes_own_addresses_come_first() {
+        let local = "10.96.0.1/32 10.96.0.2/32 10.96.0.3/32 100.64.0.0/24 127.0.0.0/8 \
+                     192.0.2.1/32 203.0.113.1/32 2001:db8::1/128 fd00::1/128";
+        let devices = [
+            (2, "192.0.2.1"),
+            (2, "2001:db8::1"),
+            (3, "203.0.113.1"),
+            (9, "10.96.0.1"),
+            (9, "10.96.0.2"),
+            (9, "10.96.0.3"),
+            (9, "fd00::1"),
+        ];
+        let devices = devices.map(|(ifindex, ip)| (ifindex, ip.parse().expect("an address")));
+        let mut fitted = entries(&nets(local), |_| &Accepted::All);
+        assert_eq!(
+            fit(&mut fitted, IpFamily::V4, 7, devices),
+            0,
+            "there is room"
+        );
+        assert_eq!(fit(&mut fitted, IpFamily::V4, 3, devices), 4);
+        assert_eq!(fit(&mut fitted, IpFamily::V6, 1, devices), 1);
+        let left: Vec<_> = fitted.keys().map(ToString::to_string).collect();
+        assert_eq!(
+            left,
+            [
+                "127.0.0.0/8",
+                "192.0.2.1/32",
+                "203.0.113.1/32",
+                "2001:db8::1/128"
+            ]
+        );
     }
 
     /// The entries as text: `n` takes NodePorts, `l` is of the loopback.

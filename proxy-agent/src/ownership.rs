@@ -38,8 +38,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Time between two looks of an agent that stands by.
 const STANDBY: Duration = Duration::from_secs(1);
 
-/// Name of the link and of the folder.
+/// Names of the link, also while it is made, and of the folder.
 const OWNER: &str = "owner";
+const OWNER_DRAFT: &str = "owner-draft";
 const SUCCESSOR: &str = "successor";
 
 /// A lock below a bpf root cannot be used.
@@ -184,9 +185,12 @@ impl Candidate {
 
     fn own(&self, lock: Flock<File>) -> Result<Ownership, OwnershipError> {
         let link = self.root.join(OWNER);
-        // One whom nobody was told of is as good as one with a wrong name.
-        let _ = fs::remove_file(&link);
-        symlink(&self.name.0, &link).map_err(|source| OwnershipError {
+        // In one step: without a link, those that stand by would think of
+        // `cleanup`. Left behind if one died between the two.
+        let draft = self.root.join(OWNER_DRAFT);
+        let _ = fs::remove_file(&draft);
+        let made = symlink(&self.name.0, &draft).and_then(|()| fs::rename(&draft, &link));
+        made.map_err(|source| OwnershipError {
             action: "make link",
             path: link,
             source,
@@ -216,6 +220,7 @@ impl Ownership {
     /// Removes what says who the owner is, as the last thing below the root.
     pub fn remove(self) -> Result<(), OwnershipError> {
         let removed = [
+            fs::remove_file(self.root.join(OWNER_DRAFT)),
             fs::remove_file(self.root.join(OWNER)),
             fs::remove_dir(self.root.join(SUCCESSOR)),
         ];

@@ -41,8 +41,8 @@ impl Predecessors {
                 }
             );
             if flows {
-                found.report::<V4>(layout.carry_filters_over::<V4>(pins).map_err(Into::into));
-                found.report::<V6>(layout.carry_filters_over::<V6>(pins).map_err(Into::into));
+                Self::report::<V4>(layout.carry_filters_over::<V4>(pins).map_err(Into::into));
+                Self::report::<V6>(layout.carry_filters_over::<V6>(pins).map_err(Into::into));
             }
         }
         found
@@ -62,12 +62,12 @@ impl Predecessors {
 
     fn carry<F: KernelFamily>(&self, layout: &OtherLayout) {
         let carried = layout.carry_flows_over::<F>(&self.pins);
-        self.report::<F>(carried.map(|flows| {
+        Self::report::<F>(carried.map(|flows| {
             info!(family = F::NAME, flows, "open flows carried over");
         }));
     }
 
-    fn report<F: Family>(&self, result: Result<(), OtherLayoutError>) {
+    fn report<F: Family>(result: Result<(), OtherLayoutError>) {
         if let Err(error) = result {
             let error = anyhow::Error::new(error);
             warn!(

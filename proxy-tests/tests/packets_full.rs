@@ -15,6 +15,7 @@ fn small(cast: Cast) -> Datapath {
         services: 16,
         endpoints: 64,
         flows: SIZE.into(),
+        ..Sizes::DEFAULT
     });
     datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(3)));
     datapath.serve(&ServicePort::udp(cast.vip(), &cast.endpoints(3)));

@@ -61,6 +61,7 @@ fn agree<F: KernelFamily>(family: Family) {
             services: 64,
             endpoints: 64,
             flows: 64,
+            ..Sizes::DEFAULT
         },
         log_level: 0,
     });

@@ -24,6 +24,7 @@ fn every_program_leaves_room(#[values(0, 4)] log_level: u8) -> Result<()> {
             services: 64,
             endpoints: 64,
             flows: 64,
+            ..Sizes::DEFAULT
         },
         log_level,
     })?;

@@ -6,7 +6,7 @@
 
 pub mod clsact;
 
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use aya::{
     Ebpf,
@@ -232,27 +232,18 @@ pub fn forget(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// Whether the links of a device are pinned.
-pub fn is_pinned(pins: &Pins, ifindex: u32) -> bool {
-    Hook::BOTH
-        .into_iter()
-        .all(|hook| link_path(pins, ifindex, hook).exists())
-}
-
-/// Ifindexes that have pinned links.
-pub fn pinned_devices(pins: &Pins) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir(pins.links()) else {
-        return Vec::new();
-    };
-    let mut devices: Vec<u32> = entries
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            name.to_str()?.split_once('-')?.0.parse().ok()
-        })
-        .collect();
-    devices.sort_unstable();
-    devices.dedup();
-    devices
+/// How many hooks of each device have pinned links, by ifindex.
+pub fn pinned_hooks(pins: &Pins) -> BTreeMap<u32, usize> {
+    let mut hooks = BTreeMap::new();
+    let entries = fs::read_dir(pins.links()).into_iter().flatten();
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let ifindex = name.to_str().and_then(|name| name.split_once('-'));
+        if let Some(ifindex) = ifindex.and_then(|(ifindex, _)| ifindex.parse().ok()) {
+            *hooks.entry(ifindex).or_default() += 1;
+        }
+    }
+    hooks
 }
 
 /// Removing the last reference to a link detaches its program.

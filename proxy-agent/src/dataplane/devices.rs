@@ -6,24 +6,34 @@ use proxy_common::device::Device;
 use crate::dataplane::{maps::Maps, tables::TableError};
 
 /// `DEVICES`, opened from its pin: devices by ifindex.
-pub struct DeviceTable(HashMap<MapData, u32, Device>);
+pub struct DeviceTable {
+    map: HashMap<MapData, u32, Device>,
+    entries: u32,
+}
 
 impl DeviceTable {
     /// Opens the table of a loaded datapath.
     pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
-        maps.open("DEVICES")
-            .and_then(Map::from_map_data)
-            .and_then(HashMap::try_from)
-            .map(Self)
-            .map_err(|source| TableError::Open {
-                table: name(),
-                source,
-            })
+        let open = || {
+            let data = maps.open("DEVICES")?;
+            let entries = data.info()?.max_entries();
+            let map = HashMap::try_from(Map::from_map_data(data)?)?;
+            Ok(Self { map, entries })
+        };
+        open().map_err(|source| TableError::Open {
+            table: name(),
+            source,
+        })
+    }
+
+    /// How many devices there is room for.
+    pub fn entries(&self) -> u32 {
+        self.entries
     }
 
     /// All devices, in no order.
     pub fn read(&self) -> Result<Vec<(u32, Device)>, TableError> {
-        let rows: Result<_, MapError> = self.0.iter().collect();
+        let rows: Result<_, MapError> = self.map.iter().collect();
         rows.map_err(|source| TableError::Read {
             table: name(),
             source,
@@ -32,22 +42,32 @@ impl DeviceTable {
 
     /// The description of a device, if there is one.
     pub fn get(&self, ifindex: u32) -> Option<Device> {
-        self.0.get(&ifindex, 0).ok()
+        self.map.get(&ifindex, 0).ok()
     }
 
     /// Describes a device.
     pub fn set(&mut self, ifindex: u32, device: Device) -> Result<(), TableError> {
-        self.0
+        self.map
             .insert(ifindex, device, 0)
-            .map_err(|source| TableError::Write {
-                table: name(),
-                source,
+            .map_err(|source| match source {
+                MapError::SyscallError(error)
+                    if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+                {
+                    TableError::Full {
+                        table: name(),
+                        entries: self.entries,
+                    }
+                }
+                source => TableError::Write {
+                    table: name(),
+                    source,
+                },
             })
     }
 
     /// Removes a device; absent already is as good.
     pub fn remove(&mut self, ifindex: u32) {
-        let _ = self.0.remove(&ifindex);
+        let _ = self.map.remove(&ifindex);
     }
 }
 

@@ -92,20 +92,30 @@ pub struct Sizes {
     pub services: u32,
     pub endpoints: u32,
     pub flows: u32,
+    /// Network devices, of both families.
+    pub devices: u32,
+    /// Prefixes of the local routing table.
+    pub local_addrs: u32,
 }
 
 impl Sizes {
     /// Front ends there is room for, for each Service port.
     pub const FRONTENDS_PER_SERVICE: u32 = 4;
+
+    /// What an agent makes unless told otherwise. Tables of devices and local
+    /// addresses take memory for what is in them only.
+    pub const DEFAULT: Self = Self {
+        services: 65_536,
+        endpoints: 262_144,
+        flows: 262_144,
+        devices: 16_384,
+        local_addrs: 65_536,
+    };
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self {
-            services: 65_536,
-            endpoints: 262_144,
-            flows: 262_144,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -320,8 +330,10 @@ pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
 
 /// Entries of a map, where they are not fixed.
 fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
-    if name == "EXCEPTIONS" {
-        return Some(4096);
+    match name {
+        "DEVICES" => return Some(sizes.devices),
+        "EXCEPTIONS" => return Some(4096),
+        _ => {}
     }
     let table = name
         .strip_suffix("_V4")
@@ -337,7 +349,7 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         "FLOWS" => sizes.flows,
         "MASQ" => sizes.flows / 2,
         "FRAGMENTS" => 8192,
-        "LOCAL_ADDRS" => 4096,
+        "LOCAL_ADDRS" => sizes.local_addrs,
         "SOURCE_RANGES" => 65_536,
         "AFFINITY" => sizes.flows / 4,
         _ => return None,

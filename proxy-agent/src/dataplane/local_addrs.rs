@@ -19,27 +19,34 @@ use crate::{
 /// One family's table, and what is in it.
 pub struct LocalAddrTable<F: KernelFamily> {
     map: LpmTrie<MapData, F::Addr, LocalAddr>,
+    /// How many there is room for.
+    entries: usize,
     known: Entries,
 }
 
 impl<F: KernelFamily> LocalAddrTable<F> {
     /// Opens the table and takes over what is in it.
     pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
-        let name = name::<F>();
-        let map = maps
-            .open(&name)
-            .and_then(Map::from_map_data)
-            .and_then(LpmTrie::try_from)
-            .map_err(|source| TableError::Open {
-                table: name,
-                source,
-            })?;
-        let mut table = Self {
-            map,
-            known: Entries::new(),
+        let open = || {
+            let data = maps.open(&name::<F>())?;
+            let entries = data.info()?.max_entries() as usize;
+            Ok(Self {
+                map: LpmTrie::try_from(Map::from_map_data(data)?)?,
+                entries,
+                known: Entries::new(),
+            })
         };
+        let mut table = open().map_err(|source| TableError::Open {
+            table: name::<F>(),
+            source,
+        })?;
         table.read_back()?;
         Ok(table)
+    }
+
+    /// How many prefixes there is room for.
+    pub fn room(&self) -> usize {
+        self.entries
     }
 
     /// What is in the table.
@@ -73,7 +80,12 @@ impl<F: KernelFamily> LocalAddrTable<F> {
             .filter(|(prefix, _)| prefix_of::<F>(**prefix).is_some())
             .map(|(prefix, value)| (*prefix, *value))
             .collect();
-        let changes = local_addrs::changes(&self.known, &wanted);
+        let mut changes = local_addrs::changes(&self.known, &wanted);
+        let comes = |change: &&Change| matches!(change, Change::Put(prefix, _) if !self.known.contains_key(prefix));
+        if self.known.len() + changes.iter().filter(comes).count() > self.entries {
+            // What goes makes room.
+            changes.sort_by_key(|change| matches!(change, Change::Put(..)));
+        }
         let done: Vec<_> = changes.iter().map(|change| self.make(*change)).collect();
         done.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(changes.len())

@@ -180,7 +180,7 @@ fn copy<K: aya::Pod, V: aya::Pod>(
     adapt: impl Fn(&K, V) -> V,
 ) -> Result<usize, OtherLayoutError> {
     let mut copied = 0;
-    for entry in from.iter() {
+    for entry in from {
         let (key, value) = entry.map_err(OtherLayoutError::Read)?;
         match to.insert(key, adapt(&key, value), NO_EXIST) {
             Ok(()) => copied += 1,

@@ -90,6 +90,8 @@ pub enum TableError {
         #[source]
         source: MapError,
     },
+    #[error("table {table} is full: it was made for {entries} entries")]
+    Full { table: String, entries: u32 },
     #[error("write table {table}: it has no such row")]
     NoRow { table: String },
 }

@@ -71,6 +71,7 @@ fn sizes(objects: &Batch) -> Sizes {
         services: size(ports).max(size(front_ends).div_ceil(Sizes::FRONTENDS_PER_SERVICE)),
         endpoints: size(endpoints),
         flows: size(0),
+        ..Sizes::DEFAULT
     }
 }
 

@@ -13,7 +13,11 @@ use tracing::{debug, info, warn};
 
 use super::{Keeper, netns_cookie};
 use crate::{
-    dataplane::attach::{self, Target},
+    dataplane::{
+        attach::{self, Target},
+        load::Sizes,
+        tables::TableError,
+    },
     devices::{self, Described, Link, Routes, Surroundings, netlink::Netlink},
     model::Node,
 };
@@ -99,13 +103,37 @@ impl Keeper {
             self.unhook(ifindex, name.as_deref()).await;
         }
         self.try_again_at = None;
+        self.without_room = 0;
         self.refused
             .retain(|ifindex, _| wanted.contains_key(ifindex) || bridges.contains_key(ifindex));
         for (ifindex, device) in wanted {
             self.hook(ifindex, device).await;
         }
         self.describe_bridges(&links, bridges);
+        self.tell_of_room();
         routes_read
+    }
+
+    /// Says how many devices `DEVICES` has no room for: when there are any, and
+    /// again when they have doubled.
+    fn tell_of_room(&mut self) {
+        let Self {
+            without_room,
+            told_without_room,
+            ..
+        } = *self;
+        if without_room > 2 * told_without_room {
+            warn!(
+                devices = without_room,
+                "table DEVICES is full, so these devices are not served: it was made for {} of them; \
+                 `proxy-agent cleanup` before the next start makes room for {}, and ends all open flows",
+                self.table.entries(),
+                Sizes::DEFAULT.devices
+            );
+        }
+        if without_room == 0 || without_room > 2 * told_without_room {
+            self.told_without_room = without_room;
+        }
     }
 
     async fn hook(&mut self, ifindex: u32, wanted: Described) {
@@ -158,7 +186,10 @@ impl Keeper {
     /// while; says so once.
     fn refuse(&mut self, ifindex: u32, name: &str, error: &anyhow::Error) {
         let message = format!("{error:#}");
-        if self.refused.get(&ifindex) != Some(&message) {
+        if matches!(error.downcast_ref(), Some(TableError::Full { .. })) {
+            self.without_room += 1;
+            self.refused.insert(ifindex, message);
+        } else if self.refused.get(&ifindex) != Some(&message) {
             warn!(device = name, "{message}");
             self.refused.insert(ifindex, message);
         }
@@ -255,7 +286,7 @@ impl Keeper {
             .read()?
             .into_iter()
             .map(|(ifindex, _)| ifindex)
-            .chain(attach::pinned_devices(&self.pins))
+            .chain(attach::pinned_hooks(&self.pins).into_keys())
             .filter(is_gone)
             .collect();
         for ifindex in known {
@@ -272,7 +303,7 @@ impl Keeper {
             return;
         };
         if settings.netns_cookie != cookie {
-            for ifindex in attach::pinned_devices(&self.pins) {
+            for ifindex in attach::pinned_hooks(&self.pins).into_keys() {
                 self.unhook(ifindex, None).await;
             }
             settings.netns_cookie = cookie;

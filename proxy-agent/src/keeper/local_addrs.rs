@@ -39,10 +39,11 @@ impl Keeper {
         }
         let local = self.netlink.local_prefixes().await?;
         let [v4, v6] = IpFamily::ALL.map(|family| flag.accepted(family, node.as_ref()));
-        let wanted = local_addrs::entries(&local, |family| match family {
+        let mut wanted = local_addrs::entries(&local, |family| match family {
             IpFamily::V4 => &v4,
             IpFamily::V6 => &v6,
         });
+        self.fit_local_addrs(&mut wanted).await?;
         let addresses = Addresses {
             v4: local_addrs::listen(&wanted, &v4),
             v6: local_addrs::listen(&wanted, &v6),
@@ -53,6 +54,32 @@ impl Keeper {
             changed
         });
         Ok(Some(wanted))
+    }
+
+    /// Leaves out what the tables have no room for, and says how much that is.
+    async fn fit_local_addrs(&mut self, wanted: &mut Entries) -> anyhow::Result<()> {
+        let rooms = [self.local_v4.room(), self.local_v6.room()];
+        let mut devices = Vec::new();
+        if wanted.len() > rooms[0].min(rooms[1]) {
+            let addresses = self.netlink.addresses().await?;
+            devices.extend(addresses.iter().map(|each| (each.ifindex, each.ip)));
+        }
+        let mut left_out = [0; 2];
+        for ((family, room), left_out) in IpFamily::ALL.into_iter().zip(rooms).zip(&mut left_out) {
+            *left_out = local_addrs::fit(wanted, family, room, devices.iter().copied());
+        }
+        if left_out != self.local_left_out && left_out != [0; 2] {
+            warn!(
+                v4 = left_out[0],
+                v6 = left_out[1],
+                "more local prefixes than LOCAL_ADDRS has room for ({}, {}): these take no NodePorts; \
+                 `ip route show table local` lists them, an unused kube-ipvs0 can be deleted",
+                rooms[0],
+                rooms[1]
+            );
+        }
+        self.local_left_out = left_out;
+        Ok(())
     }
 
     /// Compares the tables with what they should be, and repairs them.

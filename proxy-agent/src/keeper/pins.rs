@@ -4,7 +4,7 @@ use tracing::{info, warn};
 
 use super::Keeper;
 use crate::dataplane::{
-    attach::{self, Mode},
+    attach::{self, Hook, Mode},
     cgroup,
     load::{self, HOOK_PROGRAMS},
 };
@@ -40,8 +40,11 @@ impl Keeper {
         if lost {
             load::pin_programs(&mut self.loaded.ebpf, &self.pins)?;
         }
-        let is_unpinned = |ifindex: &u32| !attach::is_pinned(&self.pins, *ifindex);
-        let links = self.mode == Mode::Tcx && self.hooked.keys().any(is_unpinned);
+        let links = self.mode == Mode::Tcx && {
+            let pinned = attach::pinned_hooks(&self.pins);
+            let is_whole = |ifindex| pinned.get(ifindex) == Some(&Hook::BOTH.len());
+            !self.hooked.keys().all(is_whole)
+        };
         if links {
             self.audit_devices().await;
         }

@@ -94,6 +94,7 @@ fn load(scale: u32) -> Datapath {
         services: scale + 16,
         endpoints: scale + 16,
         flows: FLOWS * 2,
+        ..Sizes::DEFAULT
     });
     datapath.load_program("ingress_repeated");
     let mut ports = Vec::new();

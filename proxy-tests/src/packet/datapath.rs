@@ -48,6 +48,7 @@ impl Datapath {
                 services: 1024,
                 endpoints: 8192,
                 flows: 8192,
+                ..Sizes::DEFAULT
             })
         });
         datapath.clear();

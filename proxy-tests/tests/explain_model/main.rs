@@ -32,6 +32,7 @@ const SIZES: Sizes = Sizes {
     services: 256,
     endpoints: 1024,
     flows: 64,
+    ..Sizes::DEFAULT
 };
 
 #[test]
