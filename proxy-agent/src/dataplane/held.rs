@@ -18,7 +18,7 @@ pub enum HeldError {
         #[source]
         source: MapError,
     },
-    #[error("create the folder for the pins of the tables")]
+    #[error("make the folder of the tables")]
     Folder(#[source] std::io::Error),
     #[error("pin table {table} again")]
     Pin {
@@ -51,7 +51,9 @@ impl HeldMaps {
 
     /// Pins those again whose pins are gone; returns how many.
     pub fn pin_again(&self) -> Result<usize, HeldError> {
-        fs::create_dir_all(self.pins.maps()).map_err(HeldError::Folder)?;
+        fs::create_dir_all(self.pins.maps())
+            .and_then(|()| self.pins.state_flow_layout())
+            .map_err(HeldError::Folder)?;
         let mut pinned = 0;
         for (table, map) in &self.maps {
             let path = self.pins.map(table);
