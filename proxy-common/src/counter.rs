@@ -93,6 +93,8 @@ counters! {
     SocketCrowded => "socket_crowded",
     /// Packets of host processes dropped because this node does not forward packets.
     ForwardingOff => "forwarding_off",
+    /// Refusals and echo replies not sent because the packet's source is no single host.
+    RefusalUnanswerable => "refusal_unanswerable",
 }
 
 #[cfg(test)]

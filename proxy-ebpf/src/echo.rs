@@ -42,8 +42,8 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     {
         return None;
     }
-    if !refuse::within_limit() {
-        return Some(Outcome::drop(Counter::RefusalLimited));
+    if let Err(outcome) = refuse::may_answer::<F>(skb, &scratch.headers) {
+        return Some(outcome);
     }
     fragment::remember::<F>(&scratch.headers, hook);
     if part != Part::Later {

@@ -48,7 +48,8 @@ const MAX_QUOTE: u32 = 96;
 const ICMP_HEADER: u32 = 8;
 
 /// Ends the way of a packet that opened no flow, and tells its sender where it
-/// is to be told. Never answers broadcasts, resets and ICMP errors.
+/// is to be told. Never answers broadcasts, resets, ICMP errors, and what no
+/// single host sent.
 #[inline(never)]
 pub fn answer<F: IpHeader + Refusal>(
     skb: &Skb,
@@ -70,8 +71,8 @@ pub fn answer<F: IpHeader + Refusal>(
     {
         return Outcome::DROP_SILENTLY;
     }
-    if !within_limit() {
-        return Outcome::drop(Counter::RefusalLimited);
+    if let Err(outcome) = may_answer::<F>(&skb, headers) {
+        return outcome;
     }
     let result = if headers.ip.protocol == Protocol::TCP {
         reset::<F>(&skb, headers)
@@ -94,8 +95,11 @@ pub fn answer<F: IpHeader + Refusal>(
 pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu: u32) -> Outcome {
     // A later fragment has no ports that would lead to a socket; the first one
     // was answered.
-    if headers.ip.part == Part::Later || !within_limit() {
+    if headers.ip.part == Part::Later {
         return Outcome::DROP_SILENTLY;
+    }
+    if let Err(outcome) = may_answer::<F>(skb, headers) {
+        return outcome;
     }
     let (kind, code) = F::TOO_BIG;
     match error::<F>(skb, headers, Icmp::new(kind, code, mtu)) {
@@ -104,9 +108,30 @@ pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu
     }
 }
 
+/// Whether this packet may have an answer, and now. If not, what becomes of it.
+#[inline(always)]
+pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Outcome> {
+    if !is_from_single_host::<F>(*skb, headers) {
+        return Err(Outcome::drop(Counter::RefusalUnanswerable));
+    }
+    if !within_limit() {
+        return Err(Outcome::drop(Counter::RefusalLimited));
+    }
+    Ok(())
+}
+
+/// Whether an answer would reach one host, and not the address that was dialled
+/// (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+#[inline(always)]
+fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
+    let ip = &headers.ip;
+    let station = skb.link == Link::None || skb.read::<u8>(6).is_some_and(|byte| byte & 1 == 0);
+    station && F::is_single_host(&ip.src) && ip.src != ip.dst
+}
+
 /// Whether this CPU may send one more answer.
 #[inline(always)]
-pub fn within_limit() -> bool {
+fn within_limit() -> bool {
     let Some(refusals) = tables::refusals() else {
         return false;
     };
@@ -318,6 +343,10 @@ pub trait Refusal: IpHeader {
     const ECHO_REQUEST: u8;
     const ECHO_REPLY: u8;
 
+    /// Whether the address can be one host's: not those of many, of the loopback,
+    /// of nobody yet, and IPv4's class E.
+    fn is_single_host(addr: &Self::Addr) -> bool;
+
     /// ICMP messages that must not be answered, because they are errors or
     /// keep the network itself running (E31).
     fn is_never_answered(skb: Skb, headers: &Headers<Self::Addr>) -> bool;
@@ -341,6 +370,12 @@ impl Refusal for V4 {
     const TOO_BIG: (u8, u8) = (3, 4);
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
+
+    #[inline(always)]
+    fn is_single_host(addr: &AddrV4) -> bool {
+        let first = u32::from_be(addr.word(0)) >> 24;
+        !matches!(first, 0 | 127 | 224..)
+    }
 
     #[inline(always)]
     fn is_never_answered(skb: Skb, headers: &Headers<AddrV4>) -> bool {
@@ -395,6 +430,16 @@ impl Refusal for V6 {
     const TOO_BIG: (u8, u8) = (2, 0);
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
+
+    #[inline(always)]
+    fn is_single_host(addr: &AddrV6) -> bool {
+        const MAPPED: u32 = 0xffff_u32.to_be();
+        let group = u32::from_be(addr.word(0)) >> 24 == 0xff;
+        let unspecified_or_loopback = addr.word(2) == 0 && u32::from_be(addr.word(3)) <= 1;
+        let special =
+            addr.word(0) | addr.word(1) == 0 && (addr.word(2) == MAPPED || unspecified_or_loopback);
+        !group && !special
+    }
 
     #[inline(always)]
     fn is_never_answered(skb: Skb, headers: &Headers<AddrV6>) -> bool {

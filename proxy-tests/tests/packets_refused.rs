@@ -1,6 +1,10 @@
 //! Answers in the place of a Service that cannot.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread::sleep,
+    time::Duration,
+};
 
 use proxy_common::{counter::Counter, net::Protocol};
 use proxy_tests::{
@@ -43,7 +47,7 @@ fn reset(refused: &Packet) -> Packet {
 #[case::a_fin_without_ack(|src, dst| Packet::tcp(src, dst, 1))]
 fn tcp_is_refused_by_a_reset(
     #[values(Family::V4, Family::V6)] family: Family,
-    #[case] refused: fn(std::net::SocketAddr, std::net::SocketAddr) -> Packet,
+    #[case] refused: fn(SocketAddr, SocketAddr) -> Packet,
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
@@ -184,6 +188,88 @@ fn some_packets_are_not_ours_to_refuse(
     datapath
         .run(Hook::Ingress, &packet)
         .left_alone(&packet.bytes());
+}
+
+/// Sources that are no single host's.
+fn no_single_host(cast: Cast) -> Vec<IpAddr> {
+    let own = cast.vip().ip();
+    let others: &[&str] = match cast.family {
+        Family::V4 => &[
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.255.0.1",
+            "224.0.0.1",
+            "239.255.255.250",
+            "240.0.0.1",
+            "255.255.255.255",
+        ],
+        Family::V6 => &["::", "::1", "ff02::1", "ff0e::1", "::ffff:10.244.1.1"],
+    };
+    let others = others.iter().map(|ip| ip.parse().expect("an address"));
+    std::iter::once(own).chain(others).collect()
+}
+
+/// An answer to many, to nobody or to oneself does harm (RFC 1122 section
+/// 3.2.2, RFC 4443 section 2.4). What is next to such sources is answered.
+#[rstest]
+fn only_single_hosts_are_answered(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Hook::Ingress, Hook::HostEgress)] hook: Hook,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    let packets = |ip| {
+        let client = SocketAddr::new(ip, 40_000);
+        [
+            (Packet::syn(client, cast.vip()), Counter::NoEndpoint),
+            (Packet::udp(client, cast.vip()), Counter::UnknownPort),
+            (
+                Packet::echo(ip, cast.vip().ip()),
+                Counter::RefusalUnanswerable,
+            ),
+        ]
+    };
+    for ip in no_single_host(cast) {
+        for (packet, reason) in packets(ip) {
+            let ran = datapath.run(hook, &packet);
+            ran.dropped_for(Counter::RefusalUnanswerable);
+            assert_eq!(ran.counted.get(reason.label()), Some(&1), "{ran:?}");
+        }
+    }
+    let neighbours: &[&str] = match family {
+        Family::V4 => &["1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255"],
+        Family::V6 => &["::2", "::fffe:10.244.1.1", "::1:0:1", "fe80::1"],
+    };
+    for ip in neighbours {
+        for (packet, _) in packets(ip.parse().expect("an address")) {
+            let ran = datapath.run(hook, &packet);
+            assert_eq!(ran.verdict, Verdict::Redirect, "{ip}: {ran:?}");
+        }
+    }
+}
+
+/// The same of frames whose source is no single station's.
+#[rstest]
+fn only_single_stations_are_answered(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values([0xff; 6], [0x33, 0x33, 0, 0, 0, 1], [1, 0, 0x5e, 0, 0, 1])] mac_src: [u8; 6],
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    let packets = [
+        Packet::syn(cast.pod(), cast.vip()),
+        Packet::udp(cast.pod(), cast.vip()),
+        Packet::echo(cast.pod().ip(), cast.vip().ip()),
+    ];
+    for packet in packets {
+        let packet = Packet { mac_src, ..packet };
+        datapath
+            .run(Hook::Ingress, &packet)
+            .dropped_for(Counter::RefusalUnanswerable);
+    }
 }
 
 /// internalTrafficPolicy: Local without an endpoint here: no news for the
