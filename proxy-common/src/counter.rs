@@ -95,6 +95,8 @@ counters! {
     ForwardingOff => "forwarding_off",
     /// Refusals and echo replies not sent because the packet's source is no single host.
     RefusalUnanswerable => "refusal_unanswerable",
+    /// Packets of Services dropped because their transport header or its checksum is out of reach.
+    Unreadable => "unreadable",
 }
 
 #[cfg(test)]

@@ -67,6 +67,20 @@ fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     }
 }
 
+/// Whether the packet in scratch memory, whose ports may not be known, may be
+/// one to a Service. Where they are not known, those to an address of this node
+/// are left to it.
+#[inline(never)]
+pub fn may_be_meant<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
+    if frontend::<F>(scratch) != Dialled::NotOurs {
+        return true;
+    }
+    let headers = &scratch.headers;
+    headers.dst_port == BePort::ZERO
+        && read::<F>(&FrontendKey::address(headers.ip.dst)).is_some()
+        && client::local_addr::<F>(&headers.ip.dst).is_none()
+}
+
 /// Whether we answer for an address of this kind where no Service has the port:
 /// for cluster IPs (S46), and for those of load balancers, which routers may
 /// send back and forth between them and this node. Where the address is this

@@ -68,6 +68,9 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::NEXT;
     }
     let headers = &mut scratch.headers;
+    if headers.ip.unreadable {
+        return unreadable::<F>(&skb, scratch, hint);
+    }
     if headers.ip.protocol == F::ICMP {
         if icmp::is_error::<F>(skb, headers) {
             return icmp::egress::<F>(&skb, scratch);
@@ -139,6 +142,24 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::drop(Counter::Untranslated);
     }
     outgoing::note::<F>(scratch);
+    Outcome::NEXT
+}
+
+/// A packet that cannot be translated, as at ingress: neither a backend's reply
+/// nor what is addressed to a Service leaves as it is.
+#[inline(never)]
+fn unreadable<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint) -> Outcome {
+    let headers = &scratch.headers;
+    scratch.key = flow::reply_key::<F>(headers);
+    let (src, port) = (&headers.ip.src, headers.src_port);
+    if flow::to_backend::<F>(&mut scratch.key, src, port).is_some()
+        || masquerade::is_reply::<F>(scratch)
+        || hint == Hint::None
+            && (skb.is_host_originated() || is_routed(*skb))
+            && choose::may_be_meant::<F>(scratch)
+    {
+        return Outcome::drop(Counter::Unreadable);
+    }
     Outcome::NEXT
 }
 

@@ -74,7 +74,12 @@ pub struct Quote<A> {
 fn quote_at<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, l3: u32) -> Option<()> {
     let skb = *skb;
     let ip = F::read_ip(skb, l3)?;
-    if ip.part == Part::Later || ip.protocol != Protocol::UDP && !ip.protocol.has_connections() {
+    let has_ports = ip.protocol == Protocol::UDP || ip.protocol.has_connections();
+    if ip.part == Part::Later || ip.unreadable || !has_ports {
+        return None;
+    }
+    // Eight bytes at least are quoted; a frame may go on behind the error.
+    if ip.l4 + 8 > scratch.headers.ip.end {
         return None;
     }
     let (src_port, dst_port) = parse::ports(skb, ip.l4)?;
@@ -375,6 +380,8 @@ struct Edit {
     skb: Skb,
     /// Offset of the ICMP checksum.
     checksum: u32,
+    /// Offset of the error's end.
+    end: u32,
     /// Partial sum of all changes below the ICMP header.
     difference: u32,
 }
@@ -385,6 +392,7 @@ impl Edit {
         Self {
             skb,
             checksum: headers.ip.l4 + CHECKSUM,
+            end: headers.ip.end,
             difference: 0,
         }
     }
@@ -421,6 +429,7 @@ impl Edit {
         // gets a part of a packet cannot check it.
         let offset = quote.ip.l4 + offset;
         if quote.ip.protocol != Protocol::SCTP
+            && offset + 2 <= self.end
             && let Some(old) = self.skb.read::<u16>(offset)
             && !(optional && old == 0)
         {

@@ -77,6 +77,9 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         return Outcome::NEXT;
     };
     let headers = &mut scratch.headers;
+    if headers.ip.unreadable {
+        return unreadable::<F>(&skb, scratch);
+    }
     if headers.ip.protocol == F::ICMP {
         if icmp::is_error::<F>(skb, headers) {
             return icmp::ingress::<F>(&skb, scratch);
@@ -337,6 +340,19 @@ fn stay_on_bridge<F: IpHeader + host::Route>(
         skb.write::<[u8; 6]>(0, route.dmac)?;
     }
     Ok(())
+}
+
+/// A packet that cannot be translated. It must not pass where others like it
+/// would be: whoever takes it would take it for one of the address itself.
+#[inline(never)]
+fn unreadable<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    if Arrival::of(*skb) != Arrival::Foreign
+        && (choose::may_be_meant::<F>(scratch) || masquerade::is_reply::<F>(scratch))
+    {
+        return Outcome::drop(Counter::Unreadable);
+    }
+    hint::set(*skb, Hint::Entered);
+    Outcome::NEXT
 }
 
 /// A later fragment whose first one was not seen. Half a datagram must never

@@ -191,6 +191,15 @@ fn claim<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bo
     true
 }
 
+/// Whether the packet in scratch memory is a reply that is translated by its
+/// reply tuple.
+#[inline(never)]
+pub fn is_reply<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
+    // SAFETY: see `Record`.
+    client_of::<F>(scratch)
+        .is_some_and(|record| unsafe { record.as_ref() }.flags & Flow::<F::Addr>::OUTGOING == 0)
+}
+
 /// Backend to masquerade address at the backend's device: dst := client, and
 /// for a process of this host src := front end. `None`: not a reply of a flow.
 #[inline(never)]

@@ -20,8 +20,8 @@ pub enum Link {
 pub const ETH_LEN: u32 = 14;
 
 /// Offsets above this are refused, so that the verifier can bound them. The
-/// longest header stack we parse is far shorter.
-const MAX_OFFSET: u32 = 0x1ff;
+/// headers of a packet fit in one jumbo frame.
+pub const MAX_OFFSET: u32 = 0x3fff;
 
 /// `pkt_type` of a frame addressed to this device.
 const PACKET_HOST: u32 = 0;

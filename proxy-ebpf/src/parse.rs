@@ -7,9 +7,9 @@ use proxy_common::{
 };
 
 use crate::{
-    opaque::opaque,
+    opaque::{masked, opaque},
     outcome::Fault,
-    packet::{ETH_LEN, Link, Skb},
+    packet::{ETH_LEN, Link, MAX_OFFSET, Skb},
     tables::{Scratch, Tables},
 };
 
@@ -42,11 +42,16 @@ pub struct Ip<A> {
     pub id: u32,
     /// Offset of the transport header.
     pub l4: u32,
+    /// Offset of the packet's end. A frame may go on behind it.
+    pub end: u32,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Protocol that the fragment header names; the same for all fragments.
     pub fragment_protocol: Protocol,
     pub part: Part,
+    /// The transport header is not all there or out of reach, or its checksum
+    /// covers another destination. Ports are those that can be read, else zero.
+    pub unreadable: bool,
 }
 
 /// What the datapath knows of a packet.
@@ -73,6 +78,17 @@ pub mod tcp {
 }
 
 impl<A> Headers<A> {
+    #[inline(always)]
+    fn of_ip(ip: Ip<A>, l3: u32) -> Self {
+        Self {
+            ip,
+            l3,
+            src_port: BePort::ZERO,
+            dst_port: BePort::ZERO,
+            tcp_flags: 0,
+        }
+    }
+
     /// Whether the protocol has ports that front ends are known by.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
@@ -92,6 +108,8 @@ impl<A> Headers<A> {
     }
 }
 
+/// Length of TCP's header without options.
+const TCP_HEADER: u32 = 20;
 /// Length of SCTP's header, which chunks follow.
 pub const SCTP_HEADER: u32 = 12;
 
@@ -181,30 +199,41 @@ fn is_tag(ethertype: u16) -> bool {
 /// path sees to it.
 #[inline(always)]
 pub fn plain<F: IpHeader>(skb: Skb, l3: u32) -> Option<Headers<F::Addr>> {
-    transport::<F>(skb, l3, F::read_plain_ip(skb, l3)?)
+    let mut headers = Headers::of_ip(F::read_plain_ip(skb, l3)?, l3);
+    read_transport::<F>(skb, &mut headers)?;
+    Some(headers)
 }
 
-/// Reads the transport header. `None`: truncated.
+/// Reads the transport header. `None`: there is not all of it. What can be read
+/// is in `headers` all the same.
 #[inline(always)]
-fn transport<F: IpHeader>(skb: Skb, l3: u32, ip: Ip<F::Addr>) -> Option<Headers<F::Addr>> {
-    let mut headers = Headers {
-        ip,
-        l3,
-        src_port: BePort::ZERO,
-        dst_port: BePort::ZERO,
-        tcp_flags: 0,
-    };
-    if headers.has_ports() && ip.part != Part::Later {
-        let (src_port, dst_port) = ports(skb, ip.l4)?;
-        headers.src_port = src_port;
-        headers.dst_port = dst_port;
-        if ip.protocol == Protocol::TCP {
-            headers.tcp_flags = skb.read(ip.l4 + 13)?;
-        } else if ip.protocol == Protocol::SCTP {
-            headers.tcp_flags = flags_of_chunk(skb.read(ip.l4 + SCTP_HEADER)?);
-        }
+fn read_transport<F: IpHeader>(skb: Skb, headers: &mut Headers<F::Addr>) -> Option<()> {
+    let Ip {
+        l4, end, protocol, ..
+    } = headers.ip;
+    if headers.ip.part == Part::Later {
+        return Some(());
     }
-    Some(headers)
+    let length = match protocol {
+        Protocol::TCP => TCP_HEADER,
+        // With the type of the first chunk.
+        Protocol::SCTP => SCTP_HEADER + 4,
+        Protocol::UDP => 8,
+        protocol if protocol == F::ICMP => 8,
+        _ => return Some(()),
+    };
+    if headers.has_ports() && l4 + 4 <= end {
+        (headers.src_port, headers.dst_port) = ports(skb, l4)?;
+    }
+    if l4 + length > end {
+        return None;
+    }
+    if protocol == Protocol::TCP {
+        headers.tcp_flags = skb.read(l4 + 13)?;
+    } else if protocol == Protocol::SCTP {
+        headers.tcp_flags = flags_of_chunk(skb.read(l4 + SCTP_HEADER)?);
+    }
+    Some(())
 }
 
 /// Reads a packet's headers to this CPU's scratch memory. Once in a program.
@@ -219,16 +248,22 @@ pub fn to_scratch<F: IpHeader>(skb: Skb) -> Option<&'static mut Scratch<F::Addr>
 fn read_headers<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<()> {
     let skb = *skb;
     let l3 = u32::from(opaque(network(skb)?.l3 as u8));
-    scratch.headers = transport::<F>(skb, l3, F::read_ip(skb, l3)?)?;
+    scratch.headers = Headers::of_ip(F::read_ip(skb, l3)?, l3);
+    let unreadable =
+        scratch.headers.ip.unreadable || read_transport::<F>(skb, &mut scratch.headers).is_none();
+    scratch.headers.ip.unreadable = opaque(unreadable);
     Some(())
 }
 
-/// Offset of the packet's end. A short frame is padded beyond it.
+/// Offset of a packet's end. The length from `start` on is in network order; of
+/// packets that are to be cut it is zero if it has no room in its field.
 #[inline(always)]
-pub fn end<F: IpHeader>(skb: Skb, l3: u32) -> Option<u32> {
-    let (offset, fixed) = if F::IS_V6 { (4, 40) } else { (2, 0) };
-    let length: u16 = skb.read(l3 + offset)?;
-    Some(l3 + fixed + u32::from(u16::from_be(length)))
+fn end(skb: Skb, start: u32, length: u16) -> u32 {
+    if length == 0 && skb.gso_size() != 0 {
+        skb.len()
+    } else {
+        start + u32::from(u16::from_be(length))
+    }
 }
 
 /// Source and destination port of the transport header at `l4`.
@@ -290,9 +325,11 @@ impl IpHeader for V4 {
             dst: header.dst,
             id: u32::from(header.id),
             l4: l3 + length,
+            end: end(skb, l3, header.total_len),
             protocol: header.protocol,
             fragment_protocol: header.protocol,
             part,
+            unreadable: false,
         })
     }
 
@@ -315,14 +352,34 @@ struct V6Header {
     dst: AddrV6,
 }
 
-/// IPv6 fragment header (RFC 8200 section 4.5).
+/// The first eight bytes of an IPv6 extension header, named as in a fragment
+/// header (RFC 8200 section 4.5). None is shorter.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct V6Fragment {
+struct V6Extension {
     next: Protocol,
-    reserved: u8,
+    /// Not of fragment headers.
+    length: u8,
     offset: u16,
     id: u32,
+}
+
+impl V6Extension {
+    /// Of a routing header (RFC 8200 section 4.4).
+    #[inline(always)]
+    fn segments_left(&self) -> u8 {
+        let [_kind, left] = self.offset.to_ne_bytes();
+        left
+    }
+}
+
+/// Whether the number is one of an extension header that leads to another one.
+#[inline(always)]
+fn is_extension(protocol: Protocol) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
+    )
 }
 
 /// Reads the header itself.
@@ -334,14 +391,19 @@ fn read_fixed(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
         dst: header.dst,
         id: 0,
         l4: l3 + 40,
+        end: end(skb, l3 + 40, header.payload_len),
         protocol: header.next,
         fragment_protocol: header.next,
         part: Part::Whole,
+        unreadable: false,
     })
 }
 
-/// Extension headers of a packet, at most; more are not ours to translate.
+/// Extension headers of a packet, at most: RFC 8200 section 4.1 recommends no
+/// more.
 const MAX_EXTENSIONS: u32 = 6;
+/// Bytes of the longest extension header.
+const LONGEST_EXTENSION: u32 = 256 * 8;
 const HOP_BY_HOP: Protocol = Protocol(0);
 const ROUTING: Protocol = Protocol(43);
 const FRAGMENT: Protocol = Protocol(44);
@@ -369,42 +431,51 @@ impl IpHeader for V6 {
     fn read_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
         let mut ip = read_fixed(skb, l3)?;
         let mut count = 0;
-        while count < MAX_EXTENSIONS {
+        while count < MAX_EXTENSIONS && ip.part != Part::Later && is_extension(ip.protocol) {
             count += 1;
-            match ip.protocol {
-                HOP_BY_HOP | ROUTING | DESTINATION => {
-                    let [next, length]: [u8; 2] = skb.read(ip.l4)?;
-                    ip.protocol = Protocol(next);
-                    ip.l4 += (u32::from(length) + 1) * 8;
-                }
-                AUTHENTICATION => {
-                    let [next, length]: [u8; 2] = skb.read(ip.l4)?;
-                    ip.protocol = Protocol(next);
-                    ip.l4 += (u32::from(length) + 2) * 4;
-                }
+            // Each begins with its successor's number and its own length.
+            skb.pull(ip.l4 + PULL);
+            let Some(extension) = skb
+                .read::<V6Extension>(ip.l4)
+                .filter(|_| ip.l4 <= MAX_OFFSET - LONGEST_EXTENSION)
+            else {
+                ip.unreadable = true;
+                break;
+            };
+            let words = u32::from(extension.length);
+            let length = match ip.protocol {
+                AUTHENTICATION => (words + 2) * 4,
                 FRAGMENT => {
-                    let fragment: V6Fragment = skb.read(ip.l4)?;
-                    let offset = u16::from_be(fragment.offset);
-                    ip.id = fragment.id;
-                    ip.protocol = fragment.next;
-                    ip.fragment_protocol = fragment.next;
-                    ip.l4 += 8;
+                    let offset = u16::from_be(extension.offset);
+                    ip.id = extension.id;
+                    ip.fragment_protocol = extension.next;
+                    // Offset 0 without "more" is an ordinary packet (RFC 6946).
                     if offset & 0xfff8 != 0 {
                         ip.part = Part::Later;
-                        break;
-                    }
-                    // Offset 0 without "more" is an ordinary packet (RFC 6946).
-                    if offset & 1 != 0 {
+                    } else if offset & 1 != 0 {
                         ip.part = Part::First;
                     }
+                    8
                 }
-                _ => break,
-            }
+                ROUTING => {
+                    // The transport checksum covers the last destination.
+                    ip.unreadable |= extension.segments_left() != 0;
+                    (words + 1) * 8
+                }
+                _ => (words + 1) * 8,
+            };
+            // Alike for the verifier, whatever header it was.
+            ip.l4 = masked::<MAX_OFFSET>(ip.l4 + length) as u32;
+            ip.protocol = opaque(extension.next);
+            ip.part = opaque(ip.part);
+            ip.unreadable = opaque(ip.unreadable);
         }
-        // What is behind more headers than these is an unknown protocol.
-        ip.protocol = opaque(ip.protocol);
+        // What is behind more headers than these is out of reach.
+        if ip.part != Part::Later && is_extension(ip.protocol) {
+            ip.unreadable = true;
+        }
         ip.fragment_protocol = opaque(ip.fragment_protocol);
-        ip.part = opaque(ip.part);
+        ip.unreadable = opaque(ip.unreadable);
         Some(ip)
     }
 

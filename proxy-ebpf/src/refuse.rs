@@ -190,8 +190,7 @@ struct Tcp {
 fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
     let skb = *skb;
     let old: Tcp = skb.read(headers.ip.l4).ok_or(Fault)?;
-    let segment = parse::end::<F>(skb, headers.l3)
-        .ok_or(Fault)?
+    let segment = (headers.ip.end)
         .wrapping_sub(headers.ip.l4)
         .wrapping_sub(u32::from(old.offset >> 4) * 4);
     let control = u32::from(old.flags & tcp::SYN != 0) + u32::from(old.flags & tcp::FIN != 0);
@@ -239,7 +238,9 @@ fn error<F: IpHeader + Refusal>(
         Protocol::SCTP => parse::SCTP_HEADER,
         _ => QUOTED,
     };
-    let quote = headers.ip.l4 - headers.l3 + transport;
+    // There may be less, which is quoted in whole words.
+    let there = headers.ip.end.saturating_sub(headers.ip.l4);
+    let quote = headers.ip.l4 - headers.l3 + (transport.min(there) & !3);
     if quote > MAX_QUOTE {
         return Err(Fault);
     }

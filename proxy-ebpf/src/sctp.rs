@@ -16,7 +16,7 @@ use proxy_common::{
 use crate::{
     outcome::Fault,
     packet::Skb,
-    parse::{self, Headers, IpHeader, Part},
+    parse::{Headers, IpHeader, Part},
     rewrite::{Side, port_offset},
     tables,
 };
@@ -56,8 +56,7 @@ pub fn rewrite_port<F: IpHeader>(
     if sum == 0 {
         return Ok(change);
     }
-    let end = parse::end::<F>(skb, headers.l3).ok_or(Fault)?;
-    let length = end.wrapping_sub(l4) as u16;
+    let length = headers.ip.end.wrapping_sub(l4) as u16;
     let mended = crc32c::update(
         u32::from_le(sum),
         u32::from_le(old),

@@ -83,6 +83,17 @@ fn ipv6_extension_headers_stay(#[case] extensions: &[Extension]) {
     });
 }
 
+/// However long they are, as netfilter does.
+#[rstest]
+#[case::one(&[Extension::Options(600)])]
+#[case::many(&[Extension::HopByHop, Extension::Options(248), Extension::Options(1024)])]
+fn long_ipv6_extension_headers_stay(#[case] extensions: &[Extension]) {
+    assert_translated(Family::V6, |packet| Packet {
+        extensions: extensions.to_vec(),
+        ..packet
+    });
+}
+
 /// Offset 0 and no more to come: an ordinary packet (RFC 6946).
 #[rstest]
 fn atomic_fragments_are_ordinary_packets(#[values(Family::V4, Family::V6)] family: Family) {

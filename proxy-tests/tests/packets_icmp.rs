@@ -180,6 +180,35 @@ fn errors_about_masqueraded_replies_reach_the_backend(
     }
 }
 
+/// What a frame carries behind an error belongs to nobody, and is no part of
+/// what the error quotes.
+#[rstest]
+fn bytes_behind_an_error_are_not_looked_at(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+    #[values(2, 8, 10, 16)] padding: usize,
+) {
+    let cast = Cast::of(family);
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    let datapath = open(cast, client, tcp);
+    let masquerade = datapath.flows_of(client)[0].masquerade;
+    let error = |about| Packet {
+        padding,
+        ..Packet::too_big(cast.router(), &about, 8)
+    };
+    let came = error(data(tcp, masquerade, backend));
+    let inside = error(data(tcp, client, backend));
+    datapath.run(Hook::Ingress, &came).passed_as(&inside);
+    let left = error(data(tcp, client, cast.vip()));
+    datapath.run(Hook::Egress, &inside).passed_as(&left);
+
+    let came = error(data(tcp, cast.vip(), client));
+    let inside = error(data(tcp, backend, client));
+    datapath.run(Hook::Ingress, &came).passed_as(&inside);
+    let left = error(data(tcp, backend, masquerade));
+    datapath.run(Hook::Egress, &inside).passed_as(&left);
+}
+
 /// A redirect about a translated packet would move the front end's address to
 /// another machine (E3).
 #[rstest]

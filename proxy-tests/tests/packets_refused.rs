@@ -117,6 +117,25 @@ fn long_headers_are_quoted(#[values(Family::V4, Family::V6)] family: Family) {
     ran.answered_by(&error.answering(&refused));
 }
 
+/// Of a short packet no more is quoted than there is, in whole words.
+#[rstest]
+fn padding_is_not_quoted(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(0, 3, 4, 7, 9)] length: usize,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::udp(cast.vip(), &[]));
+    let refused = Packet {
+        padding: 20,
+        ..Packet::other(cast.pod(), cast.vip(), 47).with_payload(vec![0x5a; length])
+    };
+    let ran = datapath.run(Hook::Ingress, &refused);
+    let quoted = length.min(8) / 4 * 4;
+    let error = Packet::port_unreachable(cast.vip().ip(), &refused, quoted);
+    ran.answered_by(&error.answering(&refused));
+}
+
 /// A port of a front end's address that no Service has.
 #[rstest]
 fn other_ports_of_the_address_are_refused(#[values(Family::V4, Family::V6)] family: Family) {

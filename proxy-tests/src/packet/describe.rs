@@ -60,11 +60,15 @@ pub enum Body {
 }
 
 /// An IPv6 extension header.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extension {
     HopByHop,
     Routing,
     Destination,
+    /// A routing header with so many segments left.
+    Segments(u8),
+    /// Destination options of so many bytes, a multiple of eight up to 2048.
+    Options(usize),
 }
 
 /// The part of a datagram that the packet is.
@@ -400,12 +404,16 @@ impl Packet {
         for extension in self.extensions.iter().rev() {
             // Sixteen bytes each: a PadN option, or a routing header of an
             // unknown type with nothing left to visit.
-            let (number, content) = match extension {
-                Extension::HopByHop => (0, [1, 12]),
-                Extension::Destination => (60, [1, 12]),
-                Extension::Routing => (43, [253, 0]),
+            let (number, content, length) = match *extension {
+                Extension::HopByHop => (0, [1, 12], 16),
+                Extension::Destination => (60, [1, 12], 16),
+                Extension::Routing => (43, [253, 0], 16),
+                Extension::Segments(left) => (43, [253, left], 16),
+                Extension::Options(length) => (60, [0, 0], length),
             };
-            let header = [vec![next, 1], content.to_vec(), vec![0; 12]].concat();
+            let words = u8::try_from(length / 8 - 1).expect("a header's length");
+            let mut header = vec![next, words, content[0], content[1]];
+            header.resize(length, 0);
             bytes = [header, bytes].concat();
             next = number;
         }
