@@ -89,7 +89,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         // the hook before this one has dropped it if it is a request.
         if headers.ip.part == Part::Later
             && !fragment::complete::<F>(headers, Hook::Egress)
-            && is_reply
+            && (is_reply || hint == Hint::Masquerade)
         {
             return Outcome::drop(Counter::FragmentUnknown);
         }

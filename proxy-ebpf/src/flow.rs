@@ -211,7 +211,8 @@ pub fn mark_direct<F: Tables>(record: Record<F>) {
 }
 
 /// Removes a record with all that belongs to it. Record 0 stays while others
-/// of the client port are found through it, but matches nothing any more.
+/// of the client port are found through it, but matches nothing any more: its
+/// flags are such that neither direction's packets follow it.
 #[inline(never)]
 pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
     let Some(record) = get::<F>(key) else {
@@ -224,8 +225,10 @@ pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
     // SAFETY: see `Record`.
     forget_replies::<F>(key, unsafe { record.as_ref() });
     let flow = record.as_ptr();
-    // SAFETY: see `Record`; aligned two-byte stores.
+    // SAFETY: see `Record`; aligned stores of one and two bytes.
     unsafe {
+        // No port tells: a packet may be addressed to port 0.
+        (*flow).flags = Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING;
         (*flow).masquerade_port = BePort::ZERO;
         (*flow).changed_port = BePort::ZERO;
         (*flow).backend_port = BePort::ZERO;

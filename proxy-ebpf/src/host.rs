@@ -245,6 +245,7 @@ fn send<F: IpHeader + Route>(
                 return Ok(outcome);
             }
             rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
+            fragment::remember::<F>(&scratch.headers, Hook::Egress);
             hint::set(skb, Hint::Masquerade);
             Ok(route::redirect_to_next_hop(&route))
         }

@@ -249,6 +249,10 @@ fn forward_slowly<F: IpHeader + host::Route>(
     {
         return Fault.into();
     }
+    if flags & Flow::<F::Addr>::MASQUERADE != 0 {
+        // Where it leaves, a later fragment may come first.
+        fragment::remember::<F>(headers, Hook::Egress);
+    }
     hint::set(*skb, hint_after::<F>(flags, Hint::Opened));
     Outcome::NEXT
 }

@@ -185,6 +185,37 @@ fn fragments_of_masqueraded_flows_pass(#[values(Family::V4, Family::V6)] family:
     }
 }
 
+/// Between the hooks a later fragment may overtake the first: on another CPU, or
+/// in the queue of a device between them.
+#[rstest]
+fn masqueraded_fragments_may_overtake_the_first(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] changed_port: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    for index in 1..=2 {
+        datapath.serve(&ServicePort::udp(cast.vip_with(index, 53), &[backend]));
+    }
+    if changed_port {
+        datapath.run(Hook::Ingress, &Packet::udp(client, cast.vip_with(2, 53)));
+    }
+    let parts = fragments(client, cast.vip_with(1, 53), 5);
+    let led = parts.each_ref().map(|part| {
+        let ran = datapath.run(Hook::Ingress, part);
+        let flow = datapath.flows_of(client)[usize::from(changed_port)];
+        let led = part.clone().to(backend).from(flow.between);
+        ran.passed_as(&led);
+        led
+    });
+    for index in [2, 0, 1] {
+        let ran = datapath.run(Hook::Egress, &led[index]);
+        let seen = datapath.flows_of(client)[usize::from(changed_port)].masquerade;
+        ran.passed_as(&led[index].clone().from(seen));
+    }
+}
+
 /// The first fragment of a refused datagram is answered, quoted as it is.
 #[rstest]
 fn a_refused_fragment_is_answered(#[values(Family::V4, Family::V6)] family: Family) {

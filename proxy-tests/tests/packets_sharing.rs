@@ -244,6 +244,17 @@ fn a_vacant_record_takes_no_packets(#[values(Family::V4, Family::V6)] family: Fa
     datapath
         .run(Hook::Egress, &direct)
         .left_alone(&direct.bytes());
+    // It has no port, but nor is port 0 what it was.
+    for tags in [vec![], vec![0x8100]] {
+        let nowhere = Packet {
+            tags,
+            ..Packet::udp(cast.pod(), cast.vip_with(0, 0))
+        };
+        let ran = datapath.run(Hook::Ingress, &nowhere);
+        let error = Packet::port_unreachable(nowhere.dst.ip(), &nowhere, 8);
+        ran.answered_by(&error.answering(&nowhere));
+        ran.counted(&[Counter::UnknownPort]);
+    }
     let sibling = Packet::udp(cast.endpoint(1), cast.pod());
     let ran = datapath.run(Hook::Egress, &sibling);
     ran.passed_as(&sibling.from(cast.vip_with(1, 53)));
