@@ -15,7 +15,8 @@ use crate::{
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
-    host, icmp, masquerade,
+    host, icmp,
+    masquerade::{self, Sockets},
     opaque::opaque,
     open::{self, Opened},
     outcome::{Fault, Outcome},
@@ -108,7 +109,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         return to_frontend::<F>(&skb, scratch, opaque(arrival));
     }
     if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
-        direct::<F>(scratch);
+        direct::<F>(&skb, scratch);
     }
     hint::set(skb, Hint::Entered);
     Outcome::NEXT
@@ -374,13 +375,24 @@ fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> O
 }
 
 /// A client talks straight to a backend from a port that it used to reach it
-/// through a Service before: forget that flow, or the backend's replies would
-/// be taken for the Service's (E13). Of UDP the last use counts. A TCP
-/// connection must be over; whether one that looks open is, the backend tells
-/// by its answer, see [`flow::is_foreign_reply`].
+/// through a Service before: the backend's replies must not be taken for the
+/// Service's (E13). Not if the packet is itself a reply of a flow, because the
+/// two talk to each other through Services.
+///
+/// The backend of a masqueraded flow knows that by another address, and both may
+/// go on: the flow gets another port between the hooks. Else of UDP the last use
+/// counts, and a TCP connection must be over; whether one that looks open is, the
+/// backend tells by its answer, see [`flow::is_foreign_reply`].
 #[inline(never)]
-fn direct<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
+    let is_datagram = headers.ip.protocol == Protocol::UDP;
+    scratch.key = flow::reply_key::<F>(headers);
+    if is_datagram
+        && flow::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port).is_some()
+    {
+        return;
+    }
     scratch.key = flow::client_key::<F>(headers);
     let Some(record) = flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
     else {
@@ -388,10 +400,15 @@ fn direct<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    if flow.flags & Flow::<F::Addr>::MASQUERADE != 0 {
+    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 || flow.uplink != 0 {
         return;
     }
-    if headers.ip.protocol == Protocol::UDP || flow::is_closing(flow) {
+    if flow.flags & Flow::<F::Addr>::MASQUERADE != 0
+        && masquerade::set_apart::<F>(skb, scratch, record)
+    {
+        return;
+    }
+    if is_datagram || flow::is_closing(flow) {
         flow::remove::<F>(&scratch.key);
         tables::count(Counter::TupleClash);
     } else {

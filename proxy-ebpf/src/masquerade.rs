@@ -124,17 +124,49 @@ pub fn change_port<F: IpHeader + Sockets>(
         return Ok(());
     }
     let client = scratch.key.addr;
-    tables::note_masquerade::<F>(&client);
-    let mut port = flow.changed_port;
-    if port == BePort::ZERO {
-        ask_for::<F>(scratch, record, &client);
-        port = free_port::<F>(skb, scratch)
-            .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
-        // SAFETY: see `Record`; two CPUs write the same value, as in `allocate`.
-        unsafe { (&raw mut (*record.as_ptr()).changed_port).write_volatile(port) };
-    }
+    let port = changed_port::<F>(skb, scratch, record)
+        .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
     rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
         .map_err(Outcome::from)
+}
+
+/// Gives a masqueraded flow another port between the hooks, because its client
+/// uses its own towards the backend itself. `false`: none is free.
+#[inline(never)]
+pub fn set_apart<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> bool {
+    if changed_port::<F>(skb, scratch, record).is_none() {
+        return false;
+    }
+    // After the port, without which replies would not be recognised.
+    // SAFETY: see `Record`; a one-byte store.
+    unsafe { (*record.as_ptr()).flags |= Flow::<F::Addr>::CHANGE_PORT };
+    true
+}
+
+/// The port of the client of the flow in `record` between the hooks; takes a free
+/// one if it has none.
+#[inline(never)]
+fn changed_port<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    record: Record<F>,
+) -> Option<BePort> {
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    let client = scratch.key.addr;
+    tables::note_masquerade::<F>(&client);
+    if flow.changed_port != BePort::ZERO {
+        return Some(flow.changed_port);
+    }
+    ask_for::<F>(scratch, record, &client);
+    let port = free_port::<F>(skb, scratch)?;
+    // SAFETY: see `Record`; two CPUs write the same value, as in `allocate`.
+    unsafe { (&raw mut (*record.as_ptr()).changed_port).write_volatile(port) };
+    Some(port)
 }
 
 /// Sets the reply tuple in scratch memory to the one that the flow would have

@@ -470,3 +470,72 @@ fn look_alike(ip: std::net::IpAddr) -> SocketAddr {
     };
     SocketAddr::new(found.expect("one in a million addresses"), 80)
 }
+
+/// The client talks to the backend itself from a port that also has a masqueraded
+/// flow to it. For the backend these are two, and both go on (E13).
+#[rstest]
+fn a_direct_connection_from_the_same_port_goes_on_beside(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] tcp: bool,
+    #[values(true, false)] closed: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    let (open_with, accept_with, data): (
+        fn(_, _) -> Packet,
+        fn(_, _) -> Packet,
+        fn(_, _) -> Packet,
+    ) = if tcp {
+        (Packet::syn, Packet::syn_ack, Packet::data)
+    } else {
+        (Packet::udp, Packet::udp, Packet::udp)
+    };
+    let masquerade = open(&datapath, &open_with(client, cast.vip()), backend);
+    returns(
+        &datapath,
+        &accept_with(backend, masquerade),
+        client,
+        cast.vip(),
+    );
+    if tcp {
+        assert_eq!(
+            open(&datapath, &Packet::data(client, cast.vip()), backend),
+            masquerade
+        );
+    }
+    if tcp && closed {
+        open(&datapath, &Packet::fin(client, cast.vip()), backend);
+        returns(
+            &datapath,
+            &Packet::fin(backend, masquerade),
+            client,
+            cast.vip(),
+        );
+    }
+    for (there, back) in [(open_with, accept_with), (data, data)] {
+        for (src, dst, packet) in [(client, backend, there), (backend, client, back)] {
+            let packet = packet(src, dst);
+            for hook in [Hook::Ingress, Hook::Egress] {
+                datapath.run(hook, &packet).left_alone(&packet.bytes());
+            }
+        }
+    }
+    // What the Service's backend sends meanwhile, and what follows it.
+    let reply = data(backend, masquerade);
+    let between = datapath.flows_of(client)[0].between;
+    datapath
+        .run(Hook::Ingress, &reply)
+        .passed_as(&reply.clone().to(between));
+    datapath
+        .run(Hook::Egress, &reply.clone().to(between))
+        .passed_as(&reply.to(client).from(cast.vip()));
+    let request = data(client, cast.vip());
+    let led = request.clone().to(backend).from(between);
+    datapath.run(Hook::Ingress, &request).passed_as(&led);
+    datapath
+        .run(Hook::Egress, &led)
+        .passed_as(&led.from(masquerade));
+}

@@ -283,3 +283,42 @@ fn the_last_connection_a_client_opens_is_the_one_accepted(
     let ran = datapath.run(Hook::Egress, &reply);
     ran.passed_as(&reply.from(cast.vip()));
 }
+
+/// Two peers that talk to each other through Services from one port, as gossip
+/// protocols, NTP and IKE do: a peer's answer is no direct use of what it dials
+/// itself.
+#[rstest]
+fn peers_may_dial_each_other(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(&[], &[0x8100])] tags: &[u16],
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let peers = [cast.endpoint(1), cast.endpoint(2)];
+    let front_ends = [cast.vip_with(1, 7946), cast.vip_with(2, 7946)];
+    for (peer, front_end) in peers.into_iter().zip(front_ends) {
+        datapath.serve(&ServicePort::udp(front_end, &[peer]));
+    }
+    let datagram = |src, dst| Packet {
+        tags: tags.to_vec(),
+        ..Packet::udp(src, dst)
+    };
+    for round in 0..3 {
+        for (own, other) in [(0, 1), (1, 0)] {
+            let question = datagram(peers[own], front_ends[other]);
+            let ran = datapath.run(Hook::Ingress, &question);
+            ran.passed_as(&question.clone().to(peers[other]));
+            if round == 0 && own == 0 {
+                continue;
+            }
+            for (from, to) in [(own, other), (other, own)] {
+                let answer = datagram(peers[from], peers[to]);
+                let ran = datapath.run(Hook::Ingress, &answer);
+                ran.left_alone(&answer.bytes());
+                let ran = datapath.run(Hook::Egress, &answer);
+                ran.passed_as(&answer.from(front_ends[from]));
+                ran.counted(&[]);
+            }
+        }
+    }
+}
