@@ -144,6 +144,14 @@ pub fn hash<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
     )
 }
 
+/// Hash of the packet's source address alone.
+#[inline(never)]
+pub fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
+    let key = config().map_or([0; 2], |config| config.hash_key);
+    let client = (&headers.ip.src, BePort::ZERO);
+    select::flow_hash(key, client, client, Protocol::ANY)
+}
+
 /// Puts the backend that `hash` picks, `skip` slots further on, into the
 /// scratch flow. [`Opened::Flow`] if there is one.
 #[inline(never)]

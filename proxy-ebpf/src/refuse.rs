@@ -15,6 +15,7 @@ use proxy_common::{
 };
 
 use crate::{
+    choose,
     hint::{self, Hint},
     opaque::opaque,
     open::Opened,
@@ -33,8 +34,15 @@ pub enum To {
     Host,
 }
 
-/// Refusals that one CPU sends in a millisecond.
-const LIMIT: u64 = 64;
+/// Refusals that one CPU sends in a tick of the clock.
+const LIMIT: u64 = 128;
+/// Those of them that may go to one client.
+const BURST: u64 = 64;
+/// The same if it has just wanted more than it may have.
+const SHARE: u64 = 16;
+/// How long that is remembered, in milliseconds: a few ticks, which are up to
+/// ten milliseconds long.
+const RECENT: u64 = 16;
 
 /// Bytes of the transport header that an ICMP error quotes.
 const QUOTED: u32 = 8;
@@ -114,7 +122,7 @@ pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(
     if !is_from_single_host::<F>(*skb, headers) {
         return Err(Outcome::drop(Counter::RefusalUnanswerable));
     }
-    if !within_limit() {
+    if !within_limit::<F>(headers) {
         return Err(Outcome::drop(Counter::RefusalLimited));
     }
     Ok(())
@@ -129,21 +137,35 @@ fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool
     station && F::is_single_host(&ip.src) && ip.src != ip.dst
 }
 
-/// Whether this CPU may send one more answer.
+/// Whether this CPU may send one more answer, to this client: one that floods
+/// leaves answers for others.
 #[inline(always)]
-fn within_limit() -> bool {
-    let Some(refusals) = tables::refusals() else {
+fn within_limit<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
+    // SAFETY: the helper reads a clock.
+    let millisecond = unsafe { bpf_ktime_get_coarse_ns() } >> 20;
+    let share = choose::hash_of_client::<F>(headers) as u32;
+    let (Some(all), Some(own)) = (tables::refusals(), tables::refusals_to(share)) else {
         return false;
     };
-    // SAFETY: the helper reads a clock; the value is this CPU's own.
+    // SAFETY: values of this CPU's own.
     unsafe {
-        let millisecond = bpf_ktime_get_coarse_ns() >> 20;
-        if (*refusals).millisecond != millisecond {
-            (*refusals).millisecond = millisecond;
-            (*refusals).sent = 0;
+        if (*own).millisecond != millisecond {
+            let recent = (*own).millisecond + RECENT >= millisecond;
+            let flooded = recent && (*own).wanted > (*own).limit;
+            (*own).limit = if flooded { SHARE } else { BURST };
+            (*own).millisecond = millisecond;
+            (*own).wanted = 0;
         }
-        (*refusals).sent += 1;
-        (*refusals).sent <= LIMIT
+        (*own).wanted += 1;
+        if (*own).wanted > (*own).limit {
+            return false;
+        }
+        if (*all).millisecond != millisecond {
+            (*all).millisecond = millisecond;
+            (*all).sent = 0;
+        }
+        (*all).sent += 1;
+        (*all).sent <= LIMIT
     }
 }
 

@@ -58,6 +58,10 @@ static COUNTERS: PerCpuArray<u64, { Counter::ROOM }> = PerCpuArray::new();
 static DEVICES: HashMap<u32, Device, SMALL, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
+/// By client; not pinned.
+#[btf_map]
+static REFUSED_CLIENTS: PerCpuArray<RefusedClient, { REFUSED_CLIENTS_MASK as usize + 1 }> =
+    PerCpuArray::new();
 #[btf_map]
 static EXPLAIN: Array<Explain, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -130,6 +134,18 @@ pub struct Refusals {
     pub millisecond: u64,
     pub sent: u64,
 }
+
+/// What one CPU was asked to refuse to the clients with one hash.
+#[repr(C)]
+pub struct RefusedClient {
+    pub millisecond: u64,
+    pub wanted: u64,
+    /// Answers in this millisecond.
+    pub limit: u64,
+}
+
+/// Bits of a client's hash that tell clients apart.
+const REFUSED_CLIENTS_MASK: u32 = 0xff;
 
 /// Gives code that is generic over the family its maps.
 pub trait Tables: ConfigFamily {
@@ -361,6 +377,12 @@ pub fn is_exception(cgroup: u64) -> bool {
 #[inline(always)]
 pub fn refusals() -> Option<*mut Refusals> {
     REFUSALS.get_ptr_mut(0)
+}
+
+/// This CPU's record of refusals to clients with this hash.
+#[inline(always)]
+pub fn refusals_to(hash: u32) -> Option<*mut RefusedClient> {
+    REFUSED_CLIENTS.get_ptr_mut(hash & REFUSED_CLIENTS_MASK)
 }
 
 /// The question to the program `explain`, and its answer.

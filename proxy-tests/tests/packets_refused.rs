@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proxy_common::{counter::Counter, net::Protocol};
@@ -353,6 +353,42 @@ fn answers_are_limited(
     tick();
     let ran = datapath.run(Hook::Ingress, &refused);
     assert_eq!(ran.verdict, Verdict::Redirect, "{ran:?}");
+}
+
+/// A flood of one client does not use up the answers of the others.
+#[rstest]
+fn one_clients_flood_leaves_answers_for_others(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(true, false)] pings: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]));
+    let of = |index| {
+        let client = cast.pod_with(index, 40_000);
+        if pings {
+            Packet::echo(client.ip(), cast.vip().ip())
+        } else {
+            Packet::syn(client, cast.vip())
+        }
+        .bytes()
+    };
+    let (flood, other) = (of(1), of(2));
+    stay_on_this_cpu();
+    let mut answered = 0;
+    let until = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < until {
+        datapath.run_uncounted(Hook::Ingress, &flood);
+    }
+    for _ in 0..200 {
+        for _ in 0..100 {
+            datapath.run_uncounted(Hook::Ingress, &flood);
+        }
+        let (verdict, _) = datapath.run_uncounted(Hook::Ingress, &other);
+        answered += usize::from(verdict == Verdict::Redirect);
+    }
+    // A flood that other work on this CPU interrupts begins anew with a burst.
+    assert!(answered > 150, "{answered} of 200");
 }
 
 /// The limit is one for each CPU.
