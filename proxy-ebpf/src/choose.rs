@@ -67,6 +67,15 @@ fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     }
 }
 
+/// Whether what the packet in scratch memory is addressed to is a front end of
+/// this row of `SERVICES`, and for its sender.
+#[inline(never)]
+pub fn is_dialled_as<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
+    frontend::<F>(scratch) == Dialled::Service
+        && scratch.frontend.service == service
+        && opaque(client::is_admitted::<F>(scratch))
+}
+
 /// Whether the packet in scratch memory, whose ports may not be known, may be
 /// one to a Service. Where they are not known, those to an address of this node
 /// are left to it.

@@ -16,7 +16,7 @@ use crate::{
     outcome::Outcome,
     outgoing,
     packet::Skb,
-    parse::{self, IpHeader},
+    parse::{self, IpHeader, tcp},
     rewrite::{self, Side},
     service_range, tables,
 };
@@ -38,7 +38,9 @@ pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
         if flow.frontend_port != headers.dst_port
             || flow.frontend_addr != headers.ip.dst
             || flow.flags & (Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING) != 0
+            || headers.tcp_flags & tcp::RST != 0
             || flow::is_stale::<F>(flow, &headers)
+            || flow::is_due::<F>(flow, &headers)
         {
             return None;
         }

@@ -6,13 +6,13 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use proxy_common::{
     flow::{Flow, FlowKey, state, ticks},
     masquerade::MasqueradeKey,
-    net::BePort,
+    net::{BePort, Protocol},
 };
 
 use crate::{
     choose,
     parse::{Headers, IpHeader, tcp},
-    tables::Tables,
+    tables::{Tables, config},
 };
 
 /// A record in the table. It stays readable for the program's run; one that
@@ -129,6 +129,10 @@ pub enum Direction {
 
 /// Notes that a packet of the flow passed. Writes only what changes: a flow's
 /// cache line stays shared between the CPUs that serve its two directions.
+///
+/// Nobody has checked a packet that has just come in: a reset that is not
+/// followed by resets alone was not believed, and a SYN on a connection that is
+/// open says nothing about it until the backend answers.
 #[inline(always)]
 pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, direction: Direction) {
     let mut bits = state::SEEN;
@@ -143,11 +147,20 @@ pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, directi
             bits |= state::RST;
         }
     }
-    let now = now();
     let flow = record.as_ptr();
+    // SAFETY: see `Record`.
+    let claims = direction == Direction::ToBackend
+        && headers.opens_connection()
+        && is_open::<F>(unsafe { &*flow }, headers);
+    let disproves = bits & (state::BEYOND_SYN | state::RST) == state::BEYOND_SYN;
+    let now = now();
     // SAFETY: see `Record`; each field is written by aligned stores of its own
     // size.
     unsafe {
+        if disproves && ((*flow).client_state | (*flow).backend_state) & state::RST != 0 {
+            (*flow).client_state &= !state::RST;
+            (*flow).backend_state &= !state::RST;
+        }
         let seen = match direction {
             Direction::ToBackend => &raw mut (*flow).client_state,
             Direction::ToClient => &raw mut (*flow).backend_state,
@@ -155,7 +168,7 @@ pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, directi
         if *seen & bits != bits {
             *seen |= bits;
         }
-        if (*flow).last_seen != now {
+        if !claims && (*flow).last_seen != now {
             (*flow).last_seen = now;
         }
         // What the backend accepts next is this connection.
@@ -182,17 +195,44 @@ pub fn is_closing<A>(flow: &Flow<A>) -> bool {
         || (flow.client_state | flow.backend_state) & state::RST != 0
 }
 
+/// Whether a TCP connection is open, as far as both ends have told.
+#[inline(always)]
+fn is_open<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+    headers.ip.protocol == Protocol::TCP
+        && flow.client_state & state::BEYOND_SYN != 0
+        && flow.backend_state & state::SEEN != 0
+        && !is_closing(flow)
+}
+
+/// Whether no packet of the flow has passed for as long as a connection that is
+/// over is remembered.
+#[inline(always)]
+fn is_idle<A>(flow: &Flow<A>) -> bool {
+    config().is_none_or(|config| now().wrapping_sub(flow.last_seen) > config.timeouts.tcp_closing)
+}
+
 /// Whether a packet towards the front end must not follow the flow's record,
 /// but have a backend chosen anew.
 #[inline(always)]
 pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     if headers.ip.protocol.has_connections() {
         // Established connections are never moved (S79); one that opens on an
-        // old record is another connection.
-        headers.opens_connection() && (is_closing(flow) || !choose::is_serving::<F>(flow))
+        // old record is another connection, unless that is open.
+        headers.opens_connection()
+            && (is_closing(flow)
+                || !choose::is_serving::<F>(flow)
+                    && (!is_open::<F>(flow, headers) || is_idle(flow)))
     } else {
         !choose::is_serving::<F>(flow)
     }
+}
+
+/// Whether a flow is to be compared with its front end again: of protocols
+/// without connections about once a second, because such a flow ends with its
+/// front end, however busy it is.
+#[inline(always)]
+pub fn is_due<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+    !headers.ip.protocol.has_connections() && flow.last_seen != now()
 }
 
 /// Whether the backend accepts another connection than the flow's: the one

@@ -78,6 +78,10 @@ fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
         return Outcome::NEXT;
     };
     let headers = &mut scratch.headers;
+    // What the host will throw away opens, ends and asks nothing.
+    if !opaque(parse::is_intact::<F>(&skb, headers)) {
+        return Outcome::NEXT;
+    }
     if headers.ip.unreadable {
         return unreadable::<F>(&skb, scratch);
     }
@@ -208,8 +212,10 @@ pub fn existing<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>
     scratch.key = flow::client_key::<F>(headers);
     let record = flow::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
     // SAFETY: see `Record`.
-    let stale = flow::is_stale::<F>(unsafe { record.as_ref() }, headers);
-    (!stale).then_some(record)
+    let flow = unsafe { record.as_ref() };
+    let stale = opaque(flow::is_stale::<F>(flow, headers));
+    let due = opaque(flow::is_due::<F>(flow, headers));
+    (!stale && (!due || choose::is_dialled_as::<F>(scratch, flow.service))).then_some(record)
 }
 
 /// Debug lines about new flows. The agent sets the level when it loads the

@@ -100,6 +100,9 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         return Opened::Reset;
     }
     if !opaque(client::is_admitted::<F>(scratch)) {
+        if place == Place::Replace {
+            flow::remove::<F>(&scratch.key);
+        }
         return Opened::Denied;
     }
     if place == Place::None {

@@ -150,6 +150,10 @@ pub trait IpHeader: Tables {
     /// Reads the IP header at `l3` and what leads to the transport header.
     fn read_ip(skb: Skb, l3: u32) -> Option<Ip<Self::Addr>>;
 
+    /// Whether the header's own checksum is right, if it has one. The host throws
+    /// the packet away if it is not.
+    fn is_intact(skb: Skb, ip: &Ip<Self::Addr>, l3: u32) -> bool;
+
     /// Adds `difference` to the header's own checksum, if it has one.
     fn add_to_header_checksum(skb: Skb, l3: u32, difference: u32) -> Result<(), Fault>;
 }
@@ -255,6 +259,12 @@ fn read_headers<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Optio
     Some(())
 }
 
+/// [`IpHeader::is_intact`] of the packet in scratch memory.
+#[inline(never)]
+pub fn is_intact<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> bool {
+    F::is_intact(*skb, &headers.ip, headers.l3)
+}
+
 /// Offset of a packet's end. The length from `start` on is in network order; of
 /// packets that are to be cut it is zero if it has no room in its field.
 #[inline(always)]
@@ -331,6 +341,23 @@ impl IpHeader for V4 {
             part,
             unreadable: false,
         })
+    }
+
+    #[inline(always)]
+    fn is_intact(skb: Skb, ip: &Ip<AddrV4>, l3: u32) -> bool {
+        const LONGEST: u32 = 60;
+        let mut sum = 0;
+        let mut offset = 0;
+        while offset < LONGEST {
+            if l3 + offset < ip.l4 {
+                let Some(word) = skb.read::<u32>(l3 + offset) else {
+                    return false;
+                };
+                sum = checksum::add(sum, word);
+            }
+            offset += 4;
+        }
+        checksum::fold(sum) == 0xffff
     }
 
     #[inline(always)]
@@ -477,6 +504,11 @@ impl IpHeader for V6 {
         ip.fragment_protocol = opaque(ip.fragment_protocol);
         ip.unreadable = opaque(ip.unreadable);
         Some(ip)
+    }
+
+    #[inline(always)]
+    fn is_intact(_skb: Skb, _ip: &Ip<AddrV6>, _l3: u32) -> bool {
+        true
     }
 
     #[inline(always)]

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::{config::Config, counter::Counter, device::Device, local_addr::LocalAddr};
+use proxy_common::{
+    config::Config, counter::Counter, device::Device, local_addr::LocalAddr, net::Protocol,
+};
 use proxy_tests::{
     Family,
     packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
@@ -449,4 +451,108 @@ fn a_changed_policy_leaves_open_flows_alone(#[values(Family::V4, Family::V6)] fa
     let another = Packet::syn(cast.outsider_with(1, 40_001), address);
     let ran = datapath.run(Hook::Ingress, &another);
     ran.dropped_for(Counter::SourceRangeDenied);
+}
+
+/// What becomes of a Service's front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    OtherNodePort,
+    OtherPort,
+    ExternalIpWithdrawn,
+    LoadBalancerWithdrawn,
+    SourceRangesNarrowed,
+}
+
+/// A front end that is gone, or not for the client any more, ends its UDP flows
+/// within a second or so, however busy they are; TCP goes on (S79).
+#[rstest]
+fn udp_flows_end_with_their_front_end(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(Protocol::TCP, Protocol::UDP)] protocol: Protocol,
+    #[values(
+        Change::OtherNodePort,
+        Change::OtherPort,
+        Change::ExternalIpWithdrawn,
+        Change::LoadBalancerWithdrawn,
+        Change::SourceRangesNarrowed
+    )]
+    change: Change,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    let (client, backend) = (cast.outsider(), cast.endpoint(1));
+    let (node, other) = (cast.node(), cast.vip_with(11, 80));
+    let port = |index, number| {
+        let vip = cast.vip_with(index, number);
+        ServicePort::new(protocol, vip, &[backend]).named("one", "port")
+    };
+    let ranged = |range: &str| {
+        port(10, 80)
+            .with(FrontEnd::load_balancer(other).restricted())
+            .for_clients(range)
+    };
+    let client_range = if family == Family::V4 {
+        "198.51.100.0/24"
+    } else {
+        "fd00:51::/32"
+    };
+    let (before, after, dialled) = match change {
+        Change::OtherNodePort => (
+            port(10, 80).with(FrontEnd::node_port(30_080)),
+            port(10, 80).with(FrontEnd::node_port(30_081)),
+            SocketAddr::new(node, 30_080),
+        ),
+        Change::OtherPort => (port(10, 80), port(10, 81), cast.vip_with(10, 80)),
+        Change::ExternalIpWithdrawn => (
+            port(10, 80).with(FrontEnd::external_ip(other)),
+            port(10, 80),
+            other,
+        ),
+        Change::LoadBalancerWithdrawn => (
+            port(10, 80).with(FrontEnd::load_balancer(other)),
+            port(10, 80),
+            other,
+        ),
+        Change::SourceRangesNarrowed => (
+            ranged(client_range),
+            ranged(if family == Family::V4 {
+                "10.0.0.0/8"
+            } else {
+                "2001:db8::/32"
+            }),
+            other,
+        ),
+    };
+    let request = match protocol {
+        Protocol::TCP => Packet::data(client, dialled),
+        _ => Packet::udp(client, dialled),
+    };
+    datapath.serve(&before);
+    for _ in 0..2 {
+        let led = request.clone().to(backend);
+        datapath.run(Hook::Ingress, &request).passed_as(&led);
+    }
+    datapath.serve(&after);
+    datapath.age(client, 1);
+    let ran = datapath.run(Hook::Ingress, &request);
+    if protocol == Protocol::TCP {
+        ran.passed_as(&request.to(backend));
+        return;
+    }
+    match change {
+        Change::OtherNodePort | Change::ExternalIpWithdrawn | Change::LoadBalancerWithdrawn => {
+            ran.left_alone(&request.bytes());
+        }
+        Change::OtherPort => {
+            let error = Packet::port_unreachable(dialled.ip(), &request, 8);
+            ran.answered_by(&error.answering(&request));
+        }
+        Change::SourceRangesNarrowed => ran.dropped_for(Counter::SourceRangeDenied),
+    }
+    // What was addressed to a former NodePort may be told at once from ours, and
+    // its flow ends as an idle one.
+    if change != Change::OtherNodePort {
+        assert_eq!(datapath.flows_of(client), []);
+    }
 }
