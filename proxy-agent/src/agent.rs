@@ -125,6 +125,7 @@ async fn serve(
     let mut loaded = load::load(&LoadOptions {
         pins: pins.clone(),
         sizes: config.sizes,
+        masquerade_ports: config.masquerade_ports,
         log_level: telemetry::level(),
     })?;
     info!(

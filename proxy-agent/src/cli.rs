@@ -18,6 +18,7 @@ use clap::{
     Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
     error::ErrorKind, parser::ValueSource,
 };
+use proxy_common::masquerade::PortRange;
 
 use crate::{
     config::{
@@ -109,6 +110,16 @@ pub struct RunArgs {
     pub paths: PathArgs,
     #[command(flatten)]
     pub tables: TableArgs,
+    /// Ports that masqueraded connections may take, towards each backend. A
+    /// range that no process of this node uses keeps them apart
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        env = "TANDEM_MASQUERADE_PORTS",
+        default_value = "1024-65535",
+        value_parser = value::port_range
+    )]
+    pub masquerade_ports: PortRange,
     /// How programs are put on devices
     #[arg(
         long,

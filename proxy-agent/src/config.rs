@@ -11,7 +11,7 @@ use std::{
 
 use clap::ValueEnum;
 use ipnet::IpNet;
-use proxy_common::family::Family;
+use proxy_common::{family::Family, masquerade::PortRange};
 
 use self::node_ports::NodePortAddresses;
 use crate::{
@@ -34,6 +34,7 @@ pub struct Config {
     pub bpf_root: PathBuf,
     pub sockets: SocketConfig,
     pub sizes: Sizes,
+    pub masquerade_ports: PortRange,
     pub attach: Mode,
     /// None to serve no metrics.
     pub metrics: Option<SocketAddr>,
@@ -80,6 +81,7 @@ impl TryFrom<RunArgs> for Config {
                     max_endpoints,
                     flow_table_size,
                 },
+            masquerade_ports,
             attach,
             sockets,
             sockets_exclude_cgroup,
@@ -105,6 +107,7 @@ impl TryFrom<RunArgs> for Config {
                 flows: flow_table_size,
                 ..Sizes::DEFAULT
             },
+            masquerade_ports,
             attach: match attach {
                 Attach::Auto => Mode::best(),
                 Attach::Tcx => Mode::Tcx,

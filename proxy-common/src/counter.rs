@@ -59,7 +59,7 @@ counters! {
     UnknownPort => "unknown_port",
     /// Refusals not sent because of the rate limit.
     RefusalLimited => "refusal_limited",
-    /// New flows dropped because no masquerade port was free in time.
+    /// New flows refused because no masquerade port towards their backend was found.
     MasqueradePortsExhausted => "masquerade_ports_exhausted",
     /// New flows dropped because their device has no address to masquerade to.
     MasqueradeNoAddress => "masquerade_no_address",
@@ -97,6 +97,8 @@ counters! {
     RefusalUnanswerable => "refusal_unanswerable",
     /// Packets of Services dropped because their transport header or its checksum is out of reach.
     Unreadable => "unreadable",
+    /// Masquerade ports taken from connections that were over, or from flows that nobody answered.
+    MasqueradeTakenOver => "masquerade_taken_over",
 }
 
 #[cfg(test)]

@@ -95,10 +95,10 @@ impl<A> Flow<A> {
     /// With [`Flow::MASQUERADE`]: client and backend are both this host, which
     /// refuses packets from its own addresses; use the front end's address.
     pub const FRONTEND_ADDRESS: u8 = 4;
-    /// Not translated: a connection that this node opens itself from a port
-    /// that is also a NodePort, so that its replies are not taken for clients
-    /// of that. Front end and backend are its other end, and the masquerade
-    /// tuple is the client's own.
+    /// A connection that this node opens itself from a port that is also a
+    /// NodePort, so that its replies are not taken for clients of that. Front
+    /// end and backend are its other end, and the masquerade tuple is the
+    /// client's own; with another port, where a masqueraded flow has that one.
     pub const OUTGOING: u8 = 8;
 
     /// The port between the hooks of a client whose own is `client`.

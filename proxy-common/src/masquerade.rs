@@ -19,30 +19,88 @@ pub struct MasqueradeKey<A> {
     pub zero: [u8; 3],
 }
 
-/// Ports that a masqueraded flow may take when it cannot keep the client's:
-/// below and above Linux' default ephemeral ports and Kubernetes' default
-/// NodePorts (E20).
-pub mod ports {
-    /// First port of the low range.
-    pub const LOW: u16 = 10_000;
-    /// Number of ports in the low range, up to 29,999.
-    pub const LOW_COUNT: u16 = 20_000;
-    /// First port of the high range.
-    pub const HIGH: u16 = 61_000;
-    /// Number of ports in the high range, up to 65,535.
-    pub const HIGH_COUNT: u16 = 4_536;
-    /// How many ports are tried before a new flow is refused.
-    pub const TRIES: u32 = 16;
+/// The ports that a masqueraded flow may take: from the first to the last one.
+///
+/// They are shared with everybody else on the node, as those of netfilter's
+/// MASQUERADE are. `NodePorts` are left out, and so are ports from which a
+/// process of the host uses the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
 
-    /// Maps any number to a port of the two ranges, every port equally often.
+impl PortRange {
+    /// All ports but those below 1024, which tell backends that a client has
+    /// privileges: the range of netfilter's MASQUERADE.
+    pub const UNPRIVILEGED: Self = Self {
+        first: 1024,
+        last: u16::MAX,
+    };
+
+    /// The range of these two ports, if there is one. Port 0 is no port.
+    pub const fn new(first: u16, last: u16) -> Option<Self> {
+        if first == 0 || last < first {
+            return None;
+        }
+        Some(Self { first, last })
+    }
+
+    /// The range as the word in which the agent hands it to the programs.
+    pub const fn to_bits(self) -> u32 {
+        (self.first as u32) << 16 | self.last as u32
+    }
+
+    /// The range that a word stands for.
     #[inline(always)]
-    pub const fn nth(number: u32) -> u16 {
-        let total = LOW_COUNT as u32 + HIGH_COUNT as u32;
-        #[expect(clippy::cast_possible_truncation, reason = "below 24,536")]
-        let offset = (number % total) as u16;
-        // Without a branch, which the verifier would follow both ways in each
-        // round of the loop that tries ports.
-        LOW + offset + (offset >= LOW_COUNT) as u16 * (HIGH - LOW - LOW_COUNT)
+    pub const fn from_bits(bits: u32) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+        let (first, last) = ((bits >> 16) as u16, bits as u16);
+        Self { first, last }
+    }
+
+    /// Maps any number to a port, every port equally often.
+    #[inline(always)]
+    pub const fn nth(self, number: u32) -> u16 {
+        let count = self.last.wrapping_sub(self.first) as u64 + 1;
+        #[expect(clippy::cast_possible_truncation, reason = "below the count")]
+        let offset = ((number as u64 * count) >> 32) as u16;
+        self.first.wrapping_add(offset)
+    }
+}
+
+/// The numbers of the ports that a flow tries, one after the other.
+///
+/// The first depends on the flow alone, so that one whose record was lost
+/// usually finds its port again. The distance between the others is the flow's
+/// own too, or they would fill up next to each other; and it changes with time,
+/// so that a packet that is sent again tries other ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probes {
+    next: u32,
+    step: u32,
+}
+
+impl Probes {
+    /// Those of the flow with this hash, at this time in any unit.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "halves of a hash")]
+    pub const fn new(hash: u64, now: u64) -> Self {
+        let spread = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Self {
+            next: hash as u32,
+            step: ((hash >> 32) ^ spread) as u32 | 1,
+        }
+    }
+
+    /// The next number.
+    #[inline(always)]
+    pub const fn next(&mut self) -> u32 {
+        let number = self.next;
+        self.next = number.wrapping_add(self.step);
+        number
     }
 }
 
@@ -52,17 +110,44 @@ pod!(MasqueradeKey<AddrV4>, MasqueradeKey<AddrV6>);
 
 #[cfg(test)]
 mod tests {
-    use super::ports;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// All numbers of a round of probes, evenly spread.
+    const EVENLY: u32 = u32::MAX / 100_000;
 
     #[test]
-    fn every_number_gives_a_port_of_the_two_ranges() {
-        let mut seen = std::collections::BTreeSet::new();
-        for number in 0..24_536 {
-            let port = ports::nth(number);
-            assert!((10_000..30_000).contains(&port) || port >= 61_000, "{port}");
-            seen.insert(port);
+    fn every_port_of_the_range_is_reached_and_no_other() {
+        for (first, last) in [(1024, 65_535), (1, 1), (30_000, 30_006)] {
+            let range = PortRange::new(first, last).expect("a range");
+            let numbers = (0..=100_000).map(|n| n * EVENLY).chain([u32::MAX]);
+            let seen: BTreeSet<_> = numbers.map(|number| range.nth(number)).collect();
+            assert_eq!(seen, (first..=last).collect());
+            assert_eq!(PortRange::from_bits(range.to_bits()), range);
         }
-        assert_eq!(seen.len(), 24_536);
-        assert_eq!(ports::nth(u32::MAX), ports::nth(u32::MAX % 24_536));
+    }
+
+    #[test]
+    fn a_range_has_ports() {
+        assert_eq!(PortRange::new(0, 5), None);
+        assert_eq!(PortRange::new(6, 5), None);
+    }
+
+    #[test]
+    fn only_the_first_probe_is_the_same_at_another_time() {
+        let probe = |hash, now| {
+            let mut probes = Probes::new(hash, now);
+            std::array::from_fn::<_, 16, _>(|_| PortRange::UNPRIVILEGED.nth(probes.next()))
+        };
+        let hash = 0x0123_4567_89ab_cdef;
+        let (one, other) = (probe(hash, 1_000_000), probe(hash, 2_000_000));
+        assert_eq!(one[0], other[0]);
+        assert_eq!(BTreeSet::from(one).len(), 16);
+        assert!(BTreeSet::from(one).is_disjoint(&other[1..].iter().copied().collect()));
+        // Nor do flows follow each other that begin at one port.
+        let neighbour = probe(hash ^ 1 << 40, 1_000_000);
+        assert_eq!(one[0], neighbour[0]);
+        assert_ne!(one[1], neighbour[1]);
     }
 }

@@ -28,7 +28,7 @@ const FRAGMENT_HEADER: u32 = 8;
 pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> Option<Outcome> {
     let hook = match to {
         To::Sender => Hook::Ingress,
-        To::Host => Hook::Egress,
+        To::Host | To::Client => Hook::Egress,
     };
     let part = scratch.headers.ip.part;
     let is_request = if part == Part::Later {

@@ -55,7 +55,14 @@ fn fast_or_slow<F: IpHeader>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
 #[inline(always)]
 pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
     let (hint, link) = hint::resume(skb);
-    handle::<F>(skb.on(link), hint).action()
+    let skb = skb.on(link);
+    let outcome = handle::<F>(skb, hint);
+    if outcome == Outcome::AGAIN {
+        hint::keep(skb, Hint::None);
+        tables::go_slow(skb, F::SLOW.egress);
+        return Outcome::drop(Counter::RewriteFailed).action();
+    }
+    outcome.action()
 }
 
 #[inline(always)]
@@ -64,8 +71,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::NEXT;
     };
     if hint == Hint::Opened {
-        outgoing::note::<F>(scratch);
-        return Outcome::NEXT;
+        return outgoing::note::<F>(&skb, scratch);
     }
     let headers = &mut scratch.headers;
     if headers.ip.unreadable {
@@ -116,10 +122,10 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         }
     }
     if hint != Hint::None {
-        if hint != Hint::Foreign {
-            outgoing::note::<F>(scratch);
+        if hint == Hint::Foreign {
+            return Outcome::NEXT;
         }
-        return Outcome::NEXT;
+        return outgoing::note::<F>(&skb, scratch);
     }
     if to_backend && let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
         return outcome;
@@ -139,8 +145,7 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         // the client's retry succeeds.
         return Outcome::drop(Counter::Untranslated);
     }
-    outgoing::note::<F>(scratch);
-    Outcome::NEXT
+    outgoing::note::<F>(&skb, scratch)
 }
 
 /// A packet that cannot be translated, as at ingress: neither a backend's reply

@@ -12,7 +12,7 @@ use proxy_common::{
 use crate::{
     choose,
     parse::{Headers, IpHeader, tcp},
-    tables::{Tables, config},
+    tables::{self, Tables, config},
 };
 
 /// A record in the table. It stays readable for the program's run; one that
@@ -209,6 +209,28 @@ fn is_open<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> boo
 #[inline(always)]
 fn is_idle<A>(flow: &Flow<A>) -> bool {
     config().is_none_or(|config| now().wrapping_sub(flow.last_seen) > config.timeouts.tcp_closing)
+}
+
+/// Ticks since the flow's last packet. None, if that came while `now` was read.
+#[inline(always)]
+pub fn idle<A>(flow: &Flow<A>) -> u32 {
+    now().saturating_sub(flow.last_seen)
+}
+
+/// Whether a flow may end before its time, for one that opens: it is over, or
+/// nobody has answered it for as long as it would have under pressure.
+#[inline(always)]
+pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
+    let lasts = if protocol.has_connections() {
+        if is_closing(flow) {
+            return true;
+        }
+        flow.client_state & state::BEYOND_SYN
+    } else {
+        state::SEEN
+    };
+    let patience = tables::config().map_or(u32::MAX, |config| config.timeouts.pressed);
+    (lasts == 0 || flow.backend_state & state::SEEN == 0) && idle(flow) > patience
 }
 
 /// Whether a packet towards the front end must not follow the flow's record,

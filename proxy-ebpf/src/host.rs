@@ -33,7 +33,7 @@ use crate::{
     outcome::{Fault, Outcome},
     packet::{ETH_LEN, Link, Skb},
     parse::{self, Headers, IpHeader, Part},
-    refuse::{self, Refusal},
+    refuse::{self, Refusal, To},
     rewrite::{self, Side},
     route,
     tables::{self, Scratch},
@@ -172,7 +172,7 @@ fn unknown_fragment<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Outcome {
 #[inline(never)]
 fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if scratch.headers.ip.protocol == F::ICMP
-        && let Some(outcome) = echo::answer::<F>(skb, scratch, refuse::To::Host)
+        && let Some(outcome) = echo::answer::<F>(skb, scratch, To::Host)
     {
         return outcome;
     }
@@ -221,7 +221,7 @@ fn find_or_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) 
         Opened::Flow => None,
         Opened::NotOurs => Some(Outcome::NEXT),
         refused => {
-            let refused = refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Host);
+            let refused = refuse::answer::<F>(skb, &scratch.headers, refused, To::Host);
             Some(refused)
         }
     }
@@ -241,7 +241,7 @@ fn send<F: IpHeader + Route>(
     route.__bindgen_anon_1.tot_len = longest::<F>(&skb, &scratch.headers) as u16;
     match route::look_up(&skb, &mut route, 0) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
-            if let Err(outcome) = masquerade::change_port::<F>(&skb, scratch, record) {
+            if let Err(outcome) = masquerade::change_port::<F>(&skb, scratch, record, To::Host) {
                 return Ok(outcome);
             }
             rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;

@@ -160,9 +160,9 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
         if let Some(record) = masquerade::client::<F>(scratch) {
             // SAFETY: see `Record`.
             let flow = unsafe { record.as_ref() };
-            return if flow.flags & Flow::<F::Addr>::OUTGOING != 0
-                || !masquerade::is_masquerade::<F>(flow, &scratch.reply)
-            {
+            let kept_its_port = flow.flags & Flow::<F::Addr>::OUTGOING != 0
+                && scratch.key.port == scratch.reply.masquerade_port;
+            return if kept_its_port || !masquerade::is_masquerade::<F>(flow, &scratch.reply) {
                 Outcome::NEXT
             } else if flow.uplink == 0 {
                 finish(unmasquerade::<F>(&skb, scratch, record))

@@ -22,7 +22,7 @@ use crate::{
     outcome::{Fault, Outcome},
     packet::{Addressee, Link, Skb, same_mac},
     parse::{self, Headers, IpHeader, Part},
-    refuse,
+    refuse::{self, To},
     rewrite::{self, Side},
     service_range,
     tables::{self, Scratch},
@@ -169,7 +169,7 @@ fn to_frontend<F: IpHeader + host::Route>(
     arrival: Arrival,
 ) -> Outcome {
     if scratch.headers.ip.protocol == F::ICMP
-        && let Some(outcome) = echo::answer::<F>(skb, scratch, refuse::To::Sender)
+        && let Some(outcome) = echo::answer::<F>(skb, scratch, To::Sender)
     {
         return outcome;
     }
@@ -188,7 +188,7 @@ fn to_frontend<F: IpHeader + host::Route>(
                     return Outcome::NEXT;
                 }
                 refused => {
-                    return refuse::answer::<F>(skb, &scratch.headers, refused, refuse::To::Sender);
+                    return refuse::answer::<F>(skb, &scratch.headers, refused, To::Sender);
                 }
             }
             let ip = &scratch.headers.ip;
@@ -199,7 +199,7 @@ fn to_frontend<F: IpHeader + host::Route>(
         }
     };
     fragment::remember::<F>(&scratch.headers, Hook::Ingress);
-    if let Err(outcome) = masquerade::change_port::<F>(skb, scratch, record) {
+    if let Err(outcome) = masquerade::change_port::<F>(skb, scratch, record, To::Sender) {
         return outcome;
     }
     forward_slowly::<F>(skb, scratch, record, arrival)

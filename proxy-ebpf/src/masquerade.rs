@@ -4,14 +4,18 @@
 //! only if nobody has it yet, so two flows never share one (E20).
 
 use aya_ebpf::{
+    Global,
     bindings::{bpf_sock, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    cty::c_void,
+    helpers::generated::{
+        bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
 };
 use proxy_common::{
     counter::Counter,
-    family::{V4, V6},
-    flow::Flow,
-    masquerade::{MasqueradeKey, ports},
+    family::{Family, V4, V6},
+    flow::{Flow, FlowKey},
+    masquerade::{MasqueradeKey, PortRange, Probes},
     net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
 };
 
@@ -22,14 +26,31 @@ use crate::{
     hint::{self, Hint},
     host::{self, Route},
     opaque::opaque,
+    open::Opened,
     outcome::{Fault, Outcome},
     outgoing,
     packet::Skb,
     parse::{Headers, IpHeader},
+    refuse::{self, Refusal, To},
     rewrite::{self, Side},
     route,
     tables::{self, Scratch, Tables},
 };
+
+/// Ports that are looked at before the flow of one of them has to give way.
+const PROBES: u32 = 16;
+/// Rounds of 64 looks before a new flow is refused. With 60,000 of 64,512 ports
+/// in use, one flow in a hundred million finds none.
+const ROUNDS: u32 = 4;
+
+/// Worth of a port that its holder keeps.
+const IN_USE: u32 = 0;
+/// Worth of a port that nobody has.
+const FREE: u32 = u32::MAX;
+
+/// The ports that the agent lets masqueraded flows have.
+#[unsafe(no_mangle)]
+static MASQUERADE_PORTS: Global<u32> = Global::new(PortRange::UNPRIVILEGED.to_bits());
 
 /// `BPF_TCP_LISTEN`.
 const TCP_LISTEN: u32 = 10;
@@ -48,12 +69,14 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    let kind = flow.flags & (Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::OUTGOING);
-    if kind != Flow::<F::Addr>::MASQUERADE {
+    let outgoing = flow.flags & Flow::<F::Addr>::OUTGOING != 0;
+    if flow.flags & Flow::<F::Addr>::MASQUERADE == 0
+        || outgoing && !outgoing::leaves::<F>(&scratch.headers, record)
+    {
         return None;
     }
     let mut addr = flow.masquerade_addr;
-    if flow.masquerade_port == BePort::ZERO {
+    if !outgoing && flow.masquerade_port == BePort::ZERO {
         route::masquerade_source::<F>(skb, scratch);
         addr = scratch.reply.masquerade_addr;
         if addr.is_zero() {
@@ -61,7 +84,13 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
         }
     }
     let Some(port) = allocate::<F>(skb, scratch, record, &addr) else {
-        return Some(Outcome::drop(Counter::MasqueradePortsExhausted));
+        // Of a process of the host the answer would have to look like the front
+        // end's; it was refused before, where it got its changed port.
+        return Some(if flow.uplink == 0 && !outgoing {
+            refuse::answer::<F>(skb, &scratch.headers, Opened::PortsExhausted, To::Client)
+        } else {
+            Outcome::drop(Counter::MasqueradePortsExhausted)
+        });
     };
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     Some(
@@ -113,10 +142,11 @@ pub fn allocate<F: IpHeader + Sockets>(
 /// client's own, unless another flow needs that one, or a connection that a
 /// process of this host makes itself.
 #[inline(never)]
-pub fn change_port<F: IpHeader + Sockets>(
+pub fn change_port<F: IpHeader + Sockets + Refusal>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     record: Record<F>,
+    to: To,
 ) -> Result<(), Outcome> {
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
@@ -124,8 +154,10 @@ pub fn change_port<F: IpHeader + Sockets>(
         return Ok(());
     }
     let client = scratch.key.addr;
-    let port = changed_port::<F>(skb, scratch, record)
-        .ok_or_else(|| Outcome::drop(Counter::MasqueradePortsExhausted))?;
+    let Some(port) = changed_port::<F>(skb, scratch, record) else {
+        let refused = refuse::answer::<F>(skb, &scratch.headers, Opened::PortsExhausted, to);
+        return Err(refused);
+    };
     rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
         .map_err(Outcome::from)
 }
@@ -183,20 +215,146 @@ fn ask_for<F: Tables>(scratch: &mut Scratch<F::Addr>, record: Record<F>, addr: &
     scratch.reply.zero = [0; 3];
 }
 
-/// Claims a free port, trying in an order that only depends on the flow, so
-/// that a flow whose record was lost finds its port again.
-#[inline(never)]
+/// Claims a port for the reply tuple in scratch memory: one that nobody has,
+/// else one that its holder needs no more. Inlined: calls go eight deep at most.
+#[inline(always)]
 fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<BePort> {
-    let hash = choose::hash::<F>(&scratch.headers) as u32;
-    let mut attempt = 0;
-    while attempt < ports::TRIES {
-        scratch.reply.masquerade_port = BePort::new(ports::nth(hash.wrapping_add(attempt)));
-        if opaque(claim::<F>(skb, scratch)) {
+    let headers = &scratch.headers;
+    let mut search = Search {
+        reply: scratch.reply,
+        // SAFETY: the helper takes nothing and reads a clock.
+        probes: Probes::new(choose::hash::<F>(headers), unsafe {
+            bpf_ktime_get_coarse_ns()
+        }),
+        opens: u32::from(headers.opens_connection() || !headers.ip.protocol.has_connections()),
+        tried: 0,
+        best: IN_USE,
+        port: 0,
+    };
+    let mut round = 0;
+    while round < ROUNDS {
+        search.tried = 0;
+        search.best = IN_USE;
+        tables::up_to_64_times(F::visit(), &mut search);
+        scratch.reply.masquerade_port = BePort::new(search.port as u16);
+        if search.best != IN_USE
+            && (search.best == FREE || opaque(take_over::<F>(scratch)))
+            && opaque(claim::<F>(skb, scratch))
+        {
             return Some(scratch.reply.masquerade_port);
         }
-        attempt += 1;
+        round += 1;
     }
     None
+}
+
+/// A search for a port. On the stack, where the helper that calls back wants it.
+#[repr(C)]
+pub struct Search<A> {
+    /// The tuple that needs a port, with the one that is looked at.
+    reply: MasqueradeKey<A>,
+    probes: Probes,
+    /// Whether the packet may open a flow, for which others give way.
+    opens: u32,
+    /// Ports that were looked at.
+    tried: u32,
+    /// The best of them, and what it is worth: [`FREE`], or one more than the time
+    /// that a flow has been idle which may lose it, or [`IN_USE`].
+    best: u32,
+    port: u32,
+}
+
+/// The look at one port, by family: a function for the kernel to call, which must
+/// not be generic to keep its symbol.
+pub trait Visit: Tables {
+    fn visit() -> *mut c_void;
+}
+
+macro_rules! family_search {
+    ($family:ident, $visit:ident) => {
+        extern "C" fn $visit(
+            _map: *mut c_void,
+            _key: *const u32,
+            _value: *mut u32,
+            search: *mut Search<<$family as Family>::Addr>,
+        ) -> i64 {
+            // SAFETY: the helper passes the state that it was given.
+            look_at_next_port::<$family>(unsafe { &mut *search })
+        }
+
+        impl Visit for $family {
+            #[inline(always)]
+            fn visit() -> *mut c_void {
+                $visit as *mut c_void
+            }
+        }
+    };
+}
+
+family_search!(V4, visit_v4);
+family_search!(V6, visit_v6);
+
+/// Returns 1 when there is no need to look further.
+#[inline(always)]
+fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> i64 {
+    let range = PortRange::from_bits(MASQUERADE_PORTS.load());
+    let port = range.nth(search.probes.next());
+    search.reply.masquerade_port = BePort::new(port);
+    let worth = worth::<F>(&search.reply, search.opens != 0);
+    if worth > search.best {
+        search.best = worth;
+        search.port = u32::from(port);
+    }
+    search.tried += 1;
+    i64::from(search.best == FREE || search.best != IN_USE && search.tried >= PROBES)
+}
+
+/// What a port is worth to a flow that needs one.
+#[inline(always)]
+fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
+    if tables::may_be_node_port::<F>(reply.masquerade_port, reply.protocol) {
+        return IN_USE;
+    }
+    // SAFETY: read at once, and the flow it names is compared with the tuple.
+    let Some(holder) = (unsafe { F::masquerades().get(reply) }) else {
+        return FREE;
+    };
+    if !opens {
+        return IN_USE;
+    }
+    let Some(record) = flow::get::<F>(holder) else {
+        return FREE - 1;
+    };
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    // One that does not name the tuple may be about to.
+    if !has_reply::<F>(holder, flow, reply) || !flow::may_give_way(reply.protocol, flow) {
+        return IN_USE;
+    }
+    flow::idle(flow).saturating_add(1).min(FREE - 1)
+}
+
+/// Ends the flow that holds the reply tuple in scratch memory, unless it has come
+/// to need it meanwhile.
+#[inline(never)]
+fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+    let reply = &scratch.reply;
+    // SAFETY: copied at once, and the flow it names is compared with the tuple.
+    let Some(holder) = (unsafe { F::masquerades().get(reply) }).copied() else {
+        return true;
+    };
+    if let Some(record) = flow::get::<F>(&holder) {
+        // SAFETY: see `Record`.
+        let flow = unsafe { record.as_ref() };
+        if !has_reply::<F>(&holder, flow, reply) || !flow::may_give_way(reply.protocol, flow) {
+            return false;
+        }
+        flow::remove::<F>(&holder);
+    } else {
+        let _ = F::masquerades().remove(reply);
+    }
+    tables::count(Counter::MasqueradeTakenOver);
+    true
 }
 
 /// Takes the reply tuple in scratch memory for the flow there, unless another
@@ -358,15 +516,22 @@ pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     scratch.key = *unsafe { F::masquerades().get(reply) }?;
     let record = flow::get::<F>(&scratch.key)?;
     // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
-    let changed =
-        flow.changed_port == reply.masquerade_port && scratch.key.addr == reply.masquerade_addr;
-    (flow.backend_addr == reply.backend_addr && (changed || is_masquerade::<F>(flow, reply)))
-        .then_some(record)
+    has_reply::<F>(&scratch.key, unsafe { record.as_ref() }, reply).then_some(record)
+}
+
+/// Whether a reply tuple is one of this flow's.
+#[inline(always)]
+fn has_reply<F: Tables>(
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    reply: &MasqueradeKey<F::Addr>,
+) -> bool {
+    let changed = flow.changed_port == reply.masquerade_port && key.addr == reply.masquerade_addr;
+    flow.backend_addr == reply.backend_addr && (changed || is_masquerade::<F>(flow, reply))
 }
 
 /// Sockets of this host, by family.
-pub trait Sockets: Tables {
+pub trait Sockets: Visit {
     /// Whether a socket of this host would take packets of this reply tuple.
     fn has_socket(skb: Skb, key: &MasqueradeKey<Self::Addr>) -> bool;
 }

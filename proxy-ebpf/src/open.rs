@@ -44,6 +44,8 @@ pub enum Opened {
     UnknownPort,
     TooManyFrontends,
     FlowTableFull,
+    /// Its packets towards the backend need a port, and none is free.
+    PortsExhausted,
     /// The front end is not for this client.
     Denied,
     /// A reset of a connection that is long gone.
@@ -63,6 +65,7 @@ impl Opened {
             Self::UnknownPort => Some(Counter::UnknownPort),
             Self::TooManyFrontends => Some(Counter::TooManyFrontends),
             Self::FlowTableFull => Some(Counter::FlowTableFull),
+            Self::PortsExhausted => Some(Counter::MasqueradePortsExhausted),
             Self::Denied => Some(Counter::SourceRangeDenied),
             Self::Unallocated => Some(Counter::Unallocated),
         }

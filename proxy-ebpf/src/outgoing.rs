@@ -1,10 +1,15 @@
-//! Connections that this node opens itself from a port that is also a NodePort.
+//! Connections that this node opens itself from a port that is also a NodePort,
+//! or that a masqueraded flow has towards the same backend.
 //!
 //! Netfilter's MASQUERADE takes any port from 1024 up for what pods send
 //! outside, and processes may bind one. What the other end answers is addressed
 //! like a client's packet to the NodePort. So the connection is noted where it
 //! leaves, as a flow that changes nothing; its reply tuple in `MASQ` tells the
 //! answers from clients, and keeps our own masquerading from that port.
+//!
+//! A process may also choose a port that a masqueraded flow has already, for they
+//! share the node's ports. Its packets get another one: the same kind of flow, in
+//! which only the port changes.
 
 use proxy_common::{
     counter::Counter,
@@ -16,12 +21,13 @@ use crate::{
     choose,
     flow::{self, Direction, Record},
     hint::{self, Hint},
-    masquerade,
+    masquerade::{self, Sockets},
     opaque::opaque,
     open::{self, Opened, Place},
-    outcome::Outcome,
+    outcome::{Fault, Outcome},
     packet::Skb,
     parse::{Headers, IpHeader, tcp},
+    rewrite::{self, Side},
     tables::{self, Scratch},
 };
 
@@ -44,49 +50,101 @@ pub fn may_be_masqueraded<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
         || headers.opens_connection() && tables::may_be_masquerade::<F>(&headers.ip.src)
 }
 
-/// Notes the connection of the packet in scratch memory, which leaves, if it is
+/// Lets the packet in scratch memory leave, and notes its connection if it is
 /// one. A note that finds no room is left out.
 #[inline(never)]
-pub fn note<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
-    if is_known::<F>(scratch) {
-        return;
+pub fn note<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    match opaque(holder::<F>(scratch)) {
+        Holder::Itself => return Outcome::NEXT,
+        Holder::Other => return part::<F>(skb, scratch),
+        Holder::Nobody => {}
     }
     let headers = &scratch.headers;
     let (addr, port) = (headers.ip.src, headers.src_port);
     if !may_open::<F>(headers) || choose::node_port::<F>(&addr, port, headers.ip.protocol).is_none()
     {
-        return;
+        return Outcome::NEXT;
     }
     // What this NodePort's clients get, on a device below the one where it was
     // translated.
     scratch.key = flow::reply_key::<F>(headers);
-    if flow::to_frontend::<F>(&mut scratch.key, &addr, port).is_none() {
-        open::<F>(scratch);
+    if flow::to_frontend::<F>(&mut scratch.key, &addr, port).is_none()
+        && opaque(open::<F>(scratch, port))
+    {
+        tables::note_masquerade::<F>(&scratch.reply.masquerade_addr);
+        // An entry that is there belongs to no flow any more.
+        let _ = F::masquerades().insert(scratch.reply, scratch.key, tables::BPF_ANY);
     }
+    Outcome::NEXT
 }
 
-/// Whether the answers to the packet in scratch memory are a flow's. A
-/// masqueraded connection that is over gives way to one that netfilter opens
-/// from its port.
+/// Whose the answers to a packet are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Holder {
+    /// No flow's.
+    Nobody,
+    /// Those of the connection that it belongs to.
+    Itself,
+    /// Those of a masqueraded flow to the same backend.
+    Other,
+}
+
+/// Whose the answers to the packet in scratch memory are. A masqueraded
+/// connection that is over gives way to one that is opened from its port.
 #[inline(never)]
-fn is_known<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
+fn holder<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Holder {
     if !tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.src) {
-        return false;
+        return Holder::Nobody;
     }
     scratch.reply = masquerade::request_tuple::<F>(&scratch.headers);
     let Some(record) = masquerade::client::<F>(scratch) else {
-        return false;
+        return Holder::Nobody;
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
+    let same = scratch.key.port == scratch.headers.src_port;
+    if same && flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
         go_on::<F>(&scratch.headers, record);
-    } else if scratch.headers.opens_connection() && flow::is_closing(flow) {
+        return Holder::Itself;
+    }
+    if scratch.headers.opens_connection() && flow::is_closing(flow) {
         flow::remove::<F>(&scratch.key);
         tables::count(Counter::TupleClash);
-        return false;
+        return Holder::Nobody;
     }
-    true
+    Holder::Other
+}
+
+/// A connection that a process of this host opens itself, from a port that a
+/// masqueraded flow has towards the same backend: its packets get another one,
+/// as netfilter would see to. The packet is not the masqueraded flow's own, on a
+/// device below the one where that was translated, if a socket waits for the
+/// answers.
+#[inline(never)]
+fn part<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+    let headers = &scratch.headers;
+    if !headers.opens_connection() && headers.ip.protocol.has_connections()
+        || !skb.is_host_originated()
+        || !F::has_socket(*skb, &scratch.reply)
+        || !opaque(open::<F>(scratch, BePort::ZERO))
+    {
+        return Outcome::NEXT;
+    }
+    // Now it is one of a flow that has another port.
+    Outcome::AGAIN
+}
+
+/// Notes a packet of a noted connection that leaves. Whether it needs the port
+/// that the connection got.
+#[inline(always)]
+pub fn leaves<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) -> bool {
+    // SAFETY: see `Record`.
+    let port = unsafe { record.as_ref() }.masquerade_port;
+    if port != headers.src_port {
+        go_on::<F>(headers, record);
+    }
+    port != headers.src_port
 }
 
 /// Another packet of a noted connection, or the first of one between the same
@@ -104,11 +162,13 @@ fn go_on<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) {
     flow::touch::<F>(record, headers, Direction::ToBackend);
 }
 
+/// Opens the flow of the connection of the packet in scratch memory, whose
+/// answers come to `port`; to one that is still to be found if that is zero.
 #[inline(never)]
-fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort) -> bool {
     let place = opaque(open::place::<F>(scratch));
     if place == Place::None {
-        return;
+        return false;
     }
     let headers = &scratch.headers;
     scratch.reply = masquerade::request_tuple::<F>(headers);
@@ -118,8 +178,9 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
         masquerade_addr: headers.ip.src,
         frontend_port: headers.dst_port,
         backend_port: headers.dst_port,
-        masquerade_port: headers.src_port,
-        // Of a connection egress sees no other packet than the first.
+        masquerade_port: port,
+        // Of a connection that keeps its port egress sees no other packet than
+        // the first.
         client_state: state::SEEN | state::BEYOND_SYN,
         backend_state: 0,
         service: NO_ROW,
@@ -131,12 +192,7 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
         highest: 0,
         changed_port: BePort::ZERO,
     };
-    if open::insert::<F>(scratch, place) != Opened::Flow {
-        return;
-    }
-    tables::note_masquerade::<F>(&scratch.reply.masquerade_addr);
-    // An entry that is there belongs to no flow any more.
-    let _ = F::masquerades().insert(scratch.reply, scratch.key, tables::BPF_ANY);
+    opaque(open::insert::<F>(scratch, place)) == Opened::Flow
 }
 
 /// A packet of the other end, which came in: passes. `None` if it asks for a
@@ -144,7 +200,7 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
 #[inline(never)]
 pub fn reply<F: IpHeader>(
     skb: Skb,
-    scratch: &Scratch<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
     record: Record<F>,
 ) -> Option<Outcome> {
     let headers = &scratch.headers;
@@ -159,5 +215,11 @@ pub fn reply<F: IpHeader>(
         unsafe { (*record.as_ptr()).client_state |= state::FIN };
     }
     hint::set(skb, Hint::Entered);
+    let (addr, port) = (scratch.key.addr, scratch.key.port);
+    if port != scratch.headers.dst_port
+        && rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port).is_err()
+    {
+        return Some(Fault.into());
+    }
     Some(Outcome::NEXT)
 }

@@ -32,6 +32,9 @@ pub enum To {
     Sender,
     /// From a process of this host: the answer comes in by this device.
     Host,
+    /// From a client for whose backend it leaves by this device: the answer comes
+    /// in by it, as the backend's own would, and is translated on its way.
+    Client,
 }
 
 /// Refusals that one CPU sends in a tick of the clock.
@@ -86,7 +89,9 @@ pub fn answer<F: IpHeader + Refusal>(
         reset::<F>(&skb, headers)
     } else {
         let (kind, code) = match opened {
-            Opened::FlowTableFull | Opened::TooManyFrontends => F::PROHIBITED,
+            Opened::FlowTableFull | Opened::PortsExhausted | Opened::TooManyFrontends => {
+                F::PROHIBITED
+            }
             _ => F::PORT_UNREACHABLE,
         };
         error::<F>(&skb, headers, Icmp::new(opaque(kind), opaque(code), 0))
@@ -182,13 +187,14 @@ pub fn send(skb: Skb, to: To) -> Outcome {
             return Fault.into();
         }
     }
-    hint::set(skb, Hint::Done);
-    let flags = match to {
-        To::Sender => 0,
-        To::Host => u64::from(BPF_F_INGRESS),
+    let (hint, flags) = match to {
+        To::Sender => (Hint::Done, 0),
+        To::Host => (Hint::Done, BPF_F_INGRESS),
+        To::Client => (Hint::None, BPF_F_INGRESS),
     };
+    hint::set(skb, hint);
     // SAFETY: the helper checks the device.
-    Outcome::redirect(unsafe { bpf_redirect(skb.ifindex(), flags) })
+    Outcome::redirect(unsafe { bpf_redirect(skb.ifindex(), u64::from(flags)) })
 }
 
 /// TCP header without options.

@@ -3,6 +3,8 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SkStorage},
+    cty::c_void,
+    helpers::generated::bpf_for_each_map_elem,
     macros::btf_map,
 };
 use proxy_common::{
@@ -66,6 +68,10 @@ static REFUSED_CLIENTS: PerCpuArray<RefusedClient, { REFUSED_CLIENTS_MASK as usi
 static EXPLAIN: Array<Explain, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SWEEPS: Array<Sweep, 2> = Array::new();
+/// Makes a loop of 64 rounds of the helper that visits the elements of a map. The
+/// verifier follows one round of that, where it would follow all of a loop.
+#[btf_map]
+static ROUNDS: Array<u32, 64> = Array::new();
 /// What sockets dialled. The kernel keeps each value with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<Peers> = SkStorage::new();
@@ -383,6 +389,22 @@ pub fn refusals() -> Option<*mut Refusals> {
 #[inline(always)]
 pub fn refusals_to(hash: u32) -> Option<*mut RefusedClient> {
     REFUSED_CLIENTS.get_ptr_mut(hash & REFUSED_CLIENTS_MASK)
+}
+
+/// Calls back at most 64 times, until `visit` returns 1. It must have the
+/// signature that the helper calls.
+#[inline(always)]
+pub fn up_to_64_times<T>(visit: *mut c_void, state: &mut T) {
+    // SAFETY: a map, a function as the caller promises, and a state that
+    // outlives the call.
+    unsafe {
+        bpf_for_each_map_elem(
+            (&raw const ROUNDS).cast_mut().cast(),
+            visit,
+            core::ptr::from_mut(state).cast(),
+            0,
+        );
+    }
 }
 
 /// The question to the program `explain`, and its answer.

@@ -20,6 +20,7 @@ use proxy_agent::{
 };
 use proxy_common::{
     family::{V4, V6},
+    masquerade::PortRange,
     service::Service,
 };
 use proxy_tests::{
@@ -63,6 +64,7 @@ fn agree<F: KernelFamily>(family: Family) {
             flows: 64,
             ..Sizes::DEFAULT
         },
+        masquerade_ports: PortRange::UNPRIVILEGED,
         log_level: 0,
     });
     loaded.unwrap_or_else(|error| panic!("{:#}", anyhow::Error::new(error)));

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::Program;
 use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
 use proxy_agent::dataplane::pins::Pins;
+use proxy_common::masquerade::PortRange;
 use proxy_tests::bpffs::PinDirectory;
 use proxy_tests::name;
 use rstest::rstest;
@@ -26,6 +27,7 @@ fn every_program_leaves_room(#[values(0, 4)] log_level: u8) -> Result<()> {
             flows: 64,
             ..Sizes::DEFAULT
         },
+        masquerade_ports: PortRange::UNPRIVILEGED,
         log_level,
     })?;
     let mut checked = 0;

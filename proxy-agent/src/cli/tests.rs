@@ -132,6 +132,9 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::no_port("proxy-agent run --metrics-bind-address 127.0.0.1")]
 #[case::port_zero("proxy-agent run --metrics-bind-address 127.0.0.1:0")]
 #[case::no_size("proxy-agent run --flow-table-size 0")]
+#[case::ports_reversed("proxy-agent run --masquerade-ports 2000-1024")]
+#[case::port_zero_to_masquerade("proxy-agent run --masquerade-ports 0-1024")]
+#[case::one_port("proxy-agent run --masquerade-ports 1024")]
 #[case::no_unit("proxy-agent run --min-sync-period 5")]
 #[case::no_audit("proxy-agent run --audit-period 0s")]
 #[case::unknown_sockets("proxy-agent run --sockets pods")]
@@ -201,6 +204,13 @@ fn reads_explain() {
     assert_eq!(args.manifests, Some("/m".into()));
     let addresses = ["10.0.0.2", "fd00::2"].map(|ip| ip.parse::<IpAddr>().expect("an address"));
     assert_eq!(args.node_address, addresses);
+}
+
+#[rstest]
+#[case("", PortRange::UNPRIVILEGED)]
+#[case("--masquerade-ports 10000-29999", PortRange::new(10_000, 29_999).expect("a range"))]
+fn reads_masquerade_ports(#[case] flags: &str, #[case] expected: PortRange) {
+    assert_eq!(run(flags).masquerade_ports, expected);
 }
 
 #[test]

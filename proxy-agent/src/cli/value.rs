@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use proxy_common::masquerade::PortRange;
+
 use super::BindAddress;
 use crate::{
     config::{ClusterCidr, FeatureGates, node_ports::NodePortAddresses},
@@ -36,6 +38,15 @@ pub(super) fn node_port_addresses(raw: &str) -> Result<NodePortAddresses, String
 pub(super) fn feature_gates(raw: &str) -> Result<FeatureGates, String> {
     raw.parse()
         .map_err(|error: crate::config::GateError| error.to_string())
+}
+
+/// `FIRST-LAST`.
+pub(super) fn port_range(raw: &str) -> Result<PortRange, String> {
+    let parse = || {
+        let (first, last) = raw.split_once('-')?;
+        PortRange::new(first.trim().parse().ok()?, last.trim().parse().ok()?)
+    };
+    parse().ok_or_else(|| "expected FIRST-LAST, two ports in 1-65535".to_owned())
 }
 
 pub(super) fn family(raw: &str) -> Result<IpFamily, String> {

@@ -8,6 +8,7 @@ use aya::{
 use proxy_common::{
     explain::{Answer, Explain, Question},
     frontend::Frontend,
+    masquerade::PortRange,
     service::Run,
 };
 
@@ -53,15 +54,16 @@ impl Explainer {
         if let Some(name) = Pins::map_names().find(|name| !pins.map(name).exists()) {
             return Err(AskError::NotPinned(name));
         }
-        Self::load(load::load_object(Some(pins), Sizes::default(), 0)?)
+        Self::load_from(Some(pins), Sizes::default())
     }
 
     /// Loads the program on empty maps of its own, which are pinned nowhere.
     pub fn offline(sizes: Sizes) -> Result<Self, AskError> {
-        Self::load(load::load_object(None, sizes, 0)?)
+        Self::load_from(None, sizes)
     }
 
-    fn load(mut ebpf: Ebpf) -> Result<Self, AskError> {
+    fn load_from(pins: Option<&Pins>, sizes: Sizes) -> Result<Self, AskError> {
+        let mut ebpf = load::load_object(pins, sizes, PortRange::UNPRIVILEGED, 0)?;
         load::load_program(&mut ebpf, "explain")?;
         let map = ebpf
             .open("EXPLAIN")

@@ -7,7 +7,7 @@ use aya::{
     maps::{Map, MapError, ProgramArray},
     programs::{ProgramError, SchedClassifier},
 };
-use proxy_common::{LAYOUT_VERSION, config::Config};
+use proxy_common::{LAYOUT_VERSION, config::Config, masquerade::PortRange};
 use tracing::warn;
 
 use crate::dataplane::{
@@ -124,6 +124,8 @@ impl Default for Sizes {
 pub struct LoadOptions {
     pub pins: Pins,
     pub sizes: Sizes,
+    /// Ports that masqueraded flows may take.
+    pub masquerade_ports: PortRange,
     /// Highest level of the programs' own log lines (1 error … 5 trace; 0
     /// removes them from the programs).
     pub log_level: u8,
@@ -153,7 +155,12 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             source,
         })?;
     let adopted = pins.map("CONFIG").exists();
-    let mut ebpf = load_object(Some(pins), options.sizes, options.log_level)?;
+    let mut ebpf = load_object(
+        Some(pins),
+        options.sizes,
+        options.masquerade_ports,
+        options.log_level,
+    )?;
     let config = config(&ebpf, options, adopted)?;
     for program in
         HOOK_PROGRAMS
@@ -207,17 +214,20 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<u32, LoadError> {
 pub(super) fn load_object(
     pins: Option<&Pins>,
     sizes: Sizes,
+    masquerade_ports: PortRange,
     log_level: u8,
 ) -> Result<Ebpf, LoadError> {
     let names: Vec<String> = Pins::map_names().collect();
     let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
     let set_retval = u8::from(kernel_version() >= SET_RETVAL_SINCE);
     let fib_source = u8::from(kernel_version() >= FIB_SOURCE_SINCE);
+    let masquerade_ports = masquerade_ports.to_bits();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
         .override_global("KERNEL_HAS_SET_RETVAL", &set_retval, true)
         .override_global("KERNEL_HAS_FIB_SOURCE", &fib_source, true)
+        .override_global("MASQUERADE_PORTS", &masquerade_ports, true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for name in &names {
         if let Some(pins) = pins {

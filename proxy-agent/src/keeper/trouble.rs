@@ -14,7 +14,7 @@ const TROUBLES: [(Counter, &str); 7] = [
     ),
     (
         Counter::MasqueradePortsExhausted,
-        "too many masqueraded flows lead to one backend; add backends",
+        "too many masqueraded flows lead to one backend; add backends, or ports with --masquerade-ports",
     ),
     (
         Counter::MasqueradeNoAddress,

@@ -17,6 +17,7 @@ use proxy_common::{
     config::{Config, Prefix, Timeouts},
     device::Device,
     family::{V4, V6},
+    masquerade::PortRange,
 };
 
 use self::side::Side;
@@ -58,11 +59,17 @@ impl Datapath {
     /// Tables of these sizes, [`Cast`]'s pods as local clients, and the
     /// loopback with [`Cast`]'s node addresses.
     pub fn with_sizes(sizes: Sizes) -> Self {
+        Self::with_ports(sizes, PortRange::UNPRIVILEGED)
+    }
+
+    /// The same with other ports for masqueraded flows.
+    pub fn with_ports(sizes: Sizes, masquerade_ports: PortRange) -> Self {
         let directory = PinDirectory::reserve(&name::unique()).expect("a bpf file system");
         let pins = Pins::new(directory.path());
         let options = LoadOptions {
             pins: pins.clone(),
             sizes,
+            masquerade_ports,
             log_level: 0,
         };
         let loaded = load::load(&options).unwrap_or_else(|error| {
