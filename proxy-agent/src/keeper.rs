@@ -50,7 +50,7 @@ use crate::{
 
 /// Time between two sweeps of the flow tables.
 const SWEEP: Duration = Duration::from_secs(5);
-/// The same while a flow table is nearly full.
+/// The same while a table is nearly full.
 const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 /// How long changes of devices are collected before they are looked at. A
 /// device that comes up changes several times at once.
@@ -330,11 +330,13 @@ impl Keeper {
         match sweep::sweep(&mut self.loaded.ebpf) {
             Ok(swept) => {
                 self.troubles.tell(self.counters.read());
+                let before = self.pressed();
                 self.write_settings(swept);
-                if swept.iter().any(|swept| self.is_pressed(*swept)) {
-                    SWEEP_PRESSED
-                } else {
-                    SWEEP
+                match self.pressed() & !before {
+                    // What may go now must not wait.
+                    newly if newly != 0 => Duration::ZERO,
+                    _ if self.pressed() != 0 => SWEEP_PRESSED,
+                    _ => SWEEP,
                 }
             }
             Err(error) => {
@@ -343,11 +345,6 @@ impl Keeper {
                 SWEEP
             }
         }
-    }
-
-    /// Whether a flow table is more than 80 % full.
-    fn is_pressed(&self, swept: Swept) -> bool {
-        swept.flows > self.loaded.flows / 5 * 4
     }
 }
 

@@ -41,9 +41,9 @@ impl Config {
     pub const DETECT_PREFIX_V6: u32 = 4;
     /// The device a packet comes in by tells local clients from others.
     pub const DETECT_DEVICE: u32 = 8;
-    /// `FLOWS_V4` is more than 80 % full.
+    /// `FLOWS_V4` or `MASQ_V4` is more than 80 % full.
     pub const PRESSED_V4: u32 = 16;
-    /// `FLOWS_V6` is more than 80 % full.
+    /// `FLOWS_V6` or `MASQ_V6` is more than 80 % full.
     pub const PRESSED_V6: u32 = 32;
     /// The socket programs translate for processes in the agent's network
     /// namespace (E18).

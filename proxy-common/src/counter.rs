@@ -99,6 +99,8 @@ counters! {
     Unreadable => "unreadable",
     /// Masquerade ports taken from connections that were over, or from flows that nobody answered.
     MasqueradeTakenOver => "masquerade_taken_over",
+    /// Reply tuples removed because no flow has them any more.
+    MasqueradeReaped => "masquerade_reaped",
 }
 
 #[cfg(test)]

@@ -83,12 +83,12 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Those of the flow with this hash, at this time in any unit.
+    /// Those of the flow with this hash, at this time in flow ticks.
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "halves of a hash")]
-    pub const fn new(hash: u64, now: u64) -> Self {
-        let spread = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    pub const fn new(hash: u64, time: u32) -> Self {
+        let spread = (time as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         Self {
             next: hash as u32,
             step: ((hash >> 32) ^ spread) as u32 | 1,
@@ -136,17 +136,17 @@ mod tests {
 
     #[test]
     fn only_the_first_probe_is_the_same_at_another_time() {
-        let probe = |hash, now| {
-            let mut probes = Probes::new(hash, now);
+        let probe = |hash, time| {
+            let mut probes = Probes::new(hash, time);
             std::array::from_fn::<_, 16, _>(|_| PortRange::UNPRIVILEGED.nth(probes.next()))
         };
         let hash = 0x0123_4567_89ab_cdef;
-        let (one, other) = (probe(hash, 1_000_000), probe(hash, 2_000_000));
+        let (one, other) = (probe(hash, 1000), probe(hash, 1001));
         assert_eq!(one[0], other[0]);
         assert_eq!(BTreeSet::from(one).len(), 16);
         assert!(BTreeSet::from(one).is_disjoint(&other[1..].iter().copied().collect()));
         // Nor do flows follow each other that begin at one port.
-        let neighbour = probe(hash ^ 1 << 40, 1_000_000);
+        let neighbour = probe(hash ^ 1 << 40, 1000);
         assert_eq!(one[0], neighbour[0]);
         assert_ne!(one[1], neighbour[1]);
     }

@@ -217,6 +217,13 @@ pub fn idle<A>(flow: &Flow<A>) -> u32 {
     now().saturating_sub(flow.last_seen)
 }
 
+/// Whether a port is still to be found for the flow.
+#[inline(always)]
+pub fn lacks_port<A>(flow: &Flow<A>) -> bool {
+    flow.flags & Flow::<A>::MASQUERADE != 0 && flow.masquerade_port == BePort::ZERO
+        || flow.flags & Flow::<A>::CHANGE_PORT != 0 && flow.changed_port == BePort::ZERO
+}
+
 /// Whether a flow may end before its time, for one that opens: it is over, or
 /// nobody has answered it for as long as it would have under pressure.
 #[inline(always)]

@@ -7,9 +7,7 @@ use aya_ebpf::{
     Global,
     bindings::{bpf_sock, bpf_sock_tuple},
     cty::c_void,
-    helpers::generated::{
-        bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-    },
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use proxy_common::{
     counter::Counter,
@@ -123,7 +121,7 @@ pub fn allocate<F: IpHeader + Sockets>(
     let port = if same_address && opaque(claim::<F>(skb, scratch)) {
         scratch.reply.masquerade_port
     } else {
-        free_port::<F>(skb, scratch)?
+        free_port::<F>(skb, scratch, flow.last_seen)?
     };
     // The address before the port: a port that is not zero says that both are
     // there.
@@ -195,7 +193,7 @@ fn changed_port<F: IpHeader + Sockets>(
         return Some(flow.changed_port);
     }
     ask_for::<F>(scratch, record, &client);
-    let port = free_port::<F>(skb, scratch)?;
+    let port = free_port::<F>(skb, scratch, flow.last_seen)?;
     // SAFETY: see `Record`; two CPUs write the same value, as in `allocate`.
     unsafe { (&raw mut (*record.as_ptr()).changed_port).write_volatile(port) };
     Some(port)
@@ -216,16 +214,19 @@ fn ask_for<F: Tables>(scratch: &mut Scratch<F::Addr>, record: Record<F>, addr: &
 }
 
 /// Claims a port for the reply tuple in scratch memory: one that nobody has,
-/// else one that its holder needs no more. Inlined: calls go eight deep at most.
+/// else one that its holder needs no more. `time` is that of the flow, for two
+/// CPUs with a packet of it look at the same ports. Inlined: calls go eight deep
+/// at most.
 #[inline(always)]
-fn free_port<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<BePort> {
+fn free_port<F: IpHeader + Sockets>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    time: u32,
+) -> Option<BePort> {
     let headers = &scratch.headers;
     let mut search = Search {
         reply: scratch.reply,
-        // SAFETY: the helper takes nothing and reads a clock.
-        probes: Probes::new(choose::hash::<F>(headers), unsafe {
-            bpf_ktime_get_coarse_ns()
-        }),
+        probes: Probes::new(choose::hash::<F>(headers), time),
         opens: u32::from(headers.opens_connection() || !headers.ip.protocol.has_connections()),
         tried: 0,
         best: IN_USE,
@@ -521,7 +522,7 @@ pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
 
 /// Whether a reply tuple is one of this flow's.
 #[inline(always)]
-fn has_reply<F: Tables>(
+pub fn has_reply<F: Tables>(
     key: &FlowKey<F::Addr>,
     flow: &Flow<F::Addr>,
     reply: &MasqueradeKey<F::Addr>,

@@ -68,10 +68,16 @@ static REFUSED_CLIENTS: PerCpuArray<RefusedClient, { REFUSED_CLIENTS_MASK as usi
 static EXPLAIN: Array<Explain, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SWEEPS: Array<Sweep, 2> = Array::new();
+/// Reply tuples in use at the last sweep, by family.
+#[btf_map]
+static SWEPT_MASQ: Array<u32, 2> = Array::new();
 /// Makes a loop of 64 rounds of the helper that visits the elements of a map. The
 /// verifier follows one round of that, where it would follow all of a loop.
 #[btf_map]
 static ROUNDS: Array<u32, 64> = Array::new();
+/// By family, the longest time that a sweep found a lasting flow idle.
+#[btf_map]
+static LONGEST_IDLE: Array<u32, 2> = Array::new();
 /// What sockets dialled. The kernel keeps each value with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<Peers> = SkStorage::new();
@@ -417,6 +423,18 @@ pub fn explain() -> Option<*mut Explain> {
 #[inline(always)]
 pub fn sweep<F: Tables>() -> Option<*mut Sweep> {
     SWEEPS.get_ptr_mut(F::SWEEP)
+}
+
+/// Where the last sweep of a family reports how many reply tuples there are.
+#[inline(always)]
+pub fn swept_replies<F: Tables>() -> Option<*mut u32> {
+    SWEPT_MASQ.get_ptr_mut(F::SWEEP)
+}
+
+/// The longest time that the last sweep of a family found a lasting flow idle.
+#[inline(always)]
+pub fn longest_idle<F: Tables>() -> Option<*mut u32> {
+    LONGEST_IDLE.get_ptr_mut(F::SWEEP)
 }
 
 /// Whether `addr` may be a front end's.

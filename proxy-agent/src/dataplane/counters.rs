@@ -2,15 +2,18 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use proxy_common::counter::Counter;
 
-use crate::dataplane::{pins::Pins, sweep::Swept};
+use crate::dataplane::{
+    pins::Pins,
+    sweep::{Reports, Swept},
+};
 
-/// `COUNTERS` and `SWEEPS`, opened from their pins.
+/// `COUNTERS` and what sweeps report, opened from their pins.
 pub struct Counters {
     counters: PerCpuArray<MapData, u64>,
-    sweeps: Array<MapData, Swept>,
+    sweeps: Reports<MapData>,
 }
 
 impl Counters {
@@ -19,7 +22,7 @@ impl Counters {
         let open = |name| MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
         Ok(Self {
             counters: open("COUNTERS")?.try_into()?,
-            sweeps: open("SWEEPS")?.try_into()?,
+            sweeps: Reports::open(open("SWEEPS")?, open("SWEPT_MASQ")?)?,
         })
     }
 
@@ -36,7 +39,7 @@ impl Counters {
 
     /// What the last sweep found, IPv4 first; nothing if it cannot be read.
     pub fn swept(&self) -> [Option<Swept>; 2] {
-        [0, 1].map(|family| self.sweeps.get(&family, 0).ok())
+        [0, 1].map(|family| self.sweeps.read(family).ok())
     }
 }
 

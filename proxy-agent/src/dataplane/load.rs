@@ -15,6 +15,7 @@ use crate::dataplane::{
     maps::Maps,
     pins::Pins,
     stale,
+    sweep::Swept,
 };
 
 /// The eBPF programs, built by build.rs.
@@ -141,6 +142,20 @@ pub struct Loaded {
     pub flows: u32,
     /// The cgroup that the socket programs are on, if they are on one.
     pub cgroup: Option<PathBuf>,
+    /// Size of each table of reply tuples.
+    pub reply_tuples: u32,
+}
+
+impl Loaded {
+    /// Whether a sweep found the flow table, or that of the reply tuples, more than
+    /// 80 % full; once it was, more than half: or a flood would take turns with the
+    /// sweeps.
+    pub fn is_pressed(&self, swept: Swept, before: bool) -> bool {
+        let limit = |size: u32| if before { size / 2 } else { size / 5 * 4 };
+        let found = |left: u32| left.saturating_add(swept.expired);
+        found(swept.flows) > limit(self.flows)
+            || found(swept.reply_tuples) > limit(self.reply_tuples)
+    }
 }
 
 /// Loads the programs and pins their maps.
@@ -171,19 +186,22 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         load_program(&mut ebpf, program)?;
     }
     enter_slow_programs(&mut ebpf)?;
+    let (flows, reply_tuples) = compare_sizes(pins, options.sizes)?;
     Ok(Loaded {
         ebpf,
         config,
         adopted,
-        flows: compare_sizes(pins, options.sizes)?,
+        flows,
+        reply_tuples,
         cgroup: None,
     })
 }
 
 /// Names the tables that have another size than asked for, because an earlier
-/// agent made them. Returns the size that the flow tables have.
-fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<u32, LoadError> {
-    let mut flows = sizes.flows;
+/// agent made them. Returns the sizes of the flow tables, and of those of the reply
+/// tuples.
+fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<(u32, u32), LoadError> {
+    let (mut flows, mut reply_tuples) = (sizes.flows, sizes.flows);
     let mut kept = Vec::new();
     for table in Pins::map_names() {
         let Some(asked) = size_of_table(&table, sizes) else {
@@ -197,6 +215,8 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<u32, LoadError> {
         if size != asked {
             if table.starts_with("FLOWS_") {
                 flows = size;
+            } else if table.starts_with("MASQ_") {
+                reply_tuples = size;
             }
             kept.push(format!("{table} {size}, not {asked}"));
         }
@@ -207,7 +227,7 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<u32, LoadError> {
             kept.join(", ")
         );
     }
-    Ok(flows)
+    Ok((flows, reply_tuples))
 }
 
 /// Opens the object, with its maps in `pins` or in none.
@@ -357,7 +377,9 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         "SLOTS" => sizes.endpoints.saturating_mul(2),
         "BACKENDS" => sizes.endpoints,
         "FLOWS" => sizes.flows,
-        "MASQ" => sizes.flows / 2,
+        // If each flow is masqueraded. Those of the host's processes may need two
+        // entries.
+        "MASQ" => sizes.flows,
         "FRAGMENTS" => 8192,
         "LOCAL_ADDRS" => sizes.local_addrs,
         "SOURCE_RANGES" => 65_536,

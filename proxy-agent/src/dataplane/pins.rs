@@ -31,13 +31,14 @@ pub const FAMILY_MAPS: [&str; 12] = [
 ];
 
 /// Names of the pinned maps that both families share.
-pub const SHARED_MAPS: [&str; 8] = [
+pub const SHARED_MAPS: [&str; 9] = [
     "CONFIG",
     "COUNTERS",
     "DEVICES",
     "PROGRAMS",
     "REFUSALS",
     "SWEEPS",
+    "SWEPT_MASQ",
     "SOCKETS",
     "EXCEPTIONS",
 ];

@@ -37,9 +37,17 @@ impl Keeper {
         settings.timeouts = settings::timeouts();
         let pressed = [Settings::PRESSED_V4, Settings::PRESSED_V6];
         for (flag, swept) in pressed.into_iter().zip(swept) {
-            set_flag(&mut settings.flags, flag, self.is_pressed(swept));
+            let before = settings.flags & flag != 0;
+            let pressed = self.loaded.is_pressed(swept, before);
+            set_flag(&mut settings.flags, flag, pressed);
         }
         self.set_settings(settings);
+    }
+
+    /// The flags of the families whose tables are nearly full.
+    pub(super) fn pressed(&self) -> u32 {
+        let flags = self.settings().map_or(0, |settings| settings.flags);
+        flags & (Settings::PRESSED_V4 | Settings::PRESSED_V6)
     }
 
     /// Tells the programs which clients are pods (S68).

@@ -35,6 +35,18 @@ impl Collector for Counters {
             let labels = [("ip_family", family)];
             ConstGauge::new(i64::from(swept.flows)).encode(flows.encode_family(&labels)?)?;
         }
+        let mut tuples = encoder.encode_descriptor(
+            "tandem_masquerade_ports_in_use",
+            "Masquerade ports in use at the last sweep, towards all backends together",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for (swept, family) in self.swept().into_iter().zip([V4::NAME, V6::NAME]) {
+            let Some(swept) = swept else { continue };
+            let labels = [("ip_family", family)];
+            ConstGauge::new(i64::from(swept.reply_tuples))
+                .encode(tuples.encode_family(&labels)?)?;
+        }
         Ok(())
     }
 }

@@ -6,12 +6,15 @@ mod side;
 use std::net::{IpAddr, SocketAddr};
 
 use aya::programs::SchedClassifier;
-use proxy_agent::dataplane::{
-    counters::Counters,
-    devices::DeviceTable,
-    load::{self, LoadOptions, Loaded, Sizes},
-    pins::Pins,
-    sweep::{self, Swept},
+use proxy_agent::{
+    dataplane::{
+        counters::Counters,
+        devices::DeviceTable,
+        load::{self, LoadOptions, Loaded, Sizes},
+        pins::Pins,
+        sweep::{self, Swept},
+    },
+    settings,
 };
 use proxy_common::{
     config::{Config, Prefix, Timeouts},
@@ -279,6 +282,34 @@ impl Datapath {
         match family {
             Family::V4 => self.v4.age(ticks, |_| true),
             Family::V6 => self.v6.age(ticks, |_| true),
+        }
+    }
+
+    /// Sweeps as the agent does, and tells the programs whether tables are nearly
+    /// full. Whether those of the family are.
+    pub fn sweep_and_tell(&mut self, family: Family) -> bool {
+        let swept = self.sweep();
+        let mut config = self.loaded.config.get(0).expect("a row");
+        let flags = [Config::PRESSED_V4, Config::PRESSED_V6];
+        for (flag, swept) in flags.into_iter().zip(swept) {
+            let before = config.flags & flag != 0;
+            let pressed = self.loaded.is_pressed(swept, before);
+            settings::set_flag(&mut config.flags, flag, pressed);
+        }
+        self.loaded.config.set(0, config).expect("a row");
+        config.flags & flags[usize::from(family == Family::V6)] != 0
+    }
+
+    /// Enters a reply tuple of nobody's, to a masquerade port, for a client.
+    pub fn plant_reply_tuple(
+        &mut self,
+        backend: SocketAddr,
+        masquerade: SocketAddr,
+        client: SocketAddr,
+    ) {
+        match Family::of(client.ip()) {
+            Family::V4 => self.v4.plant_reply_tuple(backend, masquerade, client),
+            Family::V6 => self.v6.plant_reply_tuple(backend, masquerade, client),
         }
     }
 

@@ -22,6 +22,7 @@ use proxy_common::{
     family::{V4, V6},
     flow::{Flow, FlowKey},
     local_addr::LocalAddr,
+    masquerade::MasqueradeKey,
     net::{BePort, Protocol},
 };
 
@@ -68,21 +69,21 @@ pub(super) struct Side<F: TestFamily> {
 pub(super) trait TestFamily: KernelFamily {
     /// The value of `FLOWS`, to be written too.
     type Record: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
-    /// The key of `MASQ`, as bytes.
-    type ReplyKey: aya::Pod;
+    /// The key of `MASQ`.
+    type ReplyKey: aya::Pod + From<MasqueradeKey<Self::Addr>>;
     /// The key of `FRAGMENTS`, as bytes.
     type FragmentKey: aya::Pod;
 }
 
 impl TestFamily for V4 {
     type Record = Flow<Self::Addr>;
-    type ReplyKey = [u8; 16];
+    type ReplyKey = MasqueradeKey<Self::Addr>;
     type FragmentKey = [u8; 16];
 }
 
 impl TestFamily for V6 {
     type Record = Flow<Self::Addr>;
-    type ReplyKey = [u8; 40];
+    type ReplyKey = MasqueradeKey<Self::Addr>;
     type FragmentKey = [u8; 40];
 }
 
@@ -209,6 +210,30 @@ impl<F: TestFamily> Side<F> {
 
     pub(super) fn reply_tuples(&self) -> usize {
         self.replies.keys().count()
+    }
+
+    /// Of UDP.
+    pub(super) fn plant_reply_tuple(
+        &mut self,
+        backend: SocketAddr,
+        masquerade: SocketAddr,
+        client: SocketAddr,
+    ) {
+        let addr = |address: SocketAddr| F::addr(F::from_ip(address.ip()).expect("of the family"));
+        let [backend_port, masquerade_port, client_port] =
+            [backend, masquerade, client].map(|address| BePort::new(address.port()));
+        let reply = MasqueradeKey {
+            backend_addr: addr(backend),
+            masquerade_addr: addr(masquerade),
+            backend_port,
+            masquerade_port,
+            protocol: Protocol::UDP,
+            zero: [0; 3],
+        };
+        let holder = FlowKey::new(addr(client), client_port, Protocol::UDP);
+        self.replies
+            .insert(F::ReplyKey::from(reply), F::FlowKey::from(holder), 0)
+            .expect("room");
     }
 
     pub(super) fn forget_flows(&mut self) {
