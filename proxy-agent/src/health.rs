@@ -172,7 +172,10 @@ mod tests {
             },
         });
         let api = serde_json::from_value(api).expect("a Service");
-        Service::from_api(api).value.expect("a proxied Service")
+        Service::from_api(api)
+            .state
+            .usable()
+            .expect("a proxied Service")
     }
 
     /// A slice of endpoints: `r` ready, `t` terminating, `u` unready, `n` on

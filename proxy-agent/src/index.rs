@@ -69,11 +69,20 @@ impl Index {
     /// Takes in all objects of a kind at once; those not among them are gone.
     /// Returns how many objects that changed.
     pub fn replace<T: Indexed>(&mut self, objects: Vec<T>) -> usize {
+        self.replace_except(objects, |_| false)
+    }
+
+    /// Like [`Index::replace`], but what is known of some objects stays.
+    pub fn replace_except<T: Indexed>(
+        &mut self,
+        objects: Vec<T>,
+        stays: impl Fn(&ObjectKey) -> bool,
+    ) -> usize {
         self.listed.insert(T::KIND);
         let present: BTreeSet<_> = objects.iter().map(|object| object.key().clone()).collect();
         let mut changed = 0;
         for key in T::keys(self) {
-            if !present.contains(&key) {
+            if !present.contains(&key) && !stays(&key) {
                 changed += usize::from(self.delete::<T>(&key));
             }
         }

@@ -198,7 +198,7 @@ impl Metrics {
         );
         registry.register(
             "object_problems",
-            "Fields of API objects that could not be used",
+            "Fields of API objects that could not be used, and objects that could not be read",
             self.object_problems.clone(),
         );
         registry.register(
@@ -228,7 +228,7 @@ impl Metrics {
         self.endpoint_changes.inc_by(count as u64);
     }
 
-    /// A field of an object could not be used.
+    /// A field of an object could not be used, or the object not be read.
     pub fn object_problem(&self, kind: Kind, reason: &'static str) {
         let kind = kind.to_string();
         let labels = KindAndReason { kind, reason };

@@ -34,7 +34,7 @@ use crate::{
     health::Health,
     index::{Index, Indexed},
     metrics::Metrics,
-    model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem},
+    model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem, State},
     plan,
     select::DesiredPort,
     source::{Batch, Change, Update},
@@ -274,7 +274,7 @@ impl Reconciler {
     /// a change since the start, of a Service that will be synced for it.
     fn trigger(&self, update: &Update<EndpointSlice>) -> Option<Trigger> {
         let Update::Apply(Parsed {
-            value: Some(slice),
+            state: State::Usable(slice),
             triggered: Some(time),
             ..
         }) = update
@@ -296,16 +296,25 @@ impl Reconciler {
                     objects.iter().map(|o| (T::KIND, o.key.clone())).collect();
                 self.problems
                     .retain(|key| key.0 != T::KIND || present.contains(key));
-                let objects = objects
-                    .into_iter()
-                    .filter_map(|o| self.report(o).1)
-                    .collect();
-                self.index.replace::<T>(objects)
+                let mut usable = Vec::with_capacity(objects.len());
+                let mut unreadable = BTreeSet::new();
+                for object in objects {
+                    match self.report(object) {
+                        (_, State::Usable(object)) => usable.push(object),
+                        (_, State::Absent) => {}
+                        (key, State::Unreadable) => drop(unreadable.insert(key)),
+                    }
+                }
+                // One that does not say its name may be any.
+                let any = unreadable.contains(&ObjectKey::default());
+                let stays = |key: &ObjectKey| any || unreadable.contains(key);
+                self.index.replace_except::<T>(usable, stays)
             }
-            Update::Apply(object) => usize::from(match self.report(object) {
-                (_, Some(object)) => self.index.apply(object),
-                (key, None) => self.index.delete::<T>(&key),
-            }),
+            Update::Apply(object) => match self.report(object) {
+                (_, State::Usable(object)) => usize::from(self.index.apply(object)),
+                (key, State::Absent) => usize::from(self.index.delete::<T>(&key)),
+                (_, State::Unreadable) => 0,
+            },
             Update::Delete(key) => {
                 let changed = self.index.delete::<T>(&key);
                 self.problems.forget(&(T::KIND, key));
@@ -315,7 +324,7 @@ impl Reconciler {
     }
 
     /// Logs what is new about an object's problems, and keeps the rest of it.
-    fn report<T: Indexed>(&mut self, object: Parsed<T>) -> (ObjectKey, Option<T>) {
+    fn report<T: Indexed>(&mut self, object: Parsed<T>) -> (ObjectKey, State<T>) {
         let key = (T::KIND, object.key);
         let fresh = self.problems.report(&key, object.problems);
         for problem in fresh.iter().take(MAX_LINES) {
@@ -327,7 +336,7 @@ impl Reconciler {
         for problem in &fresh {
             self.metrics.object_problem(T::KIND, problem.reason());
         }
-        (key.1, object.value)
+        (key.1, object.state)
     }
 }
 

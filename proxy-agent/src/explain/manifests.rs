@@ -48,7 +48,10 @@ fn sizes(objects: &Batch) -> Sizes {
     for change in objects {
         match change {
             Change::Service(Update::Relist(services)) => {
-                for service in services.iter().filter_map(|service| service.value.as_ref()) {
+                for service in services
+                    .iter()
+                    .filter_map(|service| service.state.as_ref().usable())
+                {
                     let addresses =
                         1 + service.external_ips.len() + service.load_balancer_ips.len();
                     ports += service.ports.len();
@@ -58,7 +61,9 @@ fn sizes(objects: &Batch) -> Sizes {
                 }
             }
             Change::EndpointSlice(Update::Relist(slices)) => {
-                let slices = slices.iter().filter_map(|slice| slice.value.as_ref());
+                let slices = slices
+                    .iter()
+                    .filter_map(|slice| slice.state.as_ref().usable());
                 endpoints += slices
                     .map(|slice| slice.ports.len() * slice.endpoints.len())
                     .sum::<usize>();

@@ -36,7 +36,9 @@ pub struct ServiceRow {
     pub kinds: Vec<&'static str>,
     /// Their traffic policies, in the same order.
     pub policy: String,
-    /// Clients that may use the load balancer's addresses; none named: all.
+    /// Whether only some clients may use the load balancer's addresses …
+    pub restricted: bool,
+    /// … namely these.
     pub source_ranges: Vec<String>,
     /// Session affinity: after how long a client is forgotten.
     pub affinity_seconds: Option<u32>,
@@ -115,6 +117,9 @@ impl Row for ServiceRow {
 
 impl ServiceRow {
     fn sources(&self) -> String {
+        if self.restricted && self.source_ranges.is_empty() {
+            return "nobody".to_owned();
+        }
         let shown = self.source_ranges.iter().take(SHOWN_RANGES);
         let list = render::list(shown);
         match self.source_ranges.len().checked_sub(SHOWN_RANGES) {
@@ -168,6 +173,9 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
         frontends: frontends.iter().map(|(key, _)| address::<F>(key)).collect(),
         kinds: frontends.iter().map(|(_, f)| kind(**f)).collect(),
         policy: policies.join(","),
+        restricted: frontends
+            .iter()
+            .any(|(_, f)| f.flags & Frontend::SOURCE_RANGES != 0),
         source_ranges: source_ranges(tables, row),
         affinity_seconds: (stickiness.seconds != 0).then_some(stickiness.seconds),
         cluster: cluster.into(),
@@ -278,8 +286,7 @@ mod tests {
     }
 
     fn shows_services<F: Family>(ip: F::Ip, net: &str) {
-        let rows = rows(&tables::<F>(ip));
-        let cells: Vec<_> = rows.iter().map(Row::cells).collect();
+        let cells: Vec<_> = rows(&tables::<F>(ip)).iter().map(Row::cells).collect();
         let address = |port| SocketAddr::new(ip.into(), port).to_string();
         let both = format!("{},*:30080", address(80));
         let sources = format!("{net}/8,{net}/9,{net}/10 and 2 more");
@@ -328,6 +335,15 @@ mod tests {
             ],
         ];
         assert_eq!(cells, expected);
+        let mut tables = tables::<F>(ip);
+        let last = tables
+            .frontends
+            .values_mut()
+            .last()
+            .expect("a load balancer's");
+        last.flags |= Frontend::SOURCE_RANGES;
+        tables.source_ranges.clear();
+        assert_eq!(rows(&tables)[1].cells()[11], "nobody");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! EndpointSlices: where the traffic of a Service goes.
 
+mod fields;
+mod raw;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -7,12 +10,15 @@ use std::{
     time::SystemTime,
 };
 
-use k8s_openapi::{api::discovery::v1 as api, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use proxy_common::net::Protocol;
 
+pub use self::fields::EndpointSliceFields;
+use self::raw::{RawEndpoint, RawPort};
 use super::{
-    AddressProblem, IpFamily, Kind, Name, Object, ObjectKey, Parsed, Placement, Problem,
+    AddressProblem, IpFamily, Kind, Name, Object, ObjectKey, Placement, Problems,
     address::{classify, parse_address},
+    api::{Field, List, Malformed, Metadata, Wanted},
 };
 
 /// Slices of headless Services carry this label (S17).
@@ -88,7 +94,7 @@ pub enum EndpointSliceProblem {
     #[error("port {name:?} has no number; slices for all ports are not supported")]
     PortWithoutNumber { name: String },
     #[error("port {name:?} has number {port}, which is not in 1-65535")]
-    PortNumber { name: String, port: i32 },
+    PortNumber { name: String, port: i64 },
     #[error("port {name:?} has protocol {protocol:?}, which is unknown")]
     Protocol { name: String, protocol: String },
     #[error("port {name:?} {protocol} {port} occurs twice")]
@@ -117,29 +123,44 @@ impl EndpointSliceProblem {
 }
 
 impl Object for EndpointSlice {
-    type Api = api::EndpointSlice;
+    type Fields = EndpointSliceFields;
     const KIND: Kind = Kind::EndpointSlice;
 
-    fn from_api(api: api::EndpointSlice) -> Parsed<Self> {
-        let key = ObjectKey::of(&api.metadata);
-        let triggered = trigger_time(&api);
-        let mut problems = Vec::new();
-        let value = owner(&api, &key, &mut problems).and_then(|service| {
-            let family = family(&api.address_type, &mut problems)?;
-            Some(Self {
-                key: key.clone(),
-                service,
-                family,
-                ports: ports(api.ports.unwrap_or_default(), &mut problems),
-                endpoints: endpoints(api.endpoints.unwrap_or_default(), family, &mut problems),
-            })
-        });
-        Parsed {
-            key,
-            value,
-            problems: problems.into_iter().map(Problem::from).collect(),
-            triggered,
-        }
+    /// Labels, the type of the addresses, and the lists themselves fail if they
+    /// are malformed: without them a Service would lose its endpoints. What is
+    /// malformed in one endpoint or port costs that one.
+    fn read(
+        key: &ObjectKey,
+        metadata: Metadata,
+        fields: EndpointSliceFields,
+        problems: &mut Problems,
+    ) -> Result<Option<Self>, Malformed> {
+        let labels = metadata.labels.or_default("metadata.labels")?;
+        let Some(service) = owner(&labels, key, problems)? else {
+            return Ok(None);
+        };
+        let address_type = fields.address_type.or_default("addressType")?;
+        let Some(family) = family(&address_type, problems) else {
+            return Ok(None);
+        };
+        let raw_ports = fields.ports.or_default("ports")?;
+        let raw_endpoints = fields.endpoints.or_default("endpoints")?;
+        Ok(Some(Self {
+            key: key.clone(),
+            service,
+            family,
+            ports: ports(raw_ports, problems),
+            endpoints: endpoints(raw_endpoints, family, problems),
+        }))
+    }
+
+    /// A time that cannot be read is none: it is measured, not used.
+    fn triggered(metadata: &Metadata) -> Option<SystemTime> {
+        let Field::Present(annotations) = &metadata.annotations else {
+            return None;
+        };
+        let raw = annotations.annotation(TRIGGER_TIME_ANNOTATION)?;
+        raw.parse::<Timestamp>().ok().map(SystemTime::from)
     }
 
     fn key(&self) -> &ObjectKey {
@@ -149,45 +170,40 @@ impl Object for EndpointSlice {
 
 /// The Service a slice belongs to, if it is one for this proxy (S17).
 fn owner(
-    api: &api::EndpointSlice,
+    labels: &Wanted,
     key: &ObjectKey,
-    problems: &mut Vec<EndpointSliceProblem>,
-) -> Option<ObjectKey> {
-    let label = |name| api.metadata.labels.as_ref().and_then(|l| l.get(name));
-    if label(HEADLESS_LABEL).is_some() {
-        return None;
+    problems: &mut Problems,
+) -> Result<Option<ObjectKey>, Malformed> {
+    if labels.has(HEADLESS_LABEL) {
+        return Ok(None);
     }
-    let name = label(SERVICE_NAME_LABEL).filter(|name| !name.is_empty());
+    let name = labels.label(SERVICE_NAME_LABEL)?;
+    let name = name.filter(|name| !name.is_empty());
     if name.is_none() {
-        problems.push(EndpointSliceProblem::NoServiceName);
+        problems.add(EndpointSliceProblem::NoServiceName);
     }
-    name.map(|name| key.sibling(name.as_str()))
+    Ok(name.map(|name| key.sibling(name)))
 }
 
 /// The family of a slice; none for host names, which are not proxied (S18).
-fn family(raw: &str, problems: &mut Vec<EndpointSliceProblem>) -> Option<IpFamily> {
+fn family(raw: &str, problems: &mut Problems) -> Option<IpFamily> {
     let family = IpFamily::from_name(raw);
     if family.is_none() && raw != "FQDN" {
-        problems.push(EndpointSliceProblem::AddressType(raw.to_owned()));
+        problems.add(EndpointSliceProblem::AddressType(raw.to_owned()));
     }
     family
 }
 
-fn trigger_time(api: &api::EndpointSlice) -> Option<SystemTime> {
-    let annotations = api.metadata.annotations.as_ref()?;
-    let raw = annotations.get(TRIGGER_TIME_ANNOTATION)?;
-    raw.parse::<Timestamp>().ok().map(SystemTime::from)
-}
-
-fn ports(
-    raw: Vec<api::EndpointPort>,
-    problems: &mut Vec<EndpointSliceProblem>,
-) -> Vec<EndpointPort> {
+fn ports(raw: List<fields::PortFields>, problems: &mut Problems) -> Vec<EndpointPort> {
     let mut ports = BTreeSet::new();
-    for raw in raw {
-        match port(raw) {
+    for (at, raw) in raw.into_iter().enumerate() {
+        let raw = problems.note(RawPort::read(raw, at), "the port is left out");
+        let Some(port) = raw.map(port) else {
+            continue;
+        };
+        match port {
             Ok(port) if ports.contains(&port) => {
-                problems.push(EndpointSliceProblem::DuplicatePort {
+                problems.add(EndpointSliceProblem::DuplicatePort {
                     name: port.name.to_string(),
                     protocol: port.protocol,
                     port: port.port,
@@ -196,7 +212,7 @@ fn ports(
             Ok(port) => {
                 ports.insert(port);
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => problems.add(problem),
         }
     }
     // Collecting makes room for more, of which there will not be any.
@@ -205,13 +221,13 @@ fn ports(
     ports
 }
 
-fn port(raw: api::EndpointPort) -> Result<EndpointPort, EndpointSliceProblem> {
-    let Some(name) = raw.name else {
+fn port(raw: RawPort) -> Result<EndpointPort, EndpointSliceProblem> {
+    let Some(name) = raw.name.map(String::from) else {
         return Err(EndpointSliceProblem::PortWithoutName);
     };
-    let protocol = match super::protocol(raw.protocol) {
-        Ok(protocol) => protocol,
-        Err(protocol) => return Err(EndpointSliceProblem::Protocol { name, protocol }),
+    let Some(protocol) = super::protocol(raw.protocol.as_deref()) else {
+        let protocol = raw.protocol.unwrap_or_default().into();
+        return Err(EndpointSliceProblem::Protocol { name, protocol });
     };
     match raw.port.map(|port| (port, super::port_number(port))) {
         None => Err(EndpointSliceProblem::PortWithoutNumber { name }),
@@ -225,19 +241,19 @@ fn port(raw: api::EndpointPort) -> Result<EndpointPort, EndpointSliceProblem> {
 }
 
 fn endpoints(
-    raw: Vec<api::Endpoint>,
+    raw: List<fields::Endpoint>,
     family: IpFamily,
-    problems: &mut Vec<EndpointSliceProblem>,
+    problems: &mut Problems,
 ) -> Vec<Endpoint> {
     let mut endpoints = BTreeMap::new();
-    for raw in raw {
-        match endpoint(raw, family) {
-            Ok(endpoint) => {
-                if let Err(problem) = insert(&mut endpoints, endpoint) {
-                    problems.push(problem);
-                }
-            }
-            Err(problem) => problems.push(problem),
+    for (at, raw) in raw.into_iter().enumerate() {
+        let raw = RawEndpoint::read(raw, at);
+        let Some(raw) = problems.note(raw, "the endpoint is not used") else {
+            continue;
+        };
+        let inserted = endpoint(raw, family).and_then(|endpoint| insert(&mut endpoints, endpoint));
+        if let Err(problem) = inserted {
+            problems.add(problem);
         }
     }
     endpoints.into_values().collect()
@@ -262,39 +278,34 @@ fn insert(
     Ok(())
 }
 
-fn endpoint(raw: api::Endpoint, family: IpFamily) -> Result<Endpoint, EndpointSliceProblem> {
-    // Further addresses have no meaning (S18).
-    let Some(address) = raw.addresses.first() else {
+fn endpoint(raw: RawEndpoint, family: IpFamily) -> Result<Endpoint, EndpointSliceProblem> {
+    let Some(address) = raw.address else {
         return Err(EndpointSliceProblem::NoAddress);
     };
-    let ip = parse_address(address, Some(family))
+    let ip = parse_address(&address, Some(family))
         .and_then(|ip| match classify(ip) {
             None => Ok(ip),
             Some(class) => Err(AddressProblem::Special { ip, class }),
         })
         .map_err(EndpointSliceProblem::Address)?;
-    let conditions = raw.conditions.unwrap_or_default();
-    let hints = raw.hints.unwrap_or_default();
-    let zones = hints.for_zones.into_iter().flatten().map(|zone| zone.name);
-    let nodes = hints.for_nodes.into_iter().flatten().map(|node| node.name);
     Ok(Endpoint {
         ip,
         // S19
-        ready: conditions.ready.unwrap_or(true),
-        serving: conditions.serving.unwrap_or(true),
-        terminating: conditions.terminating.unwrap_or(false),
+        ready: raw.ready.unwrap_or(true),
+        serving: raw.serving.unwrap_or(true),
+        terminating: raw.terminating.unwrap_or(false),
         placement: Placement {
-            node: raw.node_name.map(String::into_boxed_str),
-            zone_hints: name_set(zones),
-            node_hints: name_set(nodes),
+            node: raw.node,
+            zone_hints: name_set(raw.zone_hints),
+            node_hints: name_set(raw.node_hints),
         }
         .shared(),
     })
 }
 
 /// The names in ascending order, each once.
-fn name_set(names: impl Iterator<Item = String>) -> Box<[Box<str>]> {
-    let names: BTreeSet<_> = names.map(String::into_boxed_str).collect();
+fn name_set(names: Vec<Box<str>>) -> Box<[Box<str>]> {
+    let names: BTreeSet<_> = names.into_iter().collect();
     names.into_iter().collect()
 }
 

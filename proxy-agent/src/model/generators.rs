@@ -48,6 +48,7 @@ pub fn service() -> impl Strategy<Value = Service> {
                     .into_iter()
                     .map(|range| range.parse().expect("a CIDR"))
                     .collect(),
+                unusable_source_ranges: false,
                 internal_local: policies[0],
                 external_local: policies[1],
                 affinity,

@@ -3,7 +3,6 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::net::Protocol;
 
 use super::pool::Pool;
@@ -70,14 +69,6 @@ impl ObjectKey {
             namespace: namespace.into(),
             name: name.into(),
         }))
-    }
-
-    /// The key of the object with this metadata.
-    pub fn of(metadata: &ObjectMeta) -> Self {
-        Self::new(
-            metadata.namespace.as_deref().unwrap_or_default(),
-            metadata.name.as_deref().unwrap_or_default(),
-        )
     }
 
     /// Empty for objects that have none, such as Nodes.

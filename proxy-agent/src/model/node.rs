@@ -1,18 +1,23 @@
 //! The Node object of this node: its zone, its pods' prefixes, its addresses.
 
+mod fields;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
 use proxy_common::family::{Family, V4, V6};
 
+pub use self::fields::NodeFields;
 use super::{
-    AddressProblem, FamilyIps, Kind, Object, ObjectKey, Parsed, Problem,
+    AddressProblem, FamilyIps, Kind, Object, ObjectKey, Problems,
     address::{parse_address, parse_cidr, prefix_of},
+    api::{Field, List, Malformed, Metadata, Wanted},
 };
 
 /// The label that names a node's zone (S35).
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+const LEFT_OUT: &str = "it is left out";
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,30 +91,31 @@ impl Node {
 }
 
 impl Object for Node {
-    type Api = api::Node;
+    type Fields = NodeFields;
     const KIND: Kind = Kind::Node;
 
-    fn from_api(api: api::Node) -> Parsed<Self> {
-        let key = ObjectKey::of(&api.metadata);
-        let mut problems = Vec::new();
-        let zone = api
-            .metadata
-            .labels
-            .and_then(|mut labels| labels.remove(ZONE_LABEL))
-            .filter(|zone| !zone.is_empty());
-        let addresses = api.status.and_then(|status| status.addresses);
-        let value = Self {
+    /// Where pods' prefixes or the node's addresses are malformed as a whole,
+    /// this fails: without prefixes no client would count as a pod, without
+    /// addresses NodePorts would close. A zone that is malformed is none, as on
+    /// a node without one: hints then keep no endpoint from being used.
+    fn read(
+        key: &ObjectKey,
+        metadata: Metadata,
+        fields: NodeFields,
+        problems: &mut Problems,
+    ) -> Result<Option<Self>, Malformed> {
+        let spec = fields.spec.or_default("spec")?;
+        let status = fields.status.or_default("status")?;
+        let addresses = status.addresses.or_default("status.addresses")?;
+        let pod_cidrs = pod_cidrs(spec, problems)?;
+        Ok(Some(Self {
             key: key.clone(),
-            zone,
-            pod_cidrs: pod_cidrs(api.spec.unwrap_or_default(), &mut problems),
-            addresses: node_addresses(addresses.unwrap_or_default(), &mut problems),
-        };
-        Parsed {
-            key,
-            value: Some(value),
-            problems: problems.into_iter().map(Problem::from).collect(),
-            triggered: None,
-        }
+            zone: problems
+                .note(zone(metadata.labels), "topology hints have no effect")
+                .flatten(),
+            pod_cidrs,
+            addresses: node_addresses(addresses, problems),
+        }))
     }
 
     fn key(&self) -> &ObjectKey {
@@ -117,34 +123,62 @@ impl Object for Node {
     }
 }
 
-fn pod_cidrs(spec: api::NodeSpec, problems: &mut Vec<NodeProblem>) -> Vec<IpNet> {
-    let listed = spec.pod_cidrs.filter(|listed| !listed.is_empty());
-    // A Node stored before dual stack has one prefix, in a field of its own.
-    let raw = listed.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
-    let mut cidrs = Vec::with_capacity(raw.len());
-    for raw in raw {
-        match parse_cidr(&raw) {
-            Some(cidr) => cidrs.push(cidr),
-            None => problems.push(NodeProblem::PodCidr(raw)),
-        }
-    }
-    cidrs
+fn zone(labels: Field<Wanted>) -> Result<Option<String>, Malformed> {
+    let labels = labels.or_default("metadata.labels")?;
+    let zone = labels.label(ZONE_LABEL)?;
+    Ok(zone.filter(|zone| !zone.is_empty()).map(str::to_owned))
 }
 
-fn node_addresses(raw: Vec<api::NodeAddress>, problems: &mut Vec<NodeProblem>) -> Vec<NodeAddress> {
+fn pod_cidrs(spec: fields::Spec, problems: &mut Problems) -> Result<Vec<IpNet>, Malformed> {
+    let mut listed = spec.pod_cidrs.or_default("spec.podCIDRs")?;
+    if listed.is_empty() {
+        // A Node stored before dual stack has one prefix, in a field of its own.
+        let single = spec.pod_cidr.at("spec.podCIDR")?;
+        listed.extend(single.map(Field::Present));
+    }
+    let mut cidrs = Vec::with_capacity(listed.len());
+    for (at, raw) in listed.into_iter().enumerate() {
+        let raw = raw.or_default(format_args!("spec.podCIDRs[{at}]"));
+        let Some(raw) = problems.note(raw, LEFT_OUT) else {
+            continue;
+        };
+        match parse_cidr(&raw) {
+            Some(cidr) => cidrs.push(cidr),
+            None => problems.add(NodeProblem::PodCidr(raw.into())),
+        }
+    }
+    Ok(cidrs)
+}
+
+fn node_addresses(raw: List<fields::Address>, problems: &mut Problems) -> Vec<NodeAddress> {
     let mut addresses = Vec::with_capacity(raw.len());
-    for raw in raw {
-        let kind = match raw.type_.as_str() {
+    for (at, raw) in raw.into_iter().enumerate() {
+        let raw = kind_and_address(raw, at);
+        let Some((kind, address)) = problems.note(raw, LEFT_OUT) else {
+            continue;
+        };
+        let kind = match &*kind {
             "InternalIP" => NodeAddressKind::Internal,
             "ExternalIP" => NodeAddressKind::External,
             _ => continue,
         };
-        match parse_address(&raw.address, None) {
+        match parse_address(&address, None) {
             Ok(ip) => addresses.push(NodeAddress { kind, ip }),
-            Err(problem) => problems.push(NodeProblem::Address(problem)),
+            Err(problem) => problems.add(NodeProblem::Address(problem)),
         }
     }
     addresses
+}
+
+fn kind_and_address(
+    address: Field<fields::Address>,
+    at: usize,
+) -> Result<(Box<str>, Box<str>), Malformed> {
+    let path = format_args!("status.addresses[{at}]");
+    let address = address.or_default(path)?;
+    let kind = address.kind.or_default(format_args!("{path}.type"))?;
+    let address = address.address.or_default(format_args!("{path}.address"))?;
+    Ok((kind, address))
 }
 
 #[cfg(test)]

@@ -2,18 +2,19 @@
 
 mod affinity;
 mod external;
+mod fields;
 mod problem;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
 use proxy_common::{net::Protocol, service::NAME_LEN};
 
-pub use self::problem::ServiceProblem;
+pub use self::{fields::ServiceFields, problem::ServiceProblem};
 use super::{
-    AddressProblem, FamilyIps, IpFamily, Kind, Name, Object, ObjectKey, Parsed, Problem,
+    AddressProblem, FamilyIps, IpFamily, Kind, Name, Object, ObjectKey, Problems,
     address::{AddressClass, classify, parse_address},
+    api::{Field, List, Malformed, Metadata},
 };
 
 /// Services with this label belong to another proxy, whatever its value (S1).
@@ -32,6 +33,9 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// spec.loadBalancerSourceRanges, each once, in ascending order (S9).
     pub source_ranges: Vec<IpNet>,
+    /// Whether spec.loadBalancerSourceRanges lists something that is no range.
+    /// A family that has no range then admits nobody.
+    pub unusable_source_ranges: bool,
     /// internalTrafficPolicy: Local. Governs the cluster IPs only.
     pub internal_local: bool,
     /// externalTrafficPolicy: Local, where it counts (S10). Governs all others.
@@ -69,47 +73,63 @@ impl ServicePort {
 }
 
 impl Object for Service {
-    type Api = api::Service;
+    type Fields = ServiceFields;
     const KIND: Kind = Kind::Service;
 
-    fn from_api(api: api::Service) -> Parsed<Self> {
-        let key = ObjectKey::of(&api.metadata);
-        let mut problems = Vec::new();
-        let other_proxy = api
-            .metadata
-            .labels
-            .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
-        let status = api.status.unwrap_or_default();
-        let value = api
-            .spec
-            .filter(|spec| !other_proxy && is_proxied(spec, &mut problems))
-            .filter(|_| is_nameable(&key, &mut problems))
-            .map(|spec| {
-                let external_local = external::policy_is_local(&spec, &mut problems);
-                Self {
-                    key: key.clone(),
-                    cluster_ips: cluster_ips(&spec, &mut problems),
-                    external_ips: external::external_ips(&spec, &mut problems),
-                    load_balancer_ips: external::load_balancer_ips(status, &mut problems),
-                    source_ranges: external::source_ranges(&spec, &mut problems),
-                    internal_local: internal_local(
-                        spec.internal_traffic_policy.as_deref(),
-                        &mut problems,
-                    ),
-                    external_local,
-                    affinity: affinity::seconds(&spec, &mut problems),
-                    health_check_port: external_local
-                        .then(|| external::health_check_port(&spec, &mut problems))
-                        .flatten(),
-                    ports: ports(spec.ports.unwrap_or_default(), &mut problems),
-                }
-            });
-        Parsed {
-            key,
-            value,
-            problems: problems.into_iter().map(Problem::from).collect(),
-            triggered: None,
+    fn read(
+        key: &ObjectKey,
+        metadata: Metadata,
+        fields: ServiceFields,
+        problems: &mut Problems,
+    ) -> Result<Option<Self>, Malformed> {
+        // Another proxy's Service must not become ours by what cannot be read.
+        let labels = metadata.labels.at("metadata.labels")?;
+        if labels.is_some_and(|labels| labels.has(PROXY_NAME_LABEL)) {
+            return Ok(None);
         }
+        let Some(spec) = fields.spec.at("spec")? else {
+            return Ok(None);
+        };
+        let kind = spec.kind.at("spec.type")?;
+        if kind.as_deref() == Some("ExternalName") {
+            return Ok(None);
+        }
+        // Each of them decides what is served at all, and to whom.
+        let cluster_ip = spec.cluster_ip.at("spec.clusterIP")?;
+        let cluster_ips = spec.cluster_ips.or_default("spec.clusterIPs")?;
+        if !is_proxied(cluster_ip.as_deref(), &cluster_ips, problems) || !is_nameable(key, problems)
+        {
+            return Ok(None);
+        }
+        let families = spec.ip_families.or_default("spec.ipFamilies")?;
+        let raw_ports = spec.ports.or_default("spec.ports")?;
+        let affinity = affinity::seconds(spec.affinity, spec.affinity_config, problems)?;
+        let external_ips = external::listed_external_ips(spec.external_ips, problems);
+        let external_local = external::policy_is_local(spec.external_policy, problems)?
+            && external::is_external(kind.as_deref(), !external_ips.is_empty());
+        let internal_local = internal_local(spec.internal_policy, problems)?;
+        let source_ranges = external::source_ranges(spec.source_ranges, problems);
+        let health_check_port = external_local.then(|| {
+            external::health_check_port(kind.as_deref(), spec.health_check_port, problems)
+        });
+        Ok(Some(Self {
+            key: key.clone(),
+            cluster_ips: self::cluster_ips(
+                cluster_ip.as_deref().unwrap_or_default(),
+                cluster_ips,
+                &families,
+                problems,
+            ),
+            external_ips: external::external_ips(external_ips, problems),
+            load_balancer_ips: external::load_balancer_ips(fields.status, problems),
+            source_ranges: source_ranges.usable,
+            unusable_source_ranges: source_ranges.some_unusable,
+            internal_local,
+            external_local,
+            affinity,
+            health_check_port: health_check_port.flatten(),
+            ports: ports(raw_ports, problems),
+        }))
     }
 
     fn key(&self) -> &ObjectKey {
@@ -118,16 +138,17 @@ impl Object for Service {
 }
 
 /// Whether a Service has a cluster IP to be proxied at all (S2).
-fn is_proxied(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> bool {
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return false;
-    }
-    match spec.cluster_ip.as_deref() {
+fn is_proxied(ip: Option<&str>, listed: &List<Box<str>>, problems: &mut Problems) -> bool {
+    match ip {
         Some("None") => false,
         None | Some("") => {
-            let listed = spec.cluster_ips.iter().flatten();
-            if listed.into_iter().any(|ip| ip != "None" && !ip.is_empty()) {
-                problems.push(ServiceProblem::ClusterIpEmpty);
+            let is_ip = |ip: &Field<Box<str>>| match ip {
+                Field::Absent => false,
+                Field::Present(ip) => !matches!(&**ip, "None" | ""),
+                Field::Wrong(_) => true,
+            };
+            if listed.iter().any(is_ip) {
+                problems.add(ServiceProblem::ClusterIpEmpty);
             }
             false
         }
@@ -137,10 +158,10 @@ fn is_proxied(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> bo
 
 /// Whether the tables can hold a Service's name and namespace. The API server
 /// takes no others, but manifests may have them.
-fn is_nameable(key: &ObjectKey, problems: &mut Vec<ServiceProblem>) -> bool {
+fn is_nameable(key: &ObjectKey, problems: &mut Problems) -> bool {
     let mut names = [key.namespace(), key.name()].into_iter();
     match names.find(|name| !fits(name)) {
-        Some(name) => problems.push(ServiceProblem::Name(name.to_owned())),
+        Some(name) => problems.add(ServiceProblem::Name(name.to_owned())),
         None => return true,
     }
     false
@@ -150,40 +171,46 @@ fn fits(name: &str) -> bool {
     name.len() <= NAME_LEN && !name.contains('\0')
 }
 
-/// The cluster IP of each family (S4).
-fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> FamilyIps {
-    let families = spec.ip_families.as_deref().unwrap_or_default();
+/// The cluster IP of each family (S4). One that is malformed costs its family.
+fn cluster_ips(
+    first: &str,
+    mut listed: List<Box<str>>,
+    families: &[Field<Box<str>>],
+    problems: &mut Problems,
+) -> FamilyIps {
     if families.is_empty() {
         // Stored before Services had families: one address, which tells its own.
-        let raw = spec.cluster_ip.as_deref().unwrap_or_default();
-        return cluster_ip(raw, None, problems).into_iter().collect();
+        return cluster_ip(first, None, problems).into_iter().collect();
     }
-    for family in families {
-        if IpFamily::from_name(family).is_none() {
-            problems.push(ServiceProblem::IpFamily(family.clone()));
+    let mut names = Vec::with_capacity(families.len());
+    for (at, family) in families.iter().enumerate() {
+        let name = family.as_ref().at(format_args!("spec.ipFamilies[{at}]"));
+        let name = problems.note(name, "its family is not served").flatten();
+        let family = name.and_then(|name| IpFamily::from_name(name));
+        if let (Some(name), None) = (name, family) {
+            problems.add(ServiceProblem::IpFamily(name.to_string()));
         }
+        names.push(family);
     }
-    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     IpFamily::ALL
         .into_iter()
         .filter_map(|family| {
-            let position = families.iter().position(|name| name == family.name())?;
-            let Some(raw) = listed.get(position).filter(|raw| !raw.is_empty()) else {
-                problems.push(ServiceProblem::ClusterIpMissing(family));
+            let at = names.iter().position(|name| *name == Some(family))?;
+            let raw = listed.get_mut(at).map(std::mem::take).unwrap_or_default();
+            let raw = raw.or_default(format_args!("spec.clusterIPs[{at}]"));
+            let raw = problems.note(raw, "its family is not served")?;
+            if raw.is_empty() {
+                problems.add(ServiceProblem::ClusterIpMissing(family));
                 return None;
-            };
-            cluster_ip(raw, Some(family), problems)
+            }
+            cluster_ip(&raw, Some(family), problems)
         })
         .collect()
 }
 
-fn cluster_ip(
-    raw: &str,
-    family: Option<IpFamily>,
-    problems: &mut Vec<ServiceProblem>,
-) -> Option<IpAddr> {
+fn cluster_ip(raw: &str, family: Option<IpFamily>, problems: &mut Problems) -> Option<IpAddr> {
     dialled_address(raw, family)
-        .map_err(|problem| problems.push(ServiceProblem::ClusterIp(problem)))
+        .map_err(|problem| problems.add(ServiceProblem::ClusterIp(problem)))
         .ok()
 }
 
@@ -197,11 +224,14 @@ fn dialled_address(raw: &str, family: Option<IpFamily>) -> Result<IpAddr, Addres
     }
 }
 
-fn internal_local(raw: Option<&str>, problems: &mut Vec<ServiceProblem>) -> bool {
-    policy_is_local(raw).unwrap_or_else(|raw| {
-        problems.push(ServiceProblem::InternalTrafficPolicy(raw));
+/// internalTrafficPolicy: Local. A malformed policy fails: under the other one
+/// traffic would go to other endpoints.
+fn internal_local(policy: Field<Box<str>>, problems: &mut Problems) -> Result<bool, Malformed> {
+    let policy = policy.at("spec.internalTrafficPolicy")?;
+    Ok(policy_is_local(policy.as_deref()).unwrap_or_else(|policy| {
+        problems.add(ServiceProblem::InternalTrafficPolicy(policy));
         false
-    })
+    }))
 }
 
 /// Whether a traffic policy is Local; none means Cluster. An error is another
@@ -217,62 +247,82 @@ fn policy_is_local(raw: Option<&str>) -> Result<bool, String> {
 
 /// The usable ports. Of two with one name or one number (per protocol), the
 /// first counts.
-fn ports(raw: Vec<api::ServicePort>, problems: &mut Vec<ServiceProblem>) -> Vec<ServicePort> {
+fn ports(raw: List<fields::PortFields>, problems: &mut Problems) -> Vec<ServicePort> {
     let mut names = BTreeSet::new();
     let mut numbers = BTreeSet::new();
     let mut ports = Vec::with_capacity(raw.len());
-    for raw in raw {
-        match port(raw, problems) {
-            Ok(port) => {
-                let name = (port.name.clone(), port.protocol);
-                let number = (port.port, port.protocol);
-                if names.contains(&name) || numbers.contains(&number) {
-                    problems.push(ServiceProblem::DuplicatePort {
-                        name: port.name.to_string(),
-                        protocol: port.protocol,
-                        port: port.port,
-                    });
-                } else {
-                    names.insert(name);
-                    numbers.insert(number);
-                    ports.push(port);
-                }
-            }
-            Err(problem) => problems.push(problem),
+    for (at, raw) in raw.into_iter().enumerate() {
+        let raw = problems.note(RawPort::read(raw, at), "the port is left out");
+        let Some(port) = raw.and_then(|raw| port(raw, problems)) else {
+            continue;
+        };
+        let name = (port.name.clone(), port.protocol);
+        let number = (port.port, port.protocol);
+        if names.contains(&name) || numbers.contains(&number) {
+            problems.add(ServiceProblem::DuplicatePort {
+                name: port.name.to_string(),
+                protocol: port.protocol,
+                port: port.port,
+            });
+        } else {
+            names.insert(name);
+            numbers.insert(number);
+            ports.push(port);
         }
     }
     ports.sort_unstable();
     ports
 }
 
-fn port(
-    raw: api::ServicePort,
-    problems: &mut Vec<ServiceProblem>,
-) -> Result<ServicePort, ServiceProblem> {
-    let name = raw.name.unwrap_or_default();
-    if !fits(&name) {
-        return Err(ServiceProblem::Name(name));
+/// A port of which everything has the type that it should have.
+struct RawPort {
+    name: Box<str>,
+    protocol: Option<Box<str>>,
+    port: i64,
+    /// The NodePort may be malformed: the others are served then.
+    node_port: Result<Option<i64>, Malformed>,
+}
+
+impl RawPort {
+    fn read(port: Field<fields::PortFields>, at: usize) -> Result<Self, Malformed> {
+        let path = format_args!("spec.ports[{at}]");
+        let port = port.or_default(path)?;
+        Ok(Self {
+            name: port.name.or_default(format_args!("{path}.name"))?,
+            protocol: port.protocol.at(format_args!("{path}.protocol"))?,
+            port: port.port.or_default(format_args!("{path}.port"))?,
+            node_port: port.node_port.at(format_args!("{path}.nodePort")),
+        })
     }
-    let protocol = match super::protocol(raw.protocol) {
-        Ok(protocol) => protocol,
-        Err(protocol) => return Err(ServiceProblem::Protocol { name, protocol }),
+}
+
+fn port(raw: RawPort, problems: &mut Problems) -> Option<ServicePort> {
+    let name = String::from(raw.name);
+    if !fits(&name) {
+        problems.add(ServiceProblem::Name(name));
+        return None;
+    }
+    let Some(protocol) = super::protocol(raw.protocol.as_deref()) else {
+        let protocol = raw.protocol.unwrap_or_default().into();
+        problems.add(ServiceProblem::Protocol { name, protocol });
+        return None;
     };
     let Some(port) = super::port_number(raw.port) else {
-        return Err(ServiceProblem::PortNumber {
-            name,
-            port: raw.port,
-        });
+        let port = raw.port;
+        problems.add(ServiceProblem::PortNumber { name, port });
+        return None;
     };
+    let node_port = problems.note(raw.node_port, "it is left out").flatten();
     // 0 stands for none (S12).
-    let node_port = raw.node_port.filter(|node_port| *node_port != 0);
+    let node_port = node_port.filter(|node_port| *node_port != 0);
     let usable = node_port.and_then(super::port_number);
     if let (Some(node_port), None) = (node_port, usable) {
-        problems.push(ServiceProblem::NodePort {
+        problems.add(ServiceProblem::NodePort {
             name: name.clone(),
             node_port,
         });
     }
-    Ok(ServicePort {
+    Some(ServicePort {
         name: name.into(),
         protocol,
         port,

@@ -1,9 +1,13 @@
 //! `ServiceCIDRs`: the prefixes that cluster IPs are taken from.
 
 use ipnet::IpNet;
-use k8s_openapi::api::networking::v1 as api;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 
-use super::{Kind, Object, ObjectKey, Parsed, Problem, address::parse_cidr};
+use super::{
+    Kind, Object, ObjectKey, Problems,
+    address::parse_cidr,
+    api::{List, Malformed, Metadata, api_fields},
+};
 
 /// Prefixes of cluster IPs, mostly one of each family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,30 +36,48 @@ impl ServiceCidrProblem {
     }
 }
 
+api_fields! {
+    /// What is read of a `ServiceCIDR`.
+    pub struct ServiceCidrFields for ServiceCIDR {
+        metadata: Metadata = "metadata",
+        spec: Spec = "spec",
+    }
+
+    pub struct Spec {
+        cidrs: List<Box<str>> = "cidrs",
+    }
+}
+
 impl Object for ServiceCidr {
-    type Api = api::ServiceCIDR;
+    type Fields = ServiceCidrFields;
     const KIND: Kind = Kind::ServiceCidr;
 
-    fn from_api(api: api::ServiceCIDR) -> Parsed<Self> {
-        let key = ObjectKey::of(&api.metadata);
-        let listed = api.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
-        let mut problems = Vec::new();
+    /// A list that is malformed fails: without it new flows to addresses that no
+    /// Service has would pass. A prefix that is malformed is left out.
+    fn read(
+        key: &ObjectKey,
+        _: Metadata,
+        fields: ServiceCidrFields,
+        problems: &mut Problems,
+    ) -> Result<Option<Self>, Malformed> {
+        let spec = fields.spec.or_default("spec")?;
+        let listed = spec.cidrs.or_default("spec.cidrs")?;
         let mut cidrs = Vec::with_capacity(listed.len());
-        for raw in listed {
+        for (at, raw) in listed.into_iter().enumerate() {
+            let raw = raw.or_default(format_args!("spec.cidrs[{at}]"));
+            let Some(raw) = problems.note(raw, "it is left out") else {
+                continue;
+            };
             match parse_cidr(&raw) {
                 Some(cidr) if cidr.prefix_len() == 0 => {
-                    problems.push(ServiceCidrProblem::Everything(cidr));
+                    problems.add(ServiceCidrProblem::Everything(cidr));
                 }
                 Some(cidr) => cidrs.push(cidr),
-                None => problems.push(ServiceCidrProblem::Cidr(raw)),
+                None => problems.add(ServiceCidrProblem::Cidr(raw.into())),
             }
         }
-        Parsed {
-            key: key.clone(),
-            value: Some(Self { key, cidrs }),
-            problems: problems.into_iter().map(Problem::from).collect(),
-            triggered: None,
-        }
+        let key = key.clone();
+        Ok(Some(Self { key, cidrs }))
     }
 
     fn key(&self) -> &ObjectKey {
@@ -68,6 +90,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::Problem;
 
     /// As `kubectl get servicecidr kubernetes -o yaml` prints one, and what no
     /// API server would take.
@@ -88,7 +111,7 @@ mod tests {
                 .map(|cidr| cidr.parse().expect("a CIDR"))
                 .into(),
         };
-        assert_eq!(parsed.value, Some(expected));
+        assert_eq!(parsed.state.usable(), Some(expected));
         let problems: Vec<_> = parsed.problems.iter().map(Problem::to_string).collect();
         let expected = [
             "cidrs lists \"10.97.0.0\", which is not a CIDR",

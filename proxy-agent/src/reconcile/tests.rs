@@ -170,7 +170,7 @@ fn service(name: &str) -> Parsed<Service> {
     let key = ObjectKey::new("default", name);
     Parsed {
         key: key.clone(),
-        value: Some(Service {
+        state: State::Usable(Service {
             key,
             cluster_ips: FamilyIps {
                 v4: Some([10, 96, 0, 1].into()),
@@ -188,7 +188,7 @@ fn slice(service: &str, last_octet: u8) -> Parsed<EndpointSlice> {
     let key = ObjectKey::new("default", format!("{service}-1"));
     Parsed {
         key: key.clone(),
-        value: Some(EndpointSlice {
+        state: State::Usable(EndpointSlice {
             key,
             service: ObjectKey::new("default", service),
             family: IpFamily::V4,
@@ -446,7 +446,7 @@ async fn this_nodes_object_is_handed_on() {
         };
         Parsed {
             key,
-            value: Some(value),
+            state: State::Usable(value),
             problems: Vec::new(),
             triggered: None,
         }

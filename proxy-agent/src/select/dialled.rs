@@ -12,8 +12,8 @@ pub(super) struct Dialled<F: Family> {
     cluster_ip: F::Ip,
     external_ips: Vec<F::Ip>,
     load_balancer_ips: Vec<F::Ip>,
-    /// Clients that may use the load balancer's addresses; if there are none,
-    /// all may (S9).
+    /// Whether only these may use the load balancer's addresses (S9).
+    restricted: bool,
     pub(super) source_ranges: Vec<Cidr<F>>,
     /// The load balancer's addresses may use themselves (S59).
     allow_itself: bool,
@@ -25,11 +25,9 @@ impl<F: Family> Dialled<F> {
     pub(super) fn of(service: &Service, node: &NodeContext) -> Option<Self> {
         let ours = |ips: &[IpAddr]| ips.iter().copied().filter_map(F::from_ip).collect();
         let load_balancer_ips: Vec<_> = ours(&service.load_balancer_ips);
-        let source_ranges = if load_balancer_ips.is_empty() {
-            Vec::new()
-        } else {
-            source_ranges(service)
-        };
+        let admitted = source_ranges(service).filter(|_| !load_balancer_ips.is_empty());
+        let restricted = admitted.is_some();
+        let source_ranges = admitted.unwrap_or_default();
         let node_ip = node.ips.get::<F>();
         Some(Self {
             cluster_ip: service.cluster_ips.get::<F>()?,
@@ -42,6 +40,7 @@ impl<F: Family> Dialled<F> {
             allow_itself: source_ranges
                 .iter()
                 .any(|range| node_ip.is_some_and(|ip| range.contains(ip))),
+            restricted,
             source_ranges,
         })
     }
@@ -59,7 +58,7 @@ impl<F: Family> Dialled<F> {
         };
         let node_port = port.node_port.map(DesiredFrontend::node_port);
         let load_balancer = self.load_balancer_ips.iter().map(|&ip| DesiredFrontend {
-            restricted: !self.source_ranges.is_empty(),
+            restricted: self.restricted,
             allow_itself: self.allow_itself,
             ..DesiredFrontend::new(FrontendKind::LoadBalancer, ip, port.port)
         });
@@ -82,12 +81,16 @@ impl<F: Family> Dialled<F> {
     }
 }
 
-/// S9: one that contains everyone, or none of the family, restricts nobody.
-fn source_ranges<F: Family>(service: &Service) -> Vec<Cidr<F>> {
+/// Who may use the load balancer's addresses; none if everyone may: one range
+/// that contains everyone, or none of the family, restricts nobody (S9). If a
+/// range cannot be read, it may have been one of the family.
+fn source_ranges<F: Family>(service: &Service) -> Option<Vec<Cidr<F>>> {
     let ranges = service.source_ranges.iter().copied();
     let ranges: Vec<Cidr<F>> = ranges.filter_map(Cidr::of).collect();
-    if ranges.iter().any(|range| range.length() == 0) {
-        return Vec::new();
-    }
-    ranges
+    let everyone = if ranges.is_empty() {
+        !service.unusable_source_ranges
+    } else {
+        ranges.iter().any(|range| range.length() == 0)
+    };
+    (!everyone).then_some(ranges)
 }

@@ -372,6 +372,26 @@ fn source_ranges_restrict(#[case] ranges: &[&str], #[case] v4: &str, #[case] v6:
     }
 }
 
+/// A range that cannot be read may have been one of any family: those that have
+/// no other admit nobody, and none that admits everyone is overruled.
+#[rstest]
+#[case::no_other(&[], [true, true])]
+#[case::only_ipv4(&["10.0.0.0/8"], [true, true])]
+#[case::everyone_in_ipv4(&["0.0.0.0/0"], [false, true])]
+#[case::everyone(&["0.0.0.0/0", "::/0"], [false, false])]
+fn unreadable_source_ranges_restrict(#[case] ranges: &[&str], #[case] restricted: [bool; 2]) {
+    let ranges = ranges.iter().map(|range| range.parse().expect("a CIDR"));
+    let service = Service {
+        source_ranges: ranges.collect(),
+        unusable_source_ranges: true,
+        ..with_everything()
+    };
+    let v4 = front_ends::<V4>(&service, &node());
+    let v6 = front_ends::<V6>(&service, &node());
+    let is_restricted = |lines: Vec<String>| lines.iter().any(|l| l.contains("restricted"));
+    assert_eq!([v4, v6].map(is_restricted), restricted);
+}
+
 #[test]
 fn affinity_is_every_ports() {
     let mut service = service(&[("a", TCP, 80), ("b", UDP, 81)]);

@@ -10,19 +10,17 @@ pub mod error_log;
 pub mod packet_pods;
 pub mod watch;
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use futures::{
     StreamExt,
     stream::{self, LocalBoxStream},
 };
-use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client,
     config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError},
     runtime::{WatchStreamExt, watcher},
 };
-use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::info;
 
@@ -31,8 +29,8 @@ use super::{Batch, Change, Update};
 use crate::{
     metrics::Metrics,
     model::{
-        EndpointSlice, Kind, Node, Object, Service, ServiceCidr, endpoint_slice::HEADLESS_LABEL,
-        service::PROXY_NAME_LABEL,
+        EndpointSlice, Kind, Node, Object, Service, ServiceCidr, api::ApiObject,
+        endpoint_slice::HEADLESS_LABEL, service::PROXY_NAME_LABEL,
     },
 };
 
@@ -131,63 +129,13 @@ type News = (Kind, Result<Change, watcher::Error>);
 fn watch_kind<T>(client: Client, config: watcher::Config) -> LocalBoxStream<'static, News>
 where
     T: Object + 'static,
-    T::Api: kube::Resource<DynamicType = ()>
-        + Metadata<Ty = ObjectMeta>
-        + DeserializeOwned
-        + Clone
-        + fmt::Debug
-        + Send
-        + 'static,
     Change: From<Update<T>>,
 {
-    let events = watcher(Api::<T::Api>::all(client), config).default_backoff();
+    let events = watcher(Api::<ApiObject<T::Fields>>::all(client), config).default_backoff();
     watch::updates::<T>(events)
         .map(|news| (T::KIND, news.map(Change::from)))
         .boxed_local()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use k8s_openapi::api::{core::v1::Pod, rbac::v1::ClusterRole};
-    use kube::Resource;
-
-    use super::*;
-
-    /// API group and resource.
-    type Asked = (String, String);
-
-    fn watched<R: Resource<DynamicType = ()>>() -> Asked {
-        (R::group(&()).into_owned(), R::plural(&()).into_owned())
-    }
-
-    /// The role allows to list and watch what is listed and watched, and no
-    /// more (S16).
-    #[test]
-    fn the_role_is_what_is_needed() {
-        let manifest = include_str!("../../../manifests/rbac.yaml");
-        let role = manifest
-            .split("\n---\n")
-            .find(|object| object.contains("\nkind: ClusterRole\n"))
-            .expect("a role");
-        let role: ClusterRole = serde_saphyr::from_str(role).expect("a role");
-        let mut allowed = BTreeSet::new();
-        for rule in role.rules.unwrap_or_default() {
-            assert_eq!(rule.verbs, ["list", "watch"]);
-            for group in rule.api_groups.unwrap_or_default() {
-                for resource in rule.resources.iter().flatten() {
-                    allowed.insert((group.clone(), resource.clone()));
-                }
-            }
-        }
-        let needed = BTreeSet::from([
-            watched::<<Service as Object>::Api>(),
-            watched::<<EndpointSlice as Object>::Api>(),
-            watched::<<Node as Object>::Api>(),
-            watched::<<ServiceCidr as Object>::Api>(),
-            watched::<Pod>(),
-        ]);
-        assert_eq!(allowed, needed);
-    }
-}
+mod tests;

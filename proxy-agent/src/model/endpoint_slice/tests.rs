@@ -6,6 +6,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::{Parsed, Problem};
 
 fn parse_object(object: Value) -> Parsed<EndpointSlice> {
     EndpointSlice::from_api(serde_json::from_value(object).expect("an EndpointSlice"))
@@ -26,7 +27,7 @@ fn parse(address_type: &str, ports: Value, endpoints: Value) -> Parsed<EndpointS
 /// The slice, and its problems as log lines.
 fn slice(parsed: Parsed<EndpointSlice>) -> (EndpointSlice, Vec<String>) {
     let problems = parsed.problems.iter().map(Problem::to_string).collect();
-    (parsed.value.expect("a usable slice"), problems)
+    (parsed.state.usable().expect("a usable slice"), problems)
 }
 
 fn addresses(slice: &EndpointSlice) -> Vec<String> {
@@ -96,7 +97,7 @@ fn leaves_out_what_is_not_proxied(
         "addressType": address_type,
         "endpoints": [{"addresses": ["10.0.0.1"]}],
     }));
-    assert_eq!(parsed.value, None);
+    assert_eq!(parsed.state.usable(), None);
     let problems: Vec<_> = problems.into_iter().map(Problem::from).collect();
     assert_eq!(parsed.problems, problems);
 }

@@ -3,11 +3,15 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::Problem;
 
 fn parse(object: Value) -> (Node, Vec<String>) {
     let parsed = Node::from_api(serde_json::from_value(object).expect("a Node"));
     let problems = parsed.problems.iter().map(Problem::to_string).collect();
-    (parsed.value.expect("every Node is usable"), problems)
+    (
+        parsed.state.usable().expect("every Node is usable"),
+        problems,
+    )
 }
 
 #[test]

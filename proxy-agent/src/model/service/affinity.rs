@@ -1,32 +1,49 @@
 //! Session affinity of a Service.
 
-use k8s_openapi::api::core::v1 as api;
-
-use super::ServiceProblem;
+use super::{ServiceProblem, fields::AffinityConfig};
+use crate::model::{
+    Problems,
+    api::{Field, Malformed},
+};
 
 /// What the API sets if nothing is said (S72).
 pub(super) const DEFAULT_SECONDS: u32 = 10_800;
+const DEFAULT_IS_USED: &str = "10800 seconds are used";
 
 /// How long a client without a new connection is remembered; nothing if not at
 /// all.
-pub(super) fn seconds(spec: &api::ServiceSpec, problems: &mut Vec<ServiceProblem>) -> Option<u32> {
-    match spec.session_affinity.as_deref() {
+///
+/// A malformed sessionAffinity fails: without affinity clients would lose their
+/// backends. A malformed timeout is as one that is not positive.
+pub(super) fn seconds(
+    affinity: Field<Box<str>>,
+    config: Field<AffinityConfig>,
+    problems: &mut Problems,
+) -> Result<Option<u32>, Malformed> {
+    match affinity.at("spec.sessionAffinity")?.as_deref() {
         Some("ClientIP") => {}
-        None | Some("" | "None") => return None,
+        None | Some("" | "None") => return Ok(None),
         Some(other) => {
-            problems.push(ServiceProblem::SessionAffinity(other.to_owned()));
-            return None;
+            problems.add(ServiceProblem::SessionAffinity(other.to_owned()));
+            return Ok(None);
         }
     }
-    let config = spec.session_affinity_config.as_ref();
-    let timeout = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let timeout = problems.note(timeout(config), DEFAULT_IS_USED).flatten();
     let seconds = match timeout.map(|timeout| (timeout, u32::try_from(timeout))) {
         None => DEFAULT_SECONDS,
         Some((_, Ok(seconds @ 1..))) => seconds,
         Some((timeout, _)) => {
-            problems.push(ServiceProblem::AffinityTimeout(timeout));
+            problems.add(ServiceProblem::AffinityTimeout(timeout));
             DEFAULT_SECONDS
         }
     };
-    Some(seconds)
+    Ok(Some(seconds))
+}
+
+fn timeout(config: Field<AffinityConfig>) -> Result<Option<i64>, Malformed> {
+    let config = config.or_default("spec.sessionAffinityConfig")?;
+    let client_ip = config.client_ip;
+    let client_ip = client_ip.or_default("spec.sessionAffinityConfig.clientIP")?;
+    let timeout = client_ip.timeout_seconds;
+    timeout.at("spec.sessionAffinityConfig.clientIP.timeoutSeconds")
 }

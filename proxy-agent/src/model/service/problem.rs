@@ -23,7 +23,10 @@ pub enum ServiceProblem {
     IngressIp(AddressProblem),
     #[error("load balancer ingress {ip}: ipMode {mode:?} is unknown, the address is left alone")]
     IngressMode { ip: String, mode: String },
-    #[error("loadBalancerSourceRanges: {0:?} is not a CIDR")]
+    #[error(
+        "loadBalancerSourceRanges: {0:?} is not a CIDR, families without another range \
+         admit nobody to the load balancer"
+    )]
     SourceRange(String),
     #[error("internalTrafficPolicy {0:?} is unknown, Cluster is used")]
     InternalTrafficPolicy(String),
@@ -35,13 +38,13 @@ pub enum ServiceProblem {
         "sessionAffinityConfig: timeoutSeconds {0} is not positive, {default} is used",
         default = super::affinity::DEFAULT_SECONDS
     )]
-    AffinityTimeout(i32),
+    AffinityTimeout(i64),
     #[error("healthCheckNodePort {0} is not in 1-65535, no health check is answered")]
-    HealthCheckPort(i32),
+    HealthCheckPort(i64),
     #[error("port {name:?} has number {port}, which is not in 1-65535")]
-    PortNumber { name: String, port: i32 },
+    PortNumber { name: String, port: i64 },
     #[error("port {name:?} has nodePort {node_port}, which is not in 1-65535")]
-    NodePort { name: String, node_port: i32 },
+    NodePort { name: String, node_port: i64 },
     #[error("port {name:?} has protocol {protocol:?}, which is unknown")]
     Protocol { name: String, protocol: String },
     #[error("port {name:?} {protocol} {port} repeats the name or the number of a port before it")]

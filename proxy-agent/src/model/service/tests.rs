@@ -5,6 +5,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::{Parsed, Problem};
 
 fn parse(spec: Value) -> Parsed<Service> {
     parse_object(json!({
@@ -21,7 +22,7 @@ fn parse_object(object: Value) -> Parsed<Service> {
 fn service(spec: Value) -> (Service, Vec<String>) {
     let parsed = parse(spec);
     let problems = parsed.problems.iter().map(Problem::to_string).collect();
-    (parsed.value.expect("a proxied Service"), problems)
+    (parsed.state.usable().expect("a proxied Service"), problems)
 }
 
 fn http(name: &str, port: u16) -> ServicePort {
@@ -76,7 +77,7 @@ fn what_is_not_read_makes_no_difference() {
         parse_object(object)
     };
     let plain = with(Value::Null, Value::Null, json!({}));
-    assert!(plain.value.is_some() && plain.problems.is_empty());
+    assert!(plain.state.clone().usable().is_some() && plain.problems.is_empty());
     let annotations = json!({
         "service.kubernetes.io/topology-mode": "Auto",
         "service.kubernetes.io/topology-aware-hints": "auto",
@@ -137,7 +138,7 @@ fn finds_the_cluster_ip_of_each_family(
     json!({"type": "ExternalName", "externalName": "example.com", "clusterIP": "10.0.0.10"}))]
 fn leaves_out_what_is_not_proxied(#[case] spec: Value) {
     let parsed = parse(spec);
-    assert_eq!((parsed.value, parsed.problems), (None, vec![]));
+    assert_eq!((parsed.state.usable(), parsed.problems), (None, vec![]));
 }
 
 /// S1: any value of the label, an empty one as well.
@@ -151,7 +152,7 @@ fn leaves_out_services_of_other_proxies(#[case] value: &str) {
         },
         "spec": {"clusterIP": "10.0.0.10", "ports": [{"port": 0}]},
     }));
-    assert_eq!((parsed.value, parsed.problems), (None, vec![]));
+    assert_eq!((parsed.state.usable(), parsed.problems), (None, vec![]));
     assert_eq!(parsed.key, ObjectKey::new("default", "web"));
 }
 
@@ -197,7 +198,7 @@ fn an_old_object_with_a_bad_address_has_one_problem() {
 #[test]
 fn cluster_ips_without_cluster_ip_are_named() {
     let parsed = parse(json!({"clusterIPs": ["10.0.0.10"], "ipFamilies": ["IPv4"]}));
-    assert_eq!(parsed.value, None);
+    assert_eq!(parsed.state.usable(), None);
     assert_eq!(parsed.problems, [ServiceProblem::ClusterIpEmpty.into()]);
 }
 
@@ -315,6 +316,7 @@ fn keeps_what_clients_outside_dial() {
         source_ranges: ["172.30.0.0/25", "2001:db8::/32"]
             .map(|range| range.parse().expect("a CIDR"))
             .into(),
+        unusable_source_ranges: false,
         internal_local: false,
         external_local: true,
         affinity: Some(90),
@@ -324,7 +326,10 @@ fn keeps_what_clients_outside_dial() {
             ..http("http", 80)
         }],
     };
-    assert_eq!((parsed.value, parsed.problems), (Some(expected), vec![]));
+    assert_eq!(
+        (parsed.state.usable(), parsed.problems),
+        (Some(expected), vec![])
+    );
 }
 
 fn ips(ips: &[&str]) -> Vec<IpAddr> {
@@ -342,7 +347,8 @@ fn ips(ips: &[&str]) -> Vec<IpAddr> {
     "externalIPs: 0.0.0.0 is the unspecified address, which cannot be proxied")]
 #[case::source_range(
     json!({"externalIPs": ["192.0.2.7"], "loadBalancerSourceRanges": ["10.0.0.0"]}),
-    r#"loadBalancerSourceRanges: "10.0.0.0" is not a CIDR"#)]
+    "loadBalancerSourceRanges: \"10.0.0.0\" is not a CIDR, families without another range \
+     admit nobody to the load balancer")]
 #[case::external_policy(
     json!({"externalIPs": ["192.0.2.7"], "externalTrafficPolicy": "local"}),
     r#"externalTrafficPolicy "local" is unknown, Cluster is used"#)]
@@ -398,7 +404,10 @@ fn reads_load_balancer_ingress(
     } else {
         Vec::new()
     };
-    assert_eq!(parsed.value.expect("a Service").load_balancer_ips, expected);
+    assert_eq!(
+        parsed.state.usable().expect("a Service").load_balancer_ips,
+        expected
+    );
 }
 
 /// S10, S12: the policy, and the port of the health check, if it is `Local`.
@@ -531,10 +540,13 @@ fn names_must_fit_into_the_tables() {
     };
     let parsed = named(&fits, &fits, &fits);
     assert_eq!(parsed.problems, []);
-    assert_eq!(parsed.value.map(|service| service.ports.len()), Some(1));
+    assert_eq!(
+        parsed.state.usable().map(|service| service.ports.len()),
+        Some(1)
+    );
     for (namespace, name) in [(&fits, &long), (&long, &fits)] {
         let parsed = named(namespace, name, "");
-        assert_eq!((parsed.value, parsed.problems.len()), (None, 1));
+        assert_eq!((parsed.state.usable(), parsed.problems.len()), (None, 1));
     }
     for port in [&long, "a\0b"] {
         let parsed = named("default", "web", port);
@@ -542,6 +554,9 @@ fn names_must_fit_into_the_tables() {
         let expected =
             format!("name {port:?} does not fit into the tables (63 bytes), it is not served");
         assert_eq!(problems, [expected]);
-        assert_eq!(parsed.value.map(|service| service.ports.len()), Some(0));
+        assert_eq!(
+            parsed.state.usable().map(|service| service.ports.len()),
+            Some(0)
+        );
     }
 }

@@ -105,6 +105,15 @@ pub(super) fn is_not_found(error: &Error) -> bool {
 
 /// One line, with what the operator may do where that is clear.
 fn describe(error: &Error) -> String {
+    let text = text_of(error);
+    if text.is_empty() {
+        // Whatever it is, it says nothing: its type says more.
+        return format!("{error:?}");
+    }
+    text
+}
+
+fn text_of(error: &Error) -> String {
     let source = match error {
         Error::InitialListFailed(source)
         | Error::WatchStartFailed(source)
@@ -120,6 +129,12 @@ fn describe(error: &Error) -> String {
 }
 
 fn advise(code: u16, message: &str) -> String {
+    let message = match message.trim() {
+        // What the client makes of a line that it cannot read.
+        "" if code == 0 => return "it sent something that is no event of a watch".to_owned(),
+        "" => "it gives no reason",
+        message => message,
+    };
     match code {
         401 => format!("{message} (are the credentials valid?)"),
         403 => format!("{message} (does the ClusterRole system:node-proxier apply?)"),
@@ -132,13 +147,17 @@ fn advise(code: u16, message: &str) -> String {
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let first_line = |error: &dyn std::error::Error| {
         let text = error.to_string();
-        text.lines().next().unwrap_or_default().to_owned()
+        let mut lines = text.lines().map(str::trim);
+        let line = lines.find(|line| !line.is_empty());
+        line.unwrap_or_default().to_owned()
     };
-    let mut text = first_line(error);
-    for cause in std::iter::successors(error.source(), |error| error.source()) {
-        let cause = first_line(cause);
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
+    let mut text = String::new();
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let line = first_line(error);
+        if text.is_empty() {
+            text = line;
+        } else if !text.contains(&line) {
+            text = format!("{text}: {line}");
         }
     }
     text
@@ -153,6 +172,41 @@ mod tests {
 
     fn api_error(code: u16) -> Error {
         Error::WatchError(Box::new(Status::failure("no", "Because").with_code(code)))
+    }
+
+    fn silent(code: u16) -> Box<Status> {
+        Box::new(Status::failure("", "").with_code(code))
+    }
+
+    /// Has nothing to say.
+    #[derive(Debug, thiserror::Error)]
+    #[error("\n \n")]
+    struct Blank(#[source] Option<std::io::Error>);
+
+    /// Nothing at all, and what the client makes of an event that it cannot
+    /// read: a status of which nothing is set.
+    #[rstest]
+    #[case(
+        Error::WatchFailed(kube::Error::Api(Box::default())),
+        "it sent something that is no event of a watch"
+    )]
+    #[case(Error::WatchError(silent(500)), "it gives no reason (status 500)")]
+    #[case(
+        Error::WatchError(silent(401)),
+        "it gives no reason (are the credentials valid?)"
+    )]
+    #[case(
+        Error::InitialListFailed(kube::Error::Service(Box::new(Blank(None)))),
+        "InitialListFailed(Service(Blank(None)))"
+    )]
+    #[case(
+        Error::InitialListFailed(kube::Error::Service(Box::new(Blank(Some(
+            std::io::Error::other("cut")
+        ))))),
+        "cut"
+    )]
+    fn no_error_is_silent(#[case] error: Error, #[case] expected: &str) {
+        assert_eq!(describe(&error), expected);
     }
 
     #[rstest]

@@ -9,20 +9,25 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, ResourceExt as _,
-    core::PartialObjectMeta,
+    Api,
     runtime::{WatchStreamExt as _, watcher, watcher::Event},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{ApiServer, error_log::chain};
+use crate::model::{
+    ObjectKey,
+    api::{ApiObject, PodFields},
+};
 
 /// Label of pods whose packets are translated rather than their calls. The
 /// value is `off`.
 pub const LABEL: &str = "tandem-proxy.github.io/sockets";
+
+/// A pod's metadata.
+type Pod = ApiObject<PodFields>;
 
 /// Follows the labelled pods of a node until polled no more, and tells their
 /// uids. A list that cannot be had leaves the last one in force.
@@ -30,7 +35,7 @@ pub async fn follow(server: ApiServer, node: &str, uids: watch::Sender<BTreeSet<
     let config = watcher::Config::default()
         .labels(&format!("{LABEL}=off"))
         .fields(&format!("spec.nodeName={node}"));
-    let api = Api::<PartialObjectMeta<Pod>>::all(server.client);
+    let api = Api::<Pod>::all(server.client);
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut pods = Pods::default();
     let mut failing = false;
@@ -57,58 +62,73 @@ pub async fn follow(server: ApiServer, node: &str, uids: watch::Sender<BTreeSet<
 /// The labelled pods, by what the API calls them.
 #[derive(Debug, Default)]
 struct Pods {
-    known: BTreeMap<(String, String), String>,
+    known: BTreeMap<ObjectKey, Box<str>>,
     /// Those of a list that is not complete yet.
-    list: BTreeMap<(String, String), String>,
+    list: BTreeMap<ObjectKey, Box<str>>,
 }
 
 impl Pods {
     /// Takes in an event. Whether that was news.
-    fn take(&mut self, event: Event<PartialObjectMeta<Pod>>) -> bool {
-        let key =
-            |pod: &PartialObjectMeta<Pod>| (pod.namespace().unwrap_or_default(), pod.name_any());
+    fn take(&mut self, event: Event<Pod>) -> bool {
         match event {
             Event::Init => {
                 self.list.clear();
                 false
             }
             Event::InitApply(pod) => {
-                self.list.extend(pod.uid().map(|uid| (key(&pod), uid)));
+                if let Some((key, uid)) = identify(pod) {
+                    let uid = uid.or_else(|| self.known.get(&key).cloned());
+                    self.list.extend(uid.map(|uid| (key, uid)));
+                }
                 false
             }
             Event::InitDone => {
                 self.known = std::mem::take(&mut self.list);
                 true
             }
-            Event::Apply(pod) => {
-                let uid = pod.uid().unwrap_or_default();
-                self.known.insert(key(&pod), uid.clone()) != Some(uid)
+            Event::Apply(pod) => match identify(pod) {
+                Some((key, Some(uid))) => self.known.insert(key, uid.clone()) != Some(uid),
+                _ => false,
+            },
+            Event::Delete(pod) => {
+                identify(pod).is_some_and(|(key, _)| self.known.remove(&key).is_some())
             }
-            Event::Delete(pod) => self.known.remove(&key(&pod)).is_some(),
         }
     }
 
     fn uids(&self) -> BTreeSet<String> {
-        self.known.values().cloned().collect()
+        self.known.values().map(ToString::to_string).collect()
     }
+}
+
+/// Which pod it is, and its uid. A pod that does not say so changes nothing.
+fn identify(pod: Pod) -> Option<(ObjectKey, Option<Box<str>>)> {
+    let warn = |key: &ObjectKey, malformed| {
+        warn!(kind = "Pod", object = %key, "{malformed}; its label {LABEL} is not followed");
+    };
+    let (key, metadata, _) = pod
+        .open(true)
+        .map_err(|malformed| warn(&ObjectKey::default(), malformed))
+        .ok()?;
+    let uid = metadata.uid.required("metadata.uid");
+    let uid = uid.map_err(|malformed| warn(&key, malformed)).ok();
+    Some((key, uid))
 }
 
 #[cfg(test)]
 mod tests {
-    use kube::core::ObjectMeta;
+    use serde_json::{Value, json};
 
     use super::*;
 
+    fn pod(name: &str, uid: &Value) -> Pod {
+        let metadata = json!({"namespace": "default", "name": name, "uid": uid});
+        serde_json::from_value(json!({"metadata": metadata})).expect("any value is a pod")
+    }
+
     #[test]
     fn lists_take_effect_when_complete() {
-        let pod = |name: &str, uid: &str| PartialObjectMeta::<Pod> {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                uid: Some(uid.to_owned()),
-                ..ObjectMeta::default()
-            },
-            ..PartialObjectMeta::default()
-        };
+        let pod = |name: &str, uid: &str| pod(name, &uid.into());
         let mut pods = Pods::default();
         assert!(!pods.take(Event::Init));
         assert!(!pods.take(Event::InitApply(pod("a", "1"))));
@@ -119,5 +139,24 @@ mod tests {
         assert!(pods.take(Event::Apply(pod("b", "3"))), "made anew");
         assert!(pods.take(Event::Delete(pod("a", "1"))));
         assert_eq!(pods.uids(), BTreeSet::from(["3".to_owned()]));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_told_changes_nothing() {
+        let mut pods = Pods::default();
+        pods.take(Event::Apply(pod("a", &"1".into())));
+        for broken in [pod("a", &json!(7)), pod("", &"2".into()), Pod::default()] {
+            assert!(!pods.take(Event::Apply(broken.clone())));
+            pods.take(Event::Init);
+            pods.take(Event::InitApply(pod("a", &Value::Null)));
+            pods.take(Event::InitApply(broken));
+            pods.take(Event::InitDone);
+            assert_eq!(pods.uids(), BTreeSet::from(["1".to_owned()]));
+        }
+        assert!(
+            pods.take(Event::Delete(pod("a", &Value::Null))),
+            "its name is enough"
+        );
+        assert!(pods.uids().is_empty());
     }
 }

@@ -1,11 +1,10 @@
 //! From the events of one watch to updates of one kind.
 
 use futures::{Stream, StreamExt, stream};
-use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::runtime::watcher::{Error, Event};
 
 use crate::{
-    model::{Object, ObjectKey, Parsed},
+    model::{Object, Parsed, api::ApiObject},
     source::Update,
 };
 
@@ -13,11 +12,8 @@ use crate::{
 /// come; a list takes effect when it is complete. Errors change nothing: the
 /// watch itself tries again.
 pub fn updates<T: Object>(
-    events: impl Stream<Item = Result<Event<T::Api>, Error>>,
-) -> impl Stream<Item = Result<Update<T>, Error>>
-where
-    T::Api: Metadata<Ty = ObjectMeta>,
-{
+    events: impl Stream<Item = Result<Event<ApiObject<T::Fields>>, Error>>,
+) -> impl Stream<Item = Result<Update<T>, Error>> {
     // Objects of a list that is not complete yet.
     let list = Vec::new();
     stream::unfold((Box::pin(events), list), |(mut events, mut list)| async {
@@ -34,10 +30,10 @@ where
     })
 }
 
-fn take<T: Object>(event: Event<T::Api>, list: &mut Vec<Parsed<T>>) -> Option<Update<T>>
-where
-    T::Api: Metadata<Ty = ObjectMeta>,
-{
+fn take<T: Object>(
+    event: Event<ApiObject<T::Fields>>,
+    list: &mut Vec<Parsed<T>>,
+) -> Option<Update<T>> {
     match event {
         Event::Init => {
             list.clear();
@@ -49,20 +45,27 @@ where
         }
         Event::InitDone => Some(Update::Relist(std::mem::take(list))),
         Event::Apply(object) => Some(Update::Apply(T::from_api(object))),
-        Event::Delete(object) => Some(Update::Delete(ObjectKey::of(object.metadata()))),
+        Event::Delete(object) => {
+            let parsed = T::from_api(object);
+            // Which object is gone is all that has to be readable.
+            Some(if parsed.is_named() {
+                Update::Delete(parsed.key)
+            } else {
+                Update::Apply(parsed)
+            })
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1 as api;
     use kube::core::Status;
     use serde_json::json;
 
     use super::*;
-    use crate::model::Service;
+    use crate::model::{Service, service::ServiceFields};
 
-    fn service(name: &str) -> api::Service {
+    fn service(name: &str) -> ApiObject<ServiceFields> {
         let object = json!({
             "metadata": {"namespace": "default", "name": name},
             "spec": {"clusterIP": "10.96.0.1"},
@@ -75,7 +78,7 @@ mod tests {
     }
 
     /// The updates as text: `=a,b` for a list, `+a`, `-a`, `!` for an error.
-    async fn texts(events: Vec<Result<Event<api::Service>, Error>>) -> Vec<String> {
+    async fn texts(events: Vec<Result<Event<ApiObject<ServiceFields>>, Error>>) -> Vec<String> {
         let names = |list: Vec<Parsed<Service>>| {
             let names: Vec<_> = list
                 .into_iter()

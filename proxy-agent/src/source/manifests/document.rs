@@ -8,11 +8,12 @@ mod list;
 
 use std::collections::BTreeMap;
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::list::Document;
-use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Service, ServiceCidr};
+use crate::model::{
+    EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Problem, Service, ServiceCidr,
+};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -180,27 +181,22 @@ impl Contents {
         &mut self,
         mut object: Map<String, Value>,
         manifest: fn(Parsed<T>) -> Manifest,
-    ) where
-        T::Api: DeserializeOwned,
-    {
-        let metadata = object.get("metadata");
-        let field = |name| metadata.and_then(|m| m.get(name)).and_then(Value::as_str);
-        let name = field("name").unwrap_or_default().to_owned();
-        let namespace = field("namespace").filter(|namespace| !namespace.is_empty());
-        let namespace = namespace.unwrap_or("default").to_owned();
-        if name.is_empty() {
-            return self.refuse(format!(" ({})", T::KIND), "it has no name");
+    ) {
+        let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
+        if let Some(metadata) = metadata {
+            let namespace = metadata.entry("namespace").or_insert(Value::Null);
+            if namespace.is_null() || namespace == "" {
+                *namespace = "default".into();
+            }
         }
-        let who = if T::KIND.is_namespaced() {
-            let who = format!(" ({} {namespace}/{name})", T::KIND);
-            object["metadata"]["namespace"] = namespace.into();
-            who
-        } else {
-            format!(" ({} {name})", T::KIND)
-        };
-        match serde_json::from_value(Value::Object(object)) {
-            Ok(api) => self.objects.push(manifest(T::from_api(api))),
-            Err(error) => self.refuse(who, &error.to_string()),
+        let kind = format!(" ({})", T::KIND);
+        match serde_json::from_value(Value::Object(object)).map(T::from_api) {
+            Ok(parsed) if parsed.is_named() => self.objects.push(manifest(parsed)),
+            Ok(parsed) => {
+                let problems: Vec<_> = parsed.problems.iter().map(Problem::to_string).collect();
+                self.refuse(kind, &problems.join(", "));
+            }
+            Err(error) => self.refuse(kind, &error.to_string()),
         }
     }
 }

@@ -22,7 +22,11 @@ fn text(change: &Change) -> Vec<String> {
     let name = |key: &ObjectKey| key.name().to_owned();
     match change {
         Change::Service(Update::Apply(parsed)) => {
-            let ips = parsed.value.as_ref().map(|service| service.cluster_ips);
+            let ips = parsed
+                .state
+                .clone()
+                .usable()
+                .map(|service| service.cluster_ips);
             let ip = ips.and_then(|ips| ips.v4).map(|ip| ip.to_string());
             vec![format!("+{} {}", name(&parsed.key), ip.unwrap_or_default())]
         }

@@ -1,6 +1,7 @@
 use rstest::rstest;
 
 use super::*;
+use crate::model::State;
 
 /// What was found, refused and ignored, as text.
 fn summary(text: &str, format: Format) -> (Vec<String>, Vec<String>, Vec<String>) {
@@ -129,15 +130,19 @@ fn service_cidrs_have_no_namespace() {
 #[case::no_kind("metadata: {name: x}", "document 2: it has no kind")]
 #[case::no_name(
     "{apiVersion: v1, kind: Service, spec: {}}",
-    "document 2 (Service): it has no name"
+    "document 2 (Service): metadata.name is missing"
 )]
-#[case::wrong_type(
-    "{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: 80}}",
-    "document 2 (Service default/x): invalid type: integer `80`"
+#[case::empty_name(
+    "{apiVersion: v1, kind: Service, metadata: {name: ''}}",
+    "document 2 (Service): metadata.name is missing"
 )]
-#[case::wrong_type_of_node(
-    "{apiVersion: v1, kind: Node, metadata: {name: x}, spec: 80}",
-    "document 2 (Node x): invalid type: integer `80`"
+#[case::name_of_another_type(
+    "{apiVersion: v1, kind: Node, metadata: {name: 7}}",
+    "document 2 (Node): metadata.name is an integer instead of a string"
+)]
+#[case::namespace_of_another_type(
+    "{apiVersion: v1, kind: Service, metadata: {name: x, namespace: 7}}",
+    "document 2 (Service): metadata.namespace is an integer instead of a string"
 )]
 #[case::no_list(
     "{apiVersion: v1, kind: ServiceList, items: 5}",
@@ -155,10 +160,39 @@ fn a_bad_document_leaves_the_others(#[case] bad: &str, #[case] reason: &str) {
     assert!(!refused[0].contains('\n'), "{}", refused[0]);
 }
 
+/// As from the API server: the object keeps the state that is known of it.
+#[rstest]
+#[case("Service", "{ports: 80}")]
+#[case("Service", "80")]
+#[case("Node", "80")]
+fn an_object_that_cannot_be_read_is_none_that_is_gone(#[case] kind: &str, #[case] spec: &str) {
+    let text = format!("{{apiVersion: v1, kind: {kind}, metadata: {{name: x}}, spec: {spec}}}");
+    let text = text.replace("{ports", "{clusterIP: 10.96.0.10, ports");
+    let contents = read(&text, Format::Yaml);
+    assert_eq!(contents.refused, []);
+    match &contents.objects[..] {
+        [
+            Manifest::Service(Parsed {
+                state, problems, ..
+            }),
+        ] => {
+            assert_eq!((state, problems.len()), (&State::Unreadable, 1));
+        }
+        [
+            Manifest::Node(Parsed {
+                state, problems, ..
+            }),
+        ] => {
+            assert_eq!((state, problems.len()), (&State::Unreadable, 1));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_bad_item_leaves_the_others() {
     let text = r#"{"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": 1},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": []}, "spec": 1},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"}}
     ]}"#;
     let (objects, refused, _) = summary(text, Format::Json);

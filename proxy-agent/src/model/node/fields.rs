@@ -1,0 +1,27 @@
+//! What is read of a Node.
+
+use k8s_openapi::api::core::v1::Node;
+
+use crate::model::api::{List, Metadata, api_fields};
+
+api_fields! {
+    pub struct NodeFields for Node {
+        metadata: Metadata = "metadata",
+        spec: Spec = "spec",
+        status: Status = "status",
+    }
+
+    pub struct Spec {
+        pod_cidr: Box<str> = "podCIDR",
+        pod_cidrs: List<Box<str>> = "podCIDRs",
+    }
+
+    pub struct Status {
+        addresses: List<Address> = "addresses",
+    }
+
+    pub struct Address {
+        kind: Box<str> = "type",
+        address: Box<str> = "address",
+    }
+}
