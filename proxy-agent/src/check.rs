@@ -15,7 +15,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{check::facts::Facts, cli::PathArgs};
+use crate::{check::facts::Facts, cli::PathArgs, escape::Escaped};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +69,7 @@ impl fmt::Display for Finding {
             Level::Warn => "warn",
             Level::Fail => "FAIL",
         };
-        write!(f, "{level}  {}", self.what)?;
+        write!(f, "{level}  {}", Escaped(&self.what))?;
         match &self.advice {
             Some(advice) => write!(f, ": {advice}"),
             None => Ok(()),

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod devices;
+pub mod escape;
 pub mod explain;
 pub mod health;
 pub mod http;

@@ -1,11 +1,28 @@
 //! Log lines: to standard error, as text or as one JSON object each.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+};
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, prelude::*, util::TryInitError};
+use tracing::{field::Field, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter,
+    field::MakeExt as _,
+    filter::ParseError,
+    fmt::{
+        FormatFields,
+        format::{self, Writer},
+        layer,
+    },
+    prelude::*,
+    util::TryInitError,
+};
 
-use crate::cli::{LogArgs, LogFormat};
+use crate::{
+    cli::{LogArgs, LogFormat},
+    escape::Escaped,
+};
 
 /// Crates that speak for us: the agent, and the programs in the kernel.
 const OURS: [&str; 3] = ["proxy_agent", "proxy_ebpf", "tandem"];
@@ -36,11 +53,12 @@ pub fn init(args: &LogArgs, usual: &str) -> Result<(), LogError> {
         filter: args.log_level.clone().unwrap_or(directives),
         source,
     })?;
-    let layer = fmt::layer().with_writer(io::stderr);
+    let layer = layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     match args.log_format {
         LogFormat::Text => {
             let layer = layer
+                .fmt_fields(one_line())
                 .with_ansi(io::stderr().is_terminal())
                 .with_target(false);
             registry.with(layer).try_init()?;
@@ -48,6 +66,19 @@ pub fn init(args: &LogArgs, usual: &str) -> Result<(), LogError> {
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init()?,
     }
     Ok(())
+}
+
+/// The message and the fields of an event, which may quote anything: they are
+/// escaped, so that an event is one line and tells the terminal nothing.
+fn one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let value = format_args!("{value:?}");
+        match field.name() {
+            "message" => write!(writer, "{}", Escaped(value)),
+            name => write!(writer, "{name}={}", Escaped(value)),
+        }
+    };
+    format::debug_fn(field).delimited(" ")
 }
 
 /// The most detailed level that is logged, from 1 for errors to 5 for traces:
@@ -93,9 +124,17 @@ fn directives(level: Option<&str>, verbosity: u8, usual: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Write,
+        path::Path,
+        sync::{Arc, Mutex},
+    };
+
     use rstest::rstest;
+    use tracing::warn;
 
     use super::*;
+    use crate::model::ObjectKey;
 
     #[rstest]
     #[case(
@@ -138,6 +177,62 @@ mod tests {
     #[case("kube=debug, verbose", Some("verbose"))]
     fn words_are_levels(#[case] filter: &str, #[case] expected: Option<&str>) {
         assert_eq!(unknown_level(filter), expected);
+    }
+
+    /// A log in memory.
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged of an object, a kind, a file and an error.
+    fn log(text: &str, ansi: bool) -> String {
+        let memory = Memory::default();
+        let writer = memory.clone();
+        let layer = layer()
+            .fmt_fields(one_line())
+            .with_ansi(ansi)
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let key = ObjectKey::new("default", text);
+            let file = Path::new(text).display();
+            warn!(object = %key, kind = %text, %file, "error: {text}");
+        });
+        let bytes = memory.0.lock().expect("no panic").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    /// P9: whoever names an object cannot write lines of their own.
+    #[rstest]
+    #[case("evil\nWARN forged", r"evil\nWARN forged")]
+    #[case("evil\r\nforged", r"evil\r\nforged")]
+    #[case("\u{1b}[2Jgone", r"\u{1b}[2Jgone")]
+    #[case("\u{9b}2J\u{2028}", r"\u{9b}2J\u{2028}")]
+    fn an_event_is_one_line(#[case] text: &str, #[case] escaped: &str) {
+        let line = log(text, false);
+        assert_eq!(line.matches(escaped).count(), 4, "{line:?}");
+        assert!(line.ends_with('\n'));
+        assert!(
+            !line
+                .trim_end_matches('\n')
+                .contains(crate::escape::is_hidden),
+            "{line:?}"
+        );
+        let coloured = log(text, true);
+        assert_eq!(coloured.lines().count(), 1, "{coloured:?}");
+        assert_eq!(coloured.matches(escaped).count(), 4, "{coloured:?}");
+        assert!(
+            coloured.contains("\u{1b}["),
+            "the colours are left: {coloured:?}"
+        );
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use proxy_common::explain::{Client, Decision};
 
+use crate::escape::Escaped;
+
 use super::{
     decode::{Explanation, Facts},
     flow::Via,
@@ -26,7 +28,7 @@ pub fn render(explanation: &Explanation) -> String {
     );
     let mut line = |name: &str, value: &str| {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {name:<12}{value}");
+        let _ = writeln!(text, "  {name:<12}{}", Escaped(value));
     };
     line("verdict", explanation.verdict.name());
     if let (Some(service), Some(frontend)) = (&explanation.service, explanation.frontend) {
@@ -192,6 +194,30 @@ mod tests {
   back        egress of the client's device: source [fd00:244::9]:8080 becomes [fd00:192::1]:30080
 "
         );
+    }
+
+    /// As a manifest may name a Service.
+    #[test]
+    fn names_cannot_write_lines_of_their_own() {
+        let plain = forwarded(
+            "[fd00::7]:4000",
+            "[fd00:192::1]:30080",
+            Via::External,
+            Client::External,
+            "[fd00:244::9]:8080",
+        );
+        let named = Facts {
+            service: Some(ServicePortName {
+                service: ObjectKey::new("shop", "web\n  verdict     drop\u{1b}[2J"),
+                port: "a\rb".into(),
+                protocol: Protocol::TCP,
+            }),
+            ..plain.clone()
+        };
+        let text = render(&named.into());
+        let name = r"shop/web\n  verdict     drop\u{1b}[2J:a\rb, by its NodePort";
+        assert!(text.contains(name), "{text}");
+        assert_eq!(text.lines().count(), render(&plain.into()).lines().count());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use crate::cli::Output;
+use crate::{cli::Output, escape::Escaped};
 
 /// A row of output.
 pub trait Row: Serialize + Sized {
@@ -47,11 +47,17 @@ fn table<R: Row>(rows: &[R]) -> String {
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(R::HEADERS.iter().copied())
-        .add_rows(rows.iter().map(Row::cells));
+        .add_rows(rows.iter().map(escaped_cells));
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
     table.trim_fmt()
+}
+
+/// Names in the tables are as whoever made the objects wrote them.
+fn escaped_cells<R: Row>(row: &R) -> Vec<String> {
+    let cells = row.cells().into_iter();
+    cells.map(|cell| Escaped(cell).to_string()).collect()
 }
 
 /// A cell of what this process may not know.
@@ -125,6 +131,30 @@ mod tests {
             "NAME    OWNER\nFelix   -\nRex     Ann\n"
         );
         assert_eq!(rendered(&[], Output::Table), "NAME   OWNER\n");
+    }
+
+    /// As a manifest may name an object. JSON and YAML have escapes of their own.
+    #[test]
+    fn names_cannot_write_lines_of_their_own() {
+        let pet = Pet {
+            name: "a\nb\u{1b}[2J",
+            owner: Some("\r"),
+        };
+        let table = rendered(&[pet], Output::Table);
+        assert_eq!(
+            table.lines().nth(1),
+            Some("a\\nb\\u{1b}[2J   \\r"),
+            "{table}"
+        );
+        assert_eq!(table.lines().count(), 2, "{table}");
+        for output in [Output::Json, Output::Yaml] {
+            let pet = Pet {
+                name: "a\nb\u{1b}[2J",
+                owner: None,
+            };
+            let text = rendered(&[pet], output);
+            assert!(!text.contains('\u{1b}') && text.contains("\\n"), "{text}");
+        }
     }
 
     #[test]
