@@ -77,7 +77,7 @@ fn connect_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePo
             }
         }
     }
-    peers::clear(ctx);
+    peers::leave(ctx, &F::wide(&addr), port);
     GO_ON
 }
 
@@ -85,7 +85,7 @@ fn connect_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePo
 #[inline(always)]
 pub fn sendmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
     let (addr, port) = C::read(ctx);
-    if peers::is_connected_to(ctx, &addr, port) {
+    if address::is_connected_to(ctx, &addr, port) && peers::is_connected_to(ctx, &addr, port) {
         // An IPv6 socket that is connected to a mapped address comes here with
         // each datagram, and has its backend.
         return GO_ON;

@@ -2,11 +2,12 @@
 //! tell the difference.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use proxy_tests::addressing::public;
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::capabilities;
 use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, UdpTalker, Way, mapped};
@@ -174,6 +175,7 @@ fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
+        client.ip(&format!("route add unreachable {}", public(family, 9)))?;
         let (front_end, direct) = (
             service.at(family, ECHO_PORT),
             backend.at(family, ECHO_TARGET),
@@ -190,6 +192,14 @@ fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
                 assert_eq!(socket.peer_addr()?, target);
                 socket.ask(b"question")?;
             }
+            let nowhere = SocketAddr::new(public(family, 9), ECHO_PORT);
+            let error = socket.connect_again(nowhere).err();
+            ensure!(error.is_some(), "{family}: there is a way to nowhere");
+            assert_eq!(socket.peer_addr()?, front_end, "it stays connected");
+            socket.ask(b"question")?;
+            let socket = socket.disconnect()?;
+            assert_eq!(socket.ask(direct)?.1, direct, "unconnected");
+            assert_eq!(socket.ask(front_end)?.1, front_end);
             Ok(())
         })?;
     }
@@ -244,6 +254,43 @@ fn leave_backend(lab: &Lab, service: &Service, backends: &[Pod], target: SocketA
     assert_ne!(answer.server, old);
     assert_eq!(source, target);
     tcp.echo(b"still there")?;
+    Ok(())
+}
+
+/// Processes of the node that bind their sockets to its uplink reach a pod of the
+/// node all the same: their packets are translated where they leave.
+#[test]
+fn sockets_bound_to_a_device_go_by_packets() -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let backend = node.add_pod("backend")?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families()).endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
+
+    for &family in lab.families().list() {
+        let front_end = service.at(family, ECHO_PORT);
+        for kind in [socket2::Type::STREAM, socket2::Type::DGRAM] {
+            let before = agent::flows(node)?;
+            node.run(|| -> Result<()> {
+                let domain = socket2::Domain::for_address(front_end);
+                let socket = socket2::Socket::new(domain, kind, None)?;
+                socket.bind_device(Some(b"eth0"))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.connect(&front_end.into())?;
+                if kind == socket2::Type::DGRAM {
+                    socket.send(b"question")?;
+                }
+                let mut answer = [0; 64];
+                let length = (&socket).read(&mut answer)?;
+                ensure!(length > 0, "{front_end}: no answer");
+                Ok(())
+            })
+            .with_context(|| format!("{family}, {kind:?}"))?;
+            assert_eq!(agent::flows(node)?, before + 1, "{family}, {kind:?}");
+        }
+    }
     Ok(())
 }
 

@@ -90,6 +90,54 @@ fn write_port(ctx: &SockAddrContext, port: BePort) {
     unsafe { (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port.to_bits())) };
 }
 
+/// Whether the socket is connected to this address now, as the kernel has it;
+/// IPv4 in the mapped form. Sends of an IPv6 socket that is connected to a mapped
+/// address come to the programs as if that address had been given.
+#[inline(always)]
+pub fn is_connected_to(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) -> bool {
+    /// The kernel's name for connected, of UDP too.
+    const TCP_ESTABLISHED: u32 = 1;
+    // SAFETY: the context has its socket. Volatile and all of them, because the
+    // verifier wants each field read on its own and by no computed pointer.
+    let (state, dst_port, v4, v6) = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        let words = (&raw const (*socket).dst_ip6).cast::<u32>();
+        (
+            (&raw const (*socket).state).read_volatile(),
+            (&raw const (*socket).dst_port).read_volatile(),
+            (&raw const (*socket).dst_ip4).read_volatile(),
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ],
+        )
+    };
+    let is_same_v4 = v4 == addr.word(3);
+    let is_same_v6 = (v6[0] ^ addr.word(0))
+        | (v6[1] ^ addr.word(1))
+        | (v6[2] ^ addr.word(2))
+        | (v6[3] ^ addr.word(3))
+        == 0;
+    let is_same = if addr.unmapped().is_some() {
+        is_same_v4
+    } else {
+        is_same_v6
+    };
+    state == TCP_ESTABLISHED && dst_port == port.to_bits() && is_same
+}
+
+/// Whether the socket sends by one device only (`SO_BINDTODEVICE`, a VRF).
+#[inline(always)]
+pub fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
+    // SAFETY: as in `is_connected_to`.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        (&raw const (*socket).bound_dev_if).read_volatile() != 0
+    }
+}
+
 /// A family whose addresses have the form of `SOCKETS`.
 pub trait Wide: Tables {
     /// The address as `SOCKETS` has it.

@@ -18,7 +18,7 @@ use proxy_common::{
 };
 
 use super::{
-    address::Wide,
+    address::{self, Wide},
     protocol, raw,
     sticky::{self, Remembered},
 };
@@ -123,8 +123,13 @@ pub fn decide<F: Wide>(
     if protocol == Protocol::UDP
         && config.flags & udp_by_packets != 0
         && has_packet_path
-        && (connects || is_connected(ctx))
+        && (connects || address::is_connected_to(ctx, &F::wide(addr), port))
     {
+        return Decision::Leave;
+    }
+    // The node reaches its pods and other nodes by different devices, so a
+    // backend may not be behind the one that the socket is bound to.
+    if host && has_packet_path && address::is_bound_to_device(ctx) {
         return Decision::Leave;
     }
     // The client's address is not known before routing has chosen it (E17).
@@ -157,21 +162,6 @@ pub fn decide<F: Wide>(
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
     Decision::Serve
-}
-
-/// Whether the socket is connected. Sends of an IPv6 socket that is connected to
-/// a mapped address come with that address, as if it had been given.
-#[inline(always)]
-fn is_connected(ctx: &SockAddrContext) -> bool {
-    /// The kernel's name for connected, of UDP too.
-    const TCP_ESTABLISHED: u32 = 1;
-    // SAFETY: the context has its socket. Volatile, because the verifier wants
-    // the field read on its own.
-    let state = unsafe {
-        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        (&raw const (*socket).state).read_volatile()
-    };
-    state == TCP_ESTABLISHED
 }
 
 /// The NodePort that this port of the loopback is, for this node's own

@@ -48,15 +48,20 @@ fn get_or_create(ctx: &SockAddrContext) -> Option<&mut Peers> {
     Some(peers)
 }
 
-/// Makes this the one thing the socket talks to. False if that cannot be
-/// remembered.
+/// Makes this what the socket is connected to. What it was connected to before
+/// is kept: it still is, if the kernel refuses to connect it. False if the new
+/// peer cannot be remembered.
 #[inline(always)]
 pub fn replace(ctx: &SockAddrContext, peer: &Peer) -> bool {
     let Some(peers) = get_or_create(ctx) else {
         return false;
     };
-    vacate(peers);
-    peers.peers[0] = *peer;
+    vacate_others(peers);
+    let [a, b, ..] = &mut peers.peers;
+    if a.flags & Peer::CONNECTED != 0 && !a.has_backend(&peer.backend_addr, peer.backend_port) {
+        *b = *a;
+    }
+    *a = *peer;
     true
 }
 
@@ -109,18 +114,23 @@ fn fitness(entry: &Peer, peer: &Peer) -> u32 {
     }
 }
 
-/// Forgets everything: the socket connects to something that is not a Service.
+/// The socket connects to this address itself. What it was connected to before is
+/// kept: it still is, if the kernel refuses to connect it.
 #[inline(always)]
-pub fn clear(ctx: &SockAddrContext) {
+pub fn leave(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
     if let Some(peers) = get(ctx) {
-        vacate(peers);
+        vacate_others(peers);
+        let [a, ..] = &mut peers.peers;
+        if a.flags & Peer::CONNECTED == 0 || a.has_backend(addr, port) {
+            a.frontend_port = BePort::ZERO;
+        }
     }
 }
 
+/// Forgets all but the first entry.
 #[inline(always)]
-fn vacate(peers: &mut Peers) {
-    let [a, b, c, d] = &mut peers.peers;
-    a.frontend_port = BePort::ZERO;
+fn vacate_others(peers: &mut Peers) {
+    let [_, b, c, d] = &mut peers.peers;
     b.frontend_port = BePort::ZERO;
     c.frontend_port = BePort::ZERO;
     d.frontend_port = BePort::ZERO;

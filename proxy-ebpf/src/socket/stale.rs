@@ -64,12 +64,19 @@ pub fn run(skb: Skb) -> i32 {
     i32::from(stale)
 }
 
-/// A connected socket uses its first entry only.
+/// A connected socket uses its first entry, and the second one where it is still
+/// connected to what it was before.
 #[inline(always)]
 fn is_stale(value: &Peers, query: &SocketQuery) -> bool {
-    let peer = &value.peers[0];
-    value.cookie == query.cookie
-        && peer.flags & Peer::CONNECTED != 0
+    let [current, former, ..] = &value.peers;
+    value.cookie == query.cookie && (has_left(current, query) || has_left(former, query))
+}
+
+/// Whether the socket is connected to the backend of this entry, which serves no
+/// more.
+#[inline(always)]
+fn has_left(peer: &Peer, query: &SocketQuery) -> bool {
+    peer.flags & Peer::CONNECTED != 0
         && peer.protocol == Protocol::UDP
         && peer.has_backend(&query.peer_addr, query.peer_port)
         && !decide::is_serving(peer)

@@ -2,7 +2,7 @@
 //! name for.
 
 use std::io;
-use std::net::{TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 use libc::{
@@ -72,16 +72,17 @@ pub(super) fn path_mtu(socket: &UdpSocket) -> io::Result<u32> {
     u32::try_from(value).map_err(io::Error::other)
 }
 
-/// Resets a connection, also if a child process that is about to start still
-/// holds the socket: closing it with `SO_LINGER` 0 would then do nothing.
-pub(super) fn disconnect(stream: &TcpStream) -> io::Result<()> {
+/// Ends what the socket is connected to. Of TCP that is a reset, also if a child
+/// process that is about to start still holds the socket: closing it with
+/// `SO_LINGER` 0 would then do nothing.
+pub(super) fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: plain integers; zero is a valid value of each, `AF_UNSPEC` too.
     let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
     #[expect(clippy::cast_possible_truncation, reason = "sixteen fits")]
     let length = size_of::<libc::sockaddr>() as socklen_t;
     // SAFETY: the kernel reads `length` bytes of `nowhere`, which outlives the
     // call.
-    let outcome = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
+    let outcome = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
     if outcome == 0 {
         Ok(())
     } else {

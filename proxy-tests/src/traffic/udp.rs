@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use super::path_error::{self, PathError};
 use super::server_udp::LARGEST;
-use super::{Answer, PATIENCE, socket_option};
+use super::{Answer, PATIENCE, UdpTalker, socket_option};
 use crate::addressing::unspecified;
 use crate::eventually;
 use crate::family::Family;
@@ -48,6 +48,13 @@ impl UdpClient {
     /// Connects the same socket to something else.
     pub fn connect_again(&self, target: SocketAddr) -> io::Result<()> {
         self.socket.connect(target)
+    }
+
+    /// Makes the socket an unconnected one (`connect` with `AF_UNSPEC`), which
+    /// sends with addresses from then on.
+    pub fn disconnect(self) -> io::Result<UdpTalker> {
+        socket_option::disconnect(&self.socket)?;
+        Ok(UdpTalker::of(self.socket))
     }
 
     /// Waits this long for answers.

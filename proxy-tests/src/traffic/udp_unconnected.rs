@@ -23,6 +23,11 @@ impl UdpTalker {
         Ok(Self { socket })
     }
 
+    /// A socket that is not connected, or no longer.
+    pub(super) fn of(socket: UdpSocket) -> Self {
+        Self { socket }
+    }
+
     /// Waits this long for answers.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(patience))
