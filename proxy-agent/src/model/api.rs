@@ -9,6 +9,7 @@
 //! What a wrong field means is decided where the object is read.
 
 mod field;
+mod fields;
 mod metadata;
 
 use std::{borrow::Cow, fmt};
@@ -16,9 +17,10 @@ use std::{borrow::Cow, fmt};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
-pub(crate) use self::field::api_fields;
+pub(crate) use self::fields::api_fields;
 pub use self::{
-    field::{Field, FromJson, JsonType, List, Malformed, Mismatch, read_entry},
+    field::{Field, FromJson, JsonType, List, Malformed, Mismatch},
+    fields::read_entry,
     metadata::{Metadata, Wanted},
 };
 use super::ObjectKey;
