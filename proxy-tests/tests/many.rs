@@ -133,7 +133,7 @@ fn expect_own_address(lab: &Lab, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Thousands of local prefixes, as AnyIP or a left-over kube-ipvs0 bring them,
+/// Thousands of local prefixes, as `AnyIP` or a left-over kube-ipvs0 bring them,
 /// do not take the node's own addresses their place, nor do they in tables that
 /// have no room for all.
 #[test]
