@@ -394,7 +394,7 @@ struct V6Extension {
 impl V6Extension {
     /// Of a routing header (RFC 8200 section 4.4).
     #[inline(always)]
-    fn segments_left(&self) -> u8 {
+    fn segments_left(self) -> u8 {
         let [_kind, left] = self.offset.to_ne_bytes();
         left
     }

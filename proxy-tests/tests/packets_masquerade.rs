@@ -419,14 +419,10 @@ fn a_direct_connection_from_the_same_port_goes_on_beside(
     let (client, backend) = (cast.outsider(), cast.endpoint(1));
     datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
     datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
-    let (open_with, accept_with, data): (
-        fn(_, _) -> Packet,
-        fn(_, _) -> Packet,
-        fn(_, _) -> Packet,
-    ) = if tcp {
-        (Packet::syn, Packet::syn_ack, Packet::data)
+    let [open_with, accept_with, data]: [fn(_, _) -> Packet; 3] = if tcp {
+        [Packet::syn, Packet::syn_ack, Packet::data]
     } else {
-        (Packet::udp, Packet::udp, Packet::udp)
+        [Packet::udp; 3]
     };
     let masquerade = open(&datapath, &open_with(client, cast.vip()), backend);
     returns(
