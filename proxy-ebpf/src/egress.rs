@@ -13,7 +13,7 @@ use crate::{
     hint::{self, Hint},
     host, icmp, masquerade,
     opaque::opaque,
-    outcome::{Fault, Outcome},
+    outcome::Outcome,
     outgoing,
     packet::{Link, Skb, same_mac},
     parse::{self, IpHeader, Part},
@@ -106,9 +106,11 @@ fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
         headers.dst_port,
         protocol,
     ));
-    if hint == Hint::Masquerade && to_backend {
-        // Its flow was moved or removed since: half a translation must not leave.
-        return masquerade::forward::<F>(&skb, scratch).unwrap_or_else(|| Fault.into());
+    if hint == Hint::Masquerade
+        && to_backend
+        && let Some(outcome) = masquerade::forward::<F>(&skb, scratch)
+    {
+        return outcome;
     }
     let headers = &scratch.headers;
     if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
