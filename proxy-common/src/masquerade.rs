@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(BTreeSet::from(one).len(), 16);
         assert!(BTreeSet::from(one).is_disjoint(&other[1..].iter().copied().collect()));
         // Nor do flows follow each other that begin at one port.
-        let neighbour = probe(hash ^ 1 << 40, 1000);
+        let neighbour = probe(hash ^ 1 << 60, 1000);
         assert_eq!(one[0], neighbour[0]);
         assert_ne!(one[1], neighbour[1]);
     }

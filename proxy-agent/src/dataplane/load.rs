@@ -376,10 +376,9 @@ fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         // A changed set stands beside the old one for a while.
         "SLOTS" => sizes.endpoints.saturating_mul(2),
         "BACKENDS" => sizes.endpoints,
-        "FLOWS" => sizes.flows,
-        // If each flow is masqueraded. Those of the host's processes may need two
-        // entries.
-        "MASQ" => sizes.flows,
+        // Of reply tuples one for each flow, if all are masqueraded; flows of the
+        // host's processes may need two.
+        "FLOWS" | "MASQ" => sizes.flows,
         "FRAGMENTS" => 8192,
         "LOCAL_ADDRS" => sizes.local_addrs,
         "SOURCE_RANGES" => 65_536,

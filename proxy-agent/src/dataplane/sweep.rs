@@ -22,7 +22,7 @@ pub struct Swept {
 /// Value of `SWEEPS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Row {
+pub(super) struct Row {
     flows: u32,
     expired: u32,
 }
