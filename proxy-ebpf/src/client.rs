@@ -13,9 +13,8 @@ use proxy_common::{
 };
 
 use crate::{
-    host::Route,
     packet::Skb,
-    route,
+    route::{self, Route},
     tables::{Scratch, Tables, config, device},
 };
 

@@ -11,13 +11,14 @@ use crate::{
     flow::{self, Direction},
     fragment::{self, Hook},
     hint::{self, Hint},
-    host, icmp, masquerade,
+    icmp, masquerade,
     opaque::opaque,
     outcome::Outcome,
     outgoing,
     packet::{Link, Skb, same_mac},
     parse::{self, IpHeader, Part},
     rewrite::{self, Side},
+    route::Route,
     service_range,
     tables::{self, Scratch},
 };
@@ -53,7 +54,7 @@ fn fast_or_slow<F: IpHeader>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
 
 /// The slow path: decides about every packet.
 #[inline(always)]
-pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
+pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
     let (hint, link) = hint::resume(skb);
     let skb = skb.on(link);
     let outcome = handle::<F>(skb, hint);
@@ -66,7 +67,7 @@ pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
 }
 
 #[inline(always)]
-fn handle<F: IpHeader + host::Route>(skb: Skb, hint: Hint) -> Outcome {
+fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
     let Some(scratch) = parse::to_scratch::<F>(skb) else {
         return Outcome::NEXT;
     };

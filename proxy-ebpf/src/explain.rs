@@ -6,11 +6,11 @@ use proxy_common::{
 };
 
 use crate::{
-    host::Route,
     open,
     outcome::Outcome,
     packet::Skb,
     parse::{self, IpHeader},
+    route::Route,
     tables,
 };
 

@@ -10,7 +10,7 @@ use proxy_common::{flow::Flow, net::Protocol};
 use crate::{
     flow::{self, Direction},
     hint::{self, Hint},
-    host, icmp,
+    icmp,
     ingress::{self, Arrival},
     masquerade,
     outcome::Outcome,
@@ -18,12 +18,13 @@ use crate::{
     packet::Skb,
     parse::{self, IpHeader, tcp},
     rewrite::{self, Side},
+    route::Route,
     service_range, tables,
 };
 
 /// A packet that comes in. `None`: for the slow path.
 #[inline(always)]
-pub fn ingress<F: IpHeader + host::Route>(skb: Skb) -> Option<Outcome> {
+pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
     if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers) {
         return None;

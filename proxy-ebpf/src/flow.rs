@@ -12,7 +12,7 @@ use proxy_common::{
 use crate::{
     choose,
     parse::{Headers, IpHeader, tcp},
-    tables::{self, Tables, config},
+    tables::{Tables, config},
 };
 
 /// A record in the table. It stays readable for the program's run; one that
@@ -236,7 +236,7 @@ pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
     } else {
         state::SEEN
     };
-    let patience = tables::config().map_or(u32::MAX, |config| config.timeouts.pressed);
+    let patience = config().map_or(u32::MAX, |config| config.timeouts.pressed);
     (lasts == 0 || flow.backend_state & state::SEEN == 0) && idle(flow) > patience
 }
 

@@ -15,7 +15,7 @@ use crate::{
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
-    host, icmp,
+    icmp,
     masquerade::{self, Sockets},
     opaque::opaque,
     open::{self, Opened},
@@ -24,6 +24,7 @@ use crate::{
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, To},
     rewrite::{self, Side},
+    route::Route,
     service_range,
     tables::{self, Scratch},
 };
@@ -49,7 +50,7 @@ pub fn run(skb: Skb) -> i32 {
 }
 
 #[inline(always)]
-fn fast_or_slow<F: IpHeader + host::Route>(skb: Skb, tagged: bool) -> i32 {
+fn fast_or_slow<F: IpHeader + Route>(skb: Skb, tagged: bool) -> i32 {
     if !tagged && let Some(outcome) = fast::ingress::<F>(skb) {
         return outcome.action();
     }
@@ -60,7 +61,7 @@ fn fast_or_slow<F: IpHeader + host::Route>(skb: Skb, tagged: bool) -> i32 {
 
 /// The slow path: decides about every packet.
 #[inline(always)]
-pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
+pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
     let (_, link) = hint::resume(skb);
     let skb = skb.on(link);
     let outcome = handle::<F>(skb);
@@ -73,7 +74,7 @@ pub fn slow<F: IpHeader + host::Route>(skb: Skb) -> i32 {
 }
 
 #[inline(always)]
-fn handle<F: IpHeader + host::Route>(skb: Skb) -> Outcome {
+fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
     let Some(scratch) = parse::to_scratch::<F>(skb) else {
         return Outcome::NEXT;
     };
@@ -163,7 +164,7 @@ impl Arrival {
 
 /// Client to front end: dst := backend.
 #[inline(never)]
-fn to_frontend<F: IpHeader + host::Route>(
+fn to_frontend<F: IpHeader + Route>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     arrival: Arrival,
@@ -238,7 +239,7 @@ pub fn log_opened<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>, opened: Ope
 }
 
 #[inline(never)]
-fn forward_slowly<F: IpHeader + host::Route>(
+fn forward_slowly<F: IpHeader + Route>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     record: Record<F>,
@@ -265,7 +266,7 @@ fn forward_slowly<F: IpHeader + host::Route>(
 }
 
 #[inline(never)]
-fn stay_on_bridge_slowly<F: IpHeader + host::Route>(
+fn stay_on_bridge_slowly<F: IpHeader + Route>(
     skb: &Skb,
     headers: &Headers<F::Addr>,
     backend: &F::Addr,
@@ -286,7 +287,7 @@ fn hint_after<F: IpHeader>(flags: u8, done: Hint) -> Hint {
 
 /// Sends a packet on to its flow's backend, on the fast path.
 #[inline(always)]
-pub fn forward<F: IpHeader + host::Route>(
+pub fn forward<F: IpHeader + Route>(
     skb: Skb,
     headers: &mut Headers<F::Addr>,
     record: Record<F>,
@@ -299,7 +300,7 @@ pub fn forward<F: IpHeader + host::Route>(
 }
 
 #[inline(always)]
-fn try_forward<F: IpHeader + host::Route>(
+fn try_forward<F: IpHeader + Route>(
     skb: Skb,
     headers: &mut Headers<F::Addr>,
     record: Record<F>,
@@ -329,7 +330,7 @@ fn may_be_bridged<F: IpHeader>(arrival: Arrival, flags: u8) -> bool {
 /// connection and calls it invalid (E2): give the frame the backend's MAC. Not
 /// where the bridge leads to a gateway: replies come back by way of this host.
 #[inline(always)]
-fn stay_on_bridge<F: IpHeader + host::Route>(
+fn stay_on_bridge<F: IpHeader + Route>(
     skb: Skb,
     headers: &Headers<F::Addr>,
     backend: &F::Addr,

@@ -22,7 +22,7 @@ use crate::{
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
-    host::{self, Route},
+    host,
     opaque::opaque,
     open::Opened,
     outcome::{Fault, Outcome},
@@ -31,7 +31,7 @@ use crate::{
     parse::{Headers, IpHeader},
     refuse::{self, Refusal, To},
     rewrite::{self, Side},
-    route,
+    route::{self, Route},
     tables::{self, Scratch, Tables},
 };
 

@@ -14,10 +14,10 @@ use crate::{
     choose::{self, Dialled},
     client::{self, Masquerade},
     flow,
-    host::Route,
     opaque::opaque,
     packet::Skb,
     parse::{IpHeader, tcp},
+    route::Route,
     tables::{self, Scratch, Tables, count},
 };
 

@@ -9,19 +9,117 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
 };
-use proxy_common::net::{Address as _, BePort, Protocol};
+use proxy_common::{
+    family::{V4, V6},
+    net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
+};
 
 use crate::{
     choose,
-    host::Route,
+    masquerade::Sockets,
     outcome::Outcome,
     packet::Skb,
+    refuse::Refusal,
     tables::{self, Scratch},
 };
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// Set by the agent where look-ups return the source address (Linux 6.7).
 #[unsafe(no_mangle)]
 static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
+
+/// Routing table look-ups, by family.
+pub trait Route: Sockets + Refusal {
+    /// Parameters of a look-up for a packet from `src` to `dst` that came in
+    /// by device `ifindex`.
+    fn route(src: &Self::Addr, dst: &Self::Addr, ifindex: u32) -> bpf_fib_lookup;
+
+    /// Whether a look-up that succeeded found `dst` itself on the link, rather
+    /// than a gateway to it.
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &Self::Addr) -> bool;
+
+    /// The source address that a look-up with `BPF_FIB_LOOKUP_SRC` found.
+    fn source(route: &bpf_fib_lookup) -> Self::Addr;
+
+    /// Whether both are addresses of one subnet, of which the kernel may choose
+    /// either as source. Of IPv4 addresses it chooses the one that was assigned
+    /// first.
+    fn are_of_one_subnet(one: &Self::Addr, other: &Self::Addr) -> bool;
+}
+
+impl Route for V4 {
+    #[inline(always)]
+    fn route(src: &AddrV4, dst: &AddrV4, ifindex: u32) -> bpf_fib_lookup {
+        // SAFETY: plain integers; zero is a valid value of each.
+        let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        route.family = AF_INET;
+        route.ifindex = ifindex;
+        route.__bindgen_anon_3.ipv4_src = src.word(0);
+        route.__bindgen_anon_4.ipv4_dst = dst.word(0);
+        route
+    }
+
+    #[inline(always)]
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &AddrV4) -> bool {
+        // SAFETY: plain integers. The kernel puts a gateway's address here, of
+        // the family that it says.
+        route.family == AF_INET && unsafe { route.__bindgen_anon_4.ipv4_dst } == dst.word(0)
+    }
+
+    #[inline(always)]
+    fn source(route: &bpf_fib_lookup) -> AddrV4 {
+        // SAFETY: plain integers, where the kernel puts the source.
+        let octets = unsafe { route.__bindgen_anon_3.ipv4_src }.to_ne_bytes();
+        AddrV4 { octets }
+    }
+
+    #[inline(always)]
+    fn are_of_one_subnet(_one: &AddrV4, _other: &AddrV4) -> bool {
+        false
+    }
+}
+
+impl Route for V6 {
+    #[inline(always)]
+    fn route(src: &AddrV6, dst: &AddrV6, ifindex: u32) -> bpf_fib_lookup {
+        // SAFETY: plain integers; zero is a valid value of each.
+        let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        route.family = AF_INET6;
+        route.ifindex = ifindex;
+        route.__bindgen_anon_3.ipv6_src = [src.word(0), src.word(1), src.word(2), src.word(3)];
+        route.__bindgen_anon_4.ipv6_dst = [dst.word(0), dst.word(1), dst.word(2), dst.word(3)];
+        route
+    }
+
+    #[inline(always)]
+    fn is_neighbour(route: &bpf_fib_lookup, dst: &AddrV6) -> bool {
+        // SAFETY: plain integers, where the kernel puts a gateway's address.
+        let next = unsafe { route.__bindgen_anon_4.ipv6_dst };
+        let mut difference = 0;
+        let mut index = 0;
+        while index < AddrV6::WORDS {
+            difference |= next[index] ^ dst.word(index);
+            index += 1;
+        }
+        difference == 0
+    }
+
+    #[inline(always)]
+    fn source(route: &bpf_fib_lookup) -> AddrV6 {
+        // SAFETY: plain integers, where the kernel puts the source; as many
+        // bytes.
+        let octets =
+            unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(route.__bindgen_anon_3.ipv6_src) };
+        AddrV6 { octets }
+    }
+
+    #[inline(always)]
+    fn are_of_one_subnet(one: &AddrV6, other: &AddrV6) -> bool {
+        (one.word(0) ^ other.word(0)) | (one.word(1) ^ other.word(1)) == 0
+    }
+}
 
 /// Looks a route up; returns one of `BPF_FIB_LKUP_RET_*`, or an error as a large
 /// number.

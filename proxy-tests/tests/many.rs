@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
 use proxy_agent::dataplane::pins::Pins;
+use proxy_common::masquerade::PortRange;
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
@@ -48,6 +49,7 @@ fn make_small_tables(node: &Node, devices: u32, local_addrs: u32) -> Result<()> 
             devices,
             local_addrs,
         },
+        masquerade_ports: PortRange::UNPRIVILEGED,
         log_level: 0,
     };
     node.run(|| load::load(&options).map(drop))?;

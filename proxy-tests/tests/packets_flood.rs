@@ -22,6 +22,7 @@ fn datapath(cast: Cast, backends: u8) -> Datapath {
         services: 16,
         endpoints: 64,
         flows: SIZE,
+        ..Sizes::DEFAULT
     });
     let endpoints = cast.endpoints(backends);
     datapath.serve(&ServicePort::tcp(cast.vip(), &endpoints));

@@ -21,6 +21,7 @@ fn datapath(cast: Cast, flows: u32, ports: PortRange) -> Datapath {
         services: 16,
         endpoints: 64,
         flows,
+        ..Sizes::DEFAULT
     };
     let mut datapath = Datapath::with_ports(sizes, ports);
     serve(&mut datapath, cast);

@@ -33,6 +33,16 @@ pub const FIB_SOURCE_SINCE: (u32, u32) = (6, 7);
 /// Programs that are attached to devices, by name.
 pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
 
+/// Programs that are pinned: those of the hooks, so that bpftool finds them by
+/// name, and the one that tells of stale sockets, so that it can be opened.
+pub const PINNED_PROGRAMS: [&str; 5] = [
+    "ingress",
+    "egress",
+    "ingress_l3",
+    "egress_l3",
+    stale::PROGRAM,
+];
+
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
 const SLOW_PROGRAMS: [&str; 6] = [
     "ingress_slow_v4",
@@ -341,12 +351,11 @@ fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Pins the hook programs in the place of those that an earlier agent left, so
-/// that bpftool finds them by name, and the one that tells of stale sockets.
+/// Pins programs in the place of those that an earlier agent left.
 pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
     let path = pins.programs();
     fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
-    for program in HOOK_PROGRAMS.into_iter().chain([stale::PROGRAM]) {
+    for program in PINNED_PROGRAMS {
         let path = pins.programs().join(program);
         // Absent the first time.
         let _ = fs::remove_file(&path);

@@ -26,6 +26,10 @@ use crate::{
 
 /// A device that has a row of `DEVICES`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of the JSON that scripts read"
+)]
 pub struct DeviceRow {
     /// Nothing if the device went, or is in another network namespace.
     pub name: Option<String>,

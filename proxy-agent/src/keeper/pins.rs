@@ -6,7 +6,7 @@ use super::Keeper;
 use crate::dataplane::{
     attach::{self, Hook, Mode},
     cgroup,
-    load::{self, HOOK_PROGRAMS},
+    load::{self, PINNED_PROGRAMS},
 };
 
 impl Keeper {
@@ -34,7 +34,7 @@ impl Keeper {
     async fn restore_pins(&mut self) -> anyhow::Result<()> {
         let maps = self.held.pin_again()?;
         let programs = self.pins.programs();
-        let lost = HOOK_PROGRAMS
+        let lost = PINNED_PROGRAMS
             .iter()
             .any(|name| !programs.join(name).exists());
         if lost {

@@ -11,7 +11,6 @@ use proxy_common::family::{Family, V4, V6};
 use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 use super::api_server::FakeApi;
 use crate::{
@@ -79,7 +78,7 @@ impl Agent {
         let (server, errors) = (api.server(), metrics.clone());
         let running = Box::pin(async move {
             let source = kubernetes::run(server, "node-0", sender, errors);
-            let reconciler = reconciler.run(receiver, CancellationToken::new());
+            let reconciler = reconciler.run(receiver);
             tokio::join!(source, reconciler);
         });
         Self {
