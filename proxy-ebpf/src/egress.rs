@@ -91,6 +91,10 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         if is_reply {
             // Of datagrams that are none of ours, too, to tell them from ours.
             fragment::remember::<F>(headers, Hook::Egress);
+        } else if hint == Hint::Masquerade {
+            // Netfilter may have masqueraded it already, so that no flow has its
+            // source.
+            fragment::remember::<F>(headers, Hook::Egress);
         }
         // Where no replies are known this is not ours, or one that does no harm:
         // the hook before this one has dropped it if it is a request.
