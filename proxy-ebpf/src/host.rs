@@ -146,7 +146,7 @@ fn send<F: IpHeader + Route>(
             rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
             fragment::remember::<F>(&scratch.headers, Hook::Egress);
             hint::set(skb, Hint::Masquerade);
-            Ok(route::redirect_to_next_hop(&route))
+            Ok(route::redirect::<F>(&route, &addr))
         }
         BPF_FIB_LKUP_RET_NOT_FWDED => to_itself::<F>(&skb, scratch, record),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {

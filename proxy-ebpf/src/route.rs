@@ -32,6 +32,10 @@ static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 
 /// Routing table look-ups, by family.
 pub trait Route: Sockets + Refusal {
+    /// Whether the kernel's look-up for a device takes none of a route's next hops
+    /// on other devices.
+    const KEEPS_TO_DEVICE: bool;
+
     /// Parameters of a look-up for a packet from `src` to `dst` that came in
     /// by device `ifindex`.
     fn route(src: &Self::Addr, dst: &Self::Addr, ifindex: u32) -> bpf_fib_lookup;
@@ -50,6 +54,8 @@ pub trait Route: Sockets + Refusal {
 }
 
 impl Route for V4 {
+    const KEEPS_TO_DEVICE: bool = true;
+
     #[inline(always)]
     fn route(src: &AddrV4, dst: &AddrV4, ifindex: u32) -> bpf_fib_lookup {
         // SAFETY: plain integers; zero is a valid value of each.
@@ -82,6 +88,8 @@ impl Route for V4 {
 }
 
 impl Route for V6 {
+    const KEEPS_TO_DEVICE: bool = false;
+
     #[inline(always)]
     fn route(src: &AddrV6, dst: &AddrV6, ifindex: u32) -> bpf_fib_lookup {
         // SAFETY: plain integers; zero is a valid value of each.
@@ -136,27 +144,25 @@ pub fn look_up(skb: &Skb, route: &mut bpf_fib_lookup, flags: u32) -> u32 {
     }
 }
 
-/// Sends the packet to the next hop that a look-up found. Without it, the kernel
-/// would look the route up once more, and of several next hops could take one
-/// that is not on this device.
+/// Sends the packet to `dst` by the route that a look-up found. The kernel looks
+/// it up once more, and of several IPv6 next hops could take one that is not on
+/// this device, so a gateway is handed over then. Not where there is none: a
+/// packet that waits for its neighbour would leave by the route it has had so
+/// far, which the kernel's own look-up replaces.
 #[inline(always)]
-pub fn redirect_to_next_hop(route: &bpf_fib_lookup) -> Outcome {
+pub fn redirect<F: Route>(route: &bpf_fib_lookup, dst: &F::Addr) -> Outcome {
     // SAFETY: plain integers; zero is a valid value of each.
     let mut next_hop: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    next_hop.nh_family = u32::from(route.family);
-    // SAFETY: plain integers. An IPv4 address is the first word in both, and the
-    // others are zero then.
-    unsafe { next_hop.__bindgen_anon_1.ipv6_nh = route.__bindgen_anon_4.ipv6_dst };
-    // SAFETY: parameters of the stated size.
-    let action = unsafe {
-        bpf_redirect_neigh(
-            route.ifindex,
-            &raw mut next_hop,
-            size_of::<bpf_redir_neigh>() as i32,
-            0,
-        )
+    let (params, length) = if F::KEEPS_TO_DEVICE || F::is_neighbour(route, dst) {
+        (core::ptr::null_mut(), 0)
+    } else {
+        next_hop.nh_family = u32::from(route.family);
+        // SAFETY: plain integers, which the look-up wrote.
+        unsafe { next_hop.__bindgen_anon_1.ipv6_nh = route.__bindgen_anon_4.ipv6_dst };
+        (&raw mut next_hop, size_of::<bpf_redir_neigh>() as i32)
     };
-    Outcome::redirect(action)
+    // SAFETY: no parameters, or those of the stated size.
+    Outcome::redirect(unsafe { bpf_redirect_neigh(route.ifindex, params, length, 0) })
 }
 
 /// Puts into scratch memory, as masquerade address of the reply tuple, the

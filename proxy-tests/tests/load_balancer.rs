@@ -203,7 +203,8 @@ fn source_ranges_are_for_everybody() -> Result<()> {
         }
     }
 
-    // The range goes to another client; what is open stays open.
+    // The range goes to another client; TCP that is open stays open, and UDP
+    // ends.
     let mut open = Vec::new();
     for &family in lab.families().list() {
         open.push(OpenFlows::start(clients[0], at(family, NUMBER))?);
@@ -220,7 +221,8 @@ fn source_ranges_are_for_everybody() -> Result<()> {
         expect_dropped(&agents[0], "source_range_denied", clients[0], target)?;
     }
     for flows in &mut open {
-        flows.stay()?;
+        flows.tcp()?;
+        flows.udp_ends()?;
     }
 
     // Without ranges everybody may.

@@ -166,13 +166,15 @@ fn affinity_holds() -> Result<()> {
             let sticks = |host: &Host, target: SocketAddr| -> Result<()> {
                 let mut found = BTreeSet::new();
                 for _ in 0..ENOUGH {
-                    found.insert(host.run(|| -> Result<String> {
+                    let server = host.run(|| -> Result<String> {
                         Ok(if udp {
                             UdpClient::connect(target)?.ask(b"question")?.server
                         } else {
                             Dial::to(target).connect()?.answer.server
                         })
-                    })?);
+                    });
+                    let context = || format!("{} to {target}, UDP: {udp}", host.name());
+                    found.insert(server.with_context(context)?);
                 }
                 assert_eq!(found.len(), 1, "{} {target}: {found:?}", host.name());
                 Ok(())

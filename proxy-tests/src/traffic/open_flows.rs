@@ -1,11 +1,16 @@
 //! A TCP connection and a UDP socket that talk to one front end for a while.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Connection, Dial, UdpClient};
+use super::{Connection, Dial, PATIENCE, UdpClient};
+use crate::eventually;
 use crate::host::Host;
+
+/// From a question to its answer, where there is one.
+const BRIEFLY: Duration = Duration::from_millis(300);
 
 /// Flows that have had answers in both directions.
 #[derive(Debug)]
@@ -45,6 +50,16 @@ impl OpenFlows {
     pub fn udp(&self) -> Result<String> {
         let answer = self.socket.ask(b"still there?");
         Ok(answer.context("UDP")?.server)
+    }
+
+    /// Waits until nobody answers the socket any more.
+    pub fn udp_ends(&self) -> Result<()> {
+        self.socket.set_patience(BRIEFLY)?;
+        eventually("UDP ends", PATIENCE, || {
+            let answer = self.socket.ask(b"still there?");
+            ensure!(answer.is_err(), "{answer:?}");
+            Ok(())
+        })
     }
 
     /// Both are where they were.
