@@ -1,7 +1,10 @@
 //! Keeps programs on the devices that should have them, and `DEVICES` as they
 //! are.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use anyhow::Context as _;
 use proxy_common::{
@@ -92,9 +95,13 @@ impl Keeper {
             .into_iter()
             .partition(|(_, device)| device.carries_programs);
         let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
-        let unwanted: Vec<_> = self
+        // A device that refused programs may have a row and some of them.
+        let refused = self.refused.keys();
+        let refused = refused.filter(|ifindex| !bridges.contains_key(ifindex));
+        let unwanted: BTreeSet<_> = self
             .hooked
             .keys()
+            .chain(refused)
             .filter(|ifindex| !wanted.contains_key(ifindex))
             .copied()
             .collect();
@@ -188,6 +195,9 @@ impl Keeper {
         let message = format!("{error:#}");
         if matches!(error.downcast_ref(), Some(TableError::Full { .. })) {
             self.without_room += 1;
+            self.refused.insert(ifindex, message);
+        } else if is_gone(error) {
+            debug!(device = name, "the device went: {message}");
             self.refused.insert(ifindex, message);
         } else if self.refused.get(&ifindex) != Some(&message) {
             warn!(device = name, "{message}");
@@ -310,6 +320,13 @@ impl Keeper {
             self.set_settings(settings);
         }
     }
+}
+
+/// Whether it failed because the device is not there any more, which devices of
+/// pods do all the time.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(<dyn std::error::Error>::downcast_ref);
+    causes.any(|cause: &io::Error| cause.raw_os_error() == Some(libc::ENODEV))
 }
 
 fn hooked(device: Device) -> Device {
