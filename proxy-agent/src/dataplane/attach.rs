@@ -57,7 +57,9 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+    /// In the order in which they are set up: of what one program at ingress
+    /// opens, the one at egress must know the replies.
+    pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
 
     /// The hook's name in pins and output.
     pub fn name(self) -> &'static str {

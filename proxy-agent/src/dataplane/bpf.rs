@@ -12,6 +12,7 @@ use std::{
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Opens what is pinned at a path.
 pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
@@ -51,6 +52,14 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     };
     // SAFETY: the attributes are those of the command.
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
+}
+
+/// Takes the program of a link off its hook. When this returns no packet meets
+/// it any more; where only the last reference goes, the kernel sees to it later.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let link = link.as_raw_fd();
+    // SAFETY: the attributes are those of the command.
+    unsafe { bpf(BPF_LINK_DETACH, &link) }.map(drop)
 }
 
 /// # Safety

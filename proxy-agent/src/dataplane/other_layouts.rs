@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap as Index,
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +22,7 @@ use proxy_common::{
 
 use crate::{
     dataplane::{
-        Dataplane as _,
+        Dataplane as _, bpf,
         mapped::Access,
         maps::Maps,
         pins::{self, Pins},
@@ -166,7 +167,10 @@ impl OtherLayout {
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             let name = path.file_name().and_then(|name| name.to_str());
             if name.is_some_and(&may_go) {
-                fs::remove_file(&path)
+                // Without their pinned tables its programs drop what they meet.
+                bpf::open_pinned(&path)
+                    .and_then(|link| bpf::detach_link(link.as_fd()))
+                    .and_then(|()| fs::remove_file(&path))
                     .map_err(|source| OtherLayoutError::Remove { path, source })?;
             }
         }

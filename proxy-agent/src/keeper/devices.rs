@@ -325,7 +325,9 @@ impl Keeper {
 /// Whether it failed because the device is not there any more, which devices of
 /// pods do all the time.
 fn is_gone(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(<dyn std::error::Error>::downcast_ref);
+    let mut causes = error
+        .chain()
+        .filter_map(<dyn std::error::Error>::downcast_ref);
     causes.any(|cause: &io::Error| cause.raw_os_error() == Some(libc::ENODEV))
 }
 
