@@ -45,6 +45,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Time between two looks at the cgroups without news of any.
 const REFRESH: Duration = Duration::from_mins(1);
 
+/// What it means that the programs are not attached.
+const NOT_TRANSLATED: &str = "calls of sockets are not translated; packets are instead, but for those of the host's own processes to its own addresses";
+
 /// The value of `--sockets`: whose calls are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -52,7 +55,7 @@ pub enum Mode {
     All,
     /// Of the host's own processes; pods' traffic is translated in packets
     Host,
-    /// Of none; all traffic is translated in packets
+    /// Of none but those that meet no packet hook: the host's own to its own addresses
     Off,
 }
 
@@ -94,11 +97,11 @@ impl Sockets {
             cgroup::detach(loaded, pins)?;
             return Ok(sockets);
         };
-        serving.serve(true, config.mode == Mode::All);
+        serving.serve(config.mode != Mode::Off, config.mode == Mode::All);
         leave_what_cannot_be_ended(&mut serving, config.mode);
         if let Err(error) = cgroup::attach(loaded, pins, &root) {
             let error = anyhow::Error::new(error);
-            warn!("calls of sockets are not translated, packets are instead: {error:#}");
+            warn!("{NOT_TRANSLATED}: {error:#}");
             serving.serve(false, false);
             cgroup::detach(loaded, pins)?;
             return Ok(sockets);
@@ -181,7 +184,7 @@ fn leave_what_cannot_be_ended(serving: &mut Serving, mode: Mode) {
     let pods = ending::check_others();
     serving.leave_connected_udp(host.is_err(), pods.is_err());
     let (whose, error) = match (host, pods) {
-        (Err(error), _) => ("", error),
+        (Err(error), _) if mode != Mode::Off => ("", error),
         (Ok(()), Err(error)) if mode == Mode::All => (" of pods", error),
         _ => return,
     };
@@ -192,9 +195,6 @@ fn leave_what_cannot_be_ended(serving: &mut Serving, mode: Mode) {
 
 /// The cgroup to attach to, if any.
 fn root(config: &SocketConfig) -> anyhow::Result<Option<PathBuf>> {
-    if config.mode == Mode::Off {
-        return Ok(None);
-    }
     match &config.cgroup_root {
         Some(root) if system::is_cgroup2(root) => Ok(Some(root.clone())),
         Some(root) => Err(system::SystemError::NotCgroup2(root.clone()).into()),
@@ -209,7 +209,7 @@ fn root(config: &SocketConfig) -> anyhow::Result<Option<PathBuf>> {
                 Ok(Some(root))
             }
             Err(error) => {
-                warn!("no translation in socket calls, packets are translated instead: {error}");
+                warn!("{NOT_TRANSLATED}: {error}");
                 Ok(None)
             }
         },

@@ -73,7 +73,7 @@ fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
 pub fn is_dialled_as<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
     frontend::<F>(scratch) == Dialled::Service
         && scratch.frontend.service == service
-        && opaque(client::is_admitted::<F>(scratch))
+        && opaque(client::is_sender_admitted::<F>(scratch))
 }
 
 /// Whether the packet in scratch memory, whose ports may not be known, may be

@@ -76,16 +76,20 @@ pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
 
 /// Whether the client in scratch memory may use the front end there (S58).
 #[inline(never)]
-pub fn is_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let Frontend { service, flags, .. } = scratch.frontend;
-    if flags & Frontend::SOURCE_RANGES == 0 {
-        return true;
-    }
+pub fn is_sender_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let ip = &scratch.headers.ip;
-    if flags & Frontend::ALLOW_ITSELF != 0 && ip.src == ip.dst {
+    is_admitted::<F>(scratch.frontend, &ip.src, &ip.dst)
+}
+
+/// Whether this client may use a front end, which has the address `dst` (S58).
+#[inline(always)]
+pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Addr) -> bool {
+    let Frontend { service, flags, .. } = frontend;
+    if flags & Frontend::SOURCE_RANGES == 0 || flags & Frontend::ALLOW_ITSELF != 0 && client == dst
+    {
         return true;
     }
-    let range = SourceRange::new(service, ip.src);
+    let range = SourceRange::new(service, *client);
     let key = Key::new(size_of::<SourceRange<F::Addr>>() as u32 * 8, range);
     F::source_ranges().get(&key).is_some()
 }

@@ -102,7 +102,7 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     if scratch.headers.tcp_flags & tcp::RST != 0 {
         return Opened::Reset;
     }
-    if !opaque(client::is_admitted::<F>(scratch)) {
+    if !opaque(client::is_sender_admitted::<F>(scratch)) {
         if place == Place::Replace {
             flow::remove::<F>(&scratch.key);
         }
@@ -171,7 +171,7 @@ pub fn explain<F: IpHeader + Route>(
         question.flags & Question::HOST != 0,
     ));
     answer.client = client as u8;
-    if !opaque(client::is_admitted::<F>(scratch)) {
+    if !opaque(client::is_sender_admitted::<F>(scratch)) {
         return Decision::Denied;
     }
     let local_policy = opaque(client::apply_policy(scratch, client));

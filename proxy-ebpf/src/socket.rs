@@ -62,7 +62,7 @@ pub fn connect<C: Call>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort) -> i32 {
-    let mut target = Target::default();
+    let mut target = Target::<F::Addr>::default();
     match decide::decide::<F>(ctx, true, &addr, port, &mut target) {
         Decision::Leave => {}
         Decision::Refuse => return refuse(),
@@ -98,7 +98,7 @@ pub fn sendmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn send_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort) -> i32 {
-    let mut target = Target::default();
+    let mut target = Target::<F::Addr>::default();
     match decide::decide::<F>(ctx, false, &addr, port, &mut target) {
         Decision::Leave => {
             // What comes from there now is its own answer.

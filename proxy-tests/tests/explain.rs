@@ -325,6 +325,40 @@ fn remembered_clients_have_one_endpoint() -> Result<()> {
     Ok(())
 }
 
+/// SCTP of the node's own processes to its own addresses is all that no hook
+/// sees; it says so.
+#[test]
+fn what_meets_no_hook_is_not_promised() -> Result<()> {
+    const NODE_PORT: u16 = 30_080;
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let backend = node.add_pod("backend")?;
+    let service = Service::new("sctp", 1, lab.families())
+        .sctp(ECHO_PORT, ECHO_TARGET)
+        .node_port(ECHO_PORT, NODE_PORT)
+        .endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    for &family in lab.families().list() {
+        let to = node.at(family, NODE_PORT).to_string();
+        for (via, verdict) in [("node", "pass"), ("external", "forward")] {
+            let from = lab.external.address(family).to_string();
+            let from = ["--from", &from, "--via", via];
+            let flow = ["--to", &to, "--protocol", "sctp", "-o", "json"];
+            let answer = agent::command(node, &[&["explain"], &from[..], &flow].concat())?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            assert_eq!(answer["verdict"], verdict, "{answer}");
+            let reason = answer["reason"].as_str().context("a sentence")?;
+            assert_eq!(
+                via == "node",
+                reason.contains("loopback device"),
+                "{reason}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Asks with no more than the capabilities of the container.
 fn ask(node: &Node, from: IpAddr, to: SocketAddr) -> Result<Value> {
     let (from, to) = (from.to_string(), to.to_string());

@@ -43,24 +43,37 @@ fn loopback(family: Family) -> SocketAddr {
 
 /// Who answers, in every way.
 fn servers(host: &Host, target: SocketAddr, attempts: usize) -> Result<BTreeSet<String>> {
-    let family = Family::of(target.ip());
-    let mut servers = BTreeSet::new();
-    for way in Way::ALL.into_iter().filter(|way| way.fits(family)) {
-        for _ in 0..attempts {
-            let answer = host.run(|| way.ask(target));
-            let (answer, _) =
-                answer.with_context(|| format!("{} {target} {way:?}", host.name()))?;
-            servers.insert(answer.server);
-        }
+    let mut all = BTreeSet::new();
+    for way in ways(target) {
+        all.extend(servers_by(way, host, target, attempts)?);
     }
-    Ok(servers)
+    Ok(all)
+}
+
+fn ways(target: SocketAddr) -> impl Iterator<Item = Way> {
+    let family = Family::of(target.ip());
+    Way::ALL.into_iter().filter(move |way| way.fits(family))
+}
+
+fn servers_by(
+    way: Way,
+    host: &Host,
+    target: SocketAddr,
+    attempts: usize,
+) -> Result<BTreeSet<String>> {
+    let ask = || -> Result<String> {
+        let answer = host.run(|| way.ask(target));
+        let (answer, _) = answer.with_context(|| format!("{} {target} {way:?}", host.name()))?;
+        Ok(answer.server)
+    };
+    (0..attempts).map(|_| ask()).collect()
 }
 
 /// NodePorts at the loopback are the host's own, in both families and TCP and
 /// UDP (E18): a pod that dials its own loopback reaches itself or nobody.
 #[rstest]
 fn loopback_node_ports_are_the_hosts(
-    #[values(Sockets::Host, Sockets::All)] sockets: Sockets,
+    #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
 ) -> Result<()> {
     let lab = Lab::start(TWO_NODES)?;
     let node = &lab.nodes[0];
@@ -128,11 +141,6 @@ fn external_front_ends_answer_alike(
                 (external[index], ECHO_PORT).into(),
                 (balancer[index], ECHO_PORT).into(),
             ] {
-                let to_itself = host.name() == node.name() && target.port() == NODE_PORT;
-                if to_itself && sockets == Sockets::Off {
-                    // By its loopback device, which has no programs.
-                    continue;
-                }
                 assert_eq!(servers(host, target, ENOUGH / 2)?, both, "{target}");
             }
         }
@@ -235,4 +243,69 @@ fn what_needs_the_clients_address_goes_by_packets() -> Result<()> {
         assert_ne!(answer.client.ip(), other.address(family));
     }
     Ok(())
+}
+
+/// A Service whose load balancer's address is the node's own.
+fn at_own_address(lab: &Lab, node: &Host, name: &str, number: u16) -> Service {
+    let ingress = node.addresses().list();
+    let ingress = ingress.iter().map(|ip| json!({ "ip": ip }));
+    Service::echo_as(name, number.try_into().expect("small"), lab.families())
+        .with("/spec/type", json!("LoadBalancer"))
+        .with("/spec/ports/0/port", json!(8000 + number))
+        .with("/spec/ports/1/port", json!(8000 + number))
+        .with("/spec/ports/0/nodePort", json!(NODE_PORT + number))
+        .with("/spec/ports/1/nodePort", json!(NODE_PORT + number))
+        .with(
+            "/status/loadBalancer/ingress",
+            json!(ingress.collect::<Vec<_>>()),
+        )
+}
+
+/// The node's own processes and front ends at its own addresses, as load
+/// balancers report them that run on the nodes: the client's address is the one
+/// that is dialled, so that affinity and source ranges hold.
+#[rstest]
+fn own_addresses_know_their_client(
+    #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(Topology::default())?;
+    let node = &lab.nodes[0];
+    let backends = node.add_pods(["a", "b", "c", "d"])?;
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let own = node.addresses().list();
+    let own: Vec<_> = own.iter().map(|&ip| single(ip)).collect();
+    let service = |name, number| at_own_address(&lab, node, name, number).endpoints(&backends);
+    let ranges = "/spec/loadBalancerSourceRanges";
+    lab.manifests
+        .write(&service("sticky", 1).with("/spec/sessionAffinity", json!("ClientIP")))?;
+    lab.manifests
+        .write(&service("admitted", 2).with(ranges, json!(own)))?;
+    let others = json!(["203.0.113.0/24", "2001:db8:9::/64"]);
+    lab.manifests
+        .write(&service("denied", 3).with(ranges, others))?;
+    let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
+
+    for family in Family::BOTH {
+        let at = |port: u16| node.at(family, port);
+        for target in [at(8001), at(NODE_PORT + 1)] {
+            for way in ways(target) {
+                let servers = servers_by(way, node, target, ENOUGH)?;
+                assert_eq!(servers.len(), 1, "{target} {way:?}: {servers:?}");
+            }
+        }
+        for target in [at(8002), at(NODE_PORT + 2), at(NODE_PORT + 3)] {
+            assert!(servers(node, target, ENOUGH)?.len() > 1, "{target}");
+        }
+        let dial = |port| Dial::to(at(port)).within(Duration::from_millis(300));
+        let bound = SocketAddr::new(loopback(family).ip(), 0);
+        for denied in [dial(8003), dial(8002).from(bound)] {
+            let refused = node.run(|| denied.connect()).expect_err("denied");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{denied:?}");
+        }
+    }
+    Ok(())
+}
+
+fn single(ip: IpAddr) -> String {
+    format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
 }

@@ -133,6 +133,14 @@ impl Facts {
             detector: config.flags & (by_prefix | Config::DETECT_DEVICE) != 0,
         }
     }
+
+    /// Nothing of ours happens to the flow, although a Service is addressed.
+    pub fn leave(&mut self) {
+        self.decision = Decision::Pass;
+        self.endpoints.clear();
+        self.chosen = None;
+        self.masquerade = false;
+    }
 }
 
 /// Adds what the programs answered about a flow to `ip`.

@@ -12,7 +12,7 @@ use proxy_common::{
 
 use super::{
     decode::{self, Explanation, Facts},
-    flow::{Flow, Via},
+    flow::{Flow, Transport, Via},
     packet,
 };
 use crate::{
@@ -118,7 +118,19 @@ impl Engine {
             IpAddr::V4(ip) => decode::answer::<V4>(&mut facts, &self.v4.tables, ip, &answer)?,
             IpAddr::V6(ip) => decode::answer::<V6>(&mut facts, &self.v6.tables, ip, &answer)?,
         }
+        if via == Via::Node && flow.transport == Transport::Sctp && self.is_own(flow.to.ip()) {
+            // They go by the loopback device, and calls of SCTP have no hooks.
+            facts.leave();
+        }
         Ok(facts.into())
+    }
+
+    /// Whether the address is one of this node.
+    fn is_own(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.v4.is_own(ip),
+            IpAddr::V6(ip) => self.v6.is_own(ip),
+        }
     }
 
     /// Where the client seems to be.
@@ -176,9 +188,13 @@ impl<F: KernelFamily> Side<F> {
         self.endpoints_here.take();
     }
 
-    fn suggested(&self, ip: F::Ip, config: &Config, pods: &ClusterCidr) -> Via {
+    fn is_own(&self, ip: F::Ip) -> bool {
         let own = self.local_addrs.entries().keys();
-        if own.into_iter().any(|prefix| prefix.contains(&ip.into())) {
+        own.into_iter().any(|prefix| prefix.contains(&ip.into()))
+    }
+
+    fn suggested(&self, ip: F::Ip, config: &Config, pods: &ClusterCidr) -> Via {
+        if self.is_own(ip) {
             return Via::Node;
         }
         let addr = F::addr(ip);

@@ -18,6 +18,11 @@ pub fn sentence(facts: &Facts) -> String {
                 to.ip()
             )
         }
+        Decision::Pass if facts.service.is_some() => format!(
+            "{} has {to} {}, but not for this node's own processes: their packets to its own addresses go by the loopback device, which has no programs, and calls of SCTP are not translated.",
+            service(facts),
+            protocol(facts)
+        ),
         Decision::Pass => format!(
             "No Service has {to} {}: the host's routing decides.",
             protocol(facts)

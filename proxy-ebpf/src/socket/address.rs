@@ -58,9 +58,7 @@ impl Call for CallV6 {
                 words.add(3).read_volatile(),
             ]
         };
-        // SAFETY: both are sixteen plain bytes.
-        let octets = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
-        (AddrV6 { octets }, read_port(ctx))
+        (from_words(words), read_port(ctx))
     }
 
     #[inline(always)]
@@ -75,6 +73,14 @@ impl Call for CallV6 {
         }
         write_port(ctx, port);
     }
+}
+
+/// The address in these words, as the kernel has them.
+#[inline(always)]
+fn from_words(words: [u32; 4]) -> AddrV6 {
+    // SAFETY: both are sixteen plain bytes.
+    let octets = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
+    AddrV6 { octets }
 }
 
 #[inline(always)]
@@ -148,6 +154,9 @@ pub trait Wide: Tables {
 
     /// The loopback address that is meant by an address of the loopback.
     const LOOPBACK: Self::Addr;
+
+    /// The source address that the socket is bound to; zero if to none.
+    fn bound_to(ctx: &SockAddrContext) -> Self::Addr;
 }
 
 impl Wide for V4 {
@@ -164,6 +173,18 @@ impl Wide for V4 {
     fn is_loopback(addr: &AddrV4) -> bool {
         addr.octets[0] == 127 || addr.is_zero()
     }
+
+    #[inline(always)]
+    fn bound_to(ctx: &SockAddrContext) -> AddrV4 {
+        // SAFETY: as in `is_connected_to`.
+        let addr = unsafe {
+            let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+            (&raw const (*socket).src_ip4).read_volatile()
+        };
+        AddrV4 {
+            octets: addr.to_ne_bytes(),
+        }
+    }
 }
 
 impl Wide for V6 {
@@ -179,5 +200,21 @@ impl Wide for V6 {
     #[inline(always)]
     fn is_loopback(addr: &AddrV6) -> bool {
         *addr == Self::LOOPBACK || addr.is_zero()
+    }
+
+    #[inline(always)]
+    fn bound_to(ctx: &SockAddrContext) -> AddrV6 {
+        // SAFETY: as in `is_connected_to`.
+        let words = unsafe {
+            let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+            let words = (&raw const (*socket).src_ip6).cast::<u32>();
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ]
+        };
+        from_words(words)
     }
 }

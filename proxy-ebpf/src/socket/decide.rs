@@ -11,7 +11,7 @@ use proxy_common::{
     config::Config,
     family::{V4, V6},
     frontend::Frontend,
-    net::{Address as _, BePort, Protocol},
+    net::{Address, BePort, Protocol},
     select,
     service::{Run, Stickiness},
     socket::Peer,
@@ -23,7 +23,7 @@ use super::{
     sticky::{self, Remembered},
 };
 use crate::{
-    affinity, choose,
+    affinity, choose, client,
     flow::now,
     tables::{self, Tables},
 };
@@ -48,23 +48,27 @@ pub enum Decision {
 }
 
 /// Where a call that is served may go.
-pub struct Target {
+pub struct Target<A> {
     pub service: u32,
     pub run: Run,
-    /// Honoured only where nothing else can: by loopback addresses.
+    /// Honoured only for front ends at this host's own addresses, whose packets
+    /// meet no other hook.
     pub stickiness: Stickiness,
+    /// Whom affinity is for.
+    pub client: A,
     pub protocol: Protocol,
     /// A number that differs with each call.
     pub random: u32,
 }
 
-impl Default for Target {
+impl<A: Address> Default for Target<A> {
     #[inline(always)]
     fn default() -> Self {
         Self {
             service: 0,
             run: Run::reject(),
             stickiness: Stickiness::NONE,
+            client: A::ZERO,
             protocol: Protocol::ANY,
             random: 0,
         }
@@ -79,7 +83,7 @@ pub fn decide<F: Wide>(
     connects: bool,
     addr: &F::Addr,
     port: BePort,
-    target: &mut Target,
+    target: &mut Target<F::Addr>,
 ) -> Decision {
     let protocol = protocol(ctx);
     if port == BePort::ZERO || protocol != Protocol::TCP && protocol != Protocol::UDP {
@@ -102,7 +106,8 @@ pub fn decide<F: Wide>(
     } else {
         (Config::SOCKETS_PODS, Config::UDP_BY_PACKETS_PODS)
     };
-    if config.flags & served == 0 || loopback && !host || is_excepted(config) {
+    let is_served = config.flags & served != 0;
+    if !host && (loopback || !is_served) || is_excepted(config) {
         return Decision::Leave;
     }
     let frontend = if loopback {
@@ -112,14 +117,19 @@ pub fn decide<F: Wide>(
             .or_else(|| choose::node_port::<F>(addr, port, protocol))
     };
     let Some(frontend) = frontend else {
-        return if !loopback && is_cluster_ip::<F>(addr) {
+        return if is_served && !loopback && is_cluster_ip::<F>(addr) {
             Decision::Refuse
         } else {
             Decision::Leave
         };
     };
-    // Packets of the node's own processes to its NodePorts meet no hook.
-    let has_packet_path = !host || frontend.kind != Frontend::NODE_PORT;
+    let cluster_ip = frontend.kind == Frontend::CLUSTER_IP;
+    // Packets of the node's own processes to its own addresses meet no hook.
+    let has_packet_path =
+        !host || !loopback && (cluster_ip || client::local_addr::<F>(addr).is_none());
+    if !is_served && has_packet_path {
+        return Decision::Leave;
+    }
     if protocol == Protocol::UDP
         && config.flags & udp_by_packets != 0
         && has_packet_path
@@ -132,12 +142,18 @@ pub fn decide<F: Wide>(
     if host && has_packet_path && address::is_bound_to_device(ctx) {
         return Decision::Leave;
     }
-    // The client's address is not known before routing has chosen it (E17).
     let stickiness = affinity::of::<F>(frontend.service);
-    if stickiness.seconds != 0 && !loopback || frontend.flags & Frontend::SOURCE_RANGES != 0 {
-        return Decision::Leave;
+    if has_packet_path {
+        // The client's address is not known before routing has chosen it (E17).
+        if stickiness.seconds != 0 || frontend.flags & Frontend::SOURCE_RANGES != 0 {
+            return Decision::Leave;
+        }
+    } else {
+        target.client = own_source::<F>(ctx, addr, loopback);
+        if !client::is_admitted::<F>(frontend, &target.client, addr) {
+            return Decision::Refuse;
+        }
     }
-    let cluster_ip = frontend.kind == Frontend::CLUSTER_IP;
     let local_policy = frontend.flags & Frontend::LOCAL_SET != 0;
     if !host
         && (local_policy && !cluster_ip || cluster_ip && config.flags & Config::MASQUERADE_ALL != 0)
@@ -162,6 +178,18 @@ pub fn decide<F: Wide>(
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
     Decision::Serve
+}
+
+/// The address that this host's processes have towards one of its own: what the
+/// socket is bound to, else that very address, as the kernel chooses it. All of
+/// the loopback counts as one client.
+#[inline(always)]
+fn own_source<F: Wide>(ctx: &SockAddrContext, addr: &F::Addr, loopback: bool) -> F::Addr {
+    if loopback {
+        return F::LOOPBACK;
+    }
+    let bound = F::bound_to(ctx);
+    if bound.is_zero() { *addr } else { bound }
 }
 
 /// The NodePort that this port of the loopback is, for this node's own
@@ -208,11 +236,11 @@ fn is_excepted(config: &Config) -> bool {
 pub fn backend<F: Wide>(
     addr: &F::Addr,
     port: BePort,
-    target: &Target,
+    target: &Target<F::Addr>,
     attempt: u32,
 ) -> Option<Peer> {
     let remembered = Remembered {
-        client: F::LOOPBACK,
+        client: target.client,
         service: target.service,
         stickiness: target.stickiness,
     };
@@ -250,7 +278,7 @@ pub fn backend<F: Wide>(
 
 /// Any row of the target's, each equally likely (S38).
 #[inline(always)]
-fn row<F: Tables>(target: &Target, attempt: u32) -> Option<u32> {
+fn row<F: Tables>(target: &Target<F::Addr>, attempt: u32) -> Option<u32> {
     let Run { first, count } = target.run;
     let mut offset = select::slot(u64::from(target.random) << 32, count) + attempt;
     if offset >= count {

@@ -1,6 +1,6 @@
-//! Session affinity of loopback `NodePorts`, the only front ends with affinity
-//! that are served here: no packet of theirs leaves the host. The client is the
-//! loopback address, whichever process dials.
+//! Session affinity of front ends at this host's own addresses, those of the
+//! loopback included: the only ones with affinity that are served here. The
+//! packets of its processes to them leave by no device that has programs.
 
 use proxy_common::{
     affinity::{Affinity, AffinityKey},

@@ -60,6 +60,10 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
         frontend: Some(kind),
         ..nothing(verdict)
     };
+    // By the loopback device, and calls of SCTP have no hooks.
+    if flow.protocol == "sctp" && flow.place == Place::Node && is_own(flow.to.ip(), family) {
+        return refused("pass");
+    }
     // S58: before anything is said of endpoints.
     if kind == "LoadBalancer" && !is_admitted(service, flow, family) {
         return refused("drop");
