@@ -230,6 +230,14 @@ impl<'lab> Agent<'lab> {
         Ok(count.parse()?)
     }
 
+    /// Its memory that is in use, in KiB.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let size = size.and_then(|size| size.split_whitespace().next());
+        Ok(size.context("no VmRSS in its status")?.parse()?)
+    }
+
     /// Ends it as a crash would, at once.
     pub fn crash(mut self) -> Result<()> {
         self.process.kill()?;

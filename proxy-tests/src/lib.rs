@@ -29,6 +29,7 @@ pub mod family;
 pub mod firewall;
 pub mod foreign;
 pub mod host;
+pub mod interrupt;
 pub mod kernel;
 pub mod kubernetes;
 pub mod lab;

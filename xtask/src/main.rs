@@ -14,6 +14,7 @@ mod exec;
 mod image;
 mod lint;
 mod setup;
+mod soak;
 mod test;
 mod version;
 mod workspace;
@@ -48,6 +49,8 @@ enum Verb {
     Demo(demo::Args),
     /// Measure what a packet costs on this machine
     Bench(bench::Args),
+    /// Change everything for a while, under traffic that must not notice
+    Soak(soak::Args),
     /// Build the container image
     Image(image::Args),
     /// Remove build output and what an aborted run left on the machine
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Soak(args) => soak::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Clean(args) => clean::run(args),
     };

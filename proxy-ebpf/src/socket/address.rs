@@ -4,7 +4,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{
     family::{V4, V6},
-    net::{AddrV4, AddrV6, Address as _, BePort},
+    net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
 };
 
 use crate::tables::Tables;
@@ -96,13 +96,41 @@ fn write_port(ctx: &SockAddrContext, port: BePort) {
     unsafe { (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port.to_bits())) };
 }
 
+/// The kernel's name for connected, of UDP too.
+const TCP_ESTABLISHED: u32 = 1;
+
+/// Whether the socket is connected. One that is has an address, whether it was
+/// bound or not.
+#[inline(always)]
+pub fn is_connected(ctx: &SockAddrContext) -> bool {
+    // SAFETY: as in `is_connected_to`.
+    let state = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        (&raw const (*socket).state).read_volatile()
+    };
+    state == TCP_ESTABLISHED
+}
+
+/// Whether a TCP socket that is to be connected has a port already. Others may
+/// have the same, and no two of them may get one backend, which packets see to.
+#[inline(always)]
+pub fn has_port(ctx: &SockAddrContext) -> bool {
+    // SAFETY: as in `is_connected_to`.
+    let (protocol, port) = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        (
+            (&raw const (*socket).protocol).read_volatile(),
+            (&raw const (*socket).src_port).read_volatile(),
+        )
+    };
+    protocol == u32::from(Protocol::TCP.0) && port != 0
+}
+
 /// Whether the socket is connected to this address now, as the kernel has it;
 /// IPv4 in the mapped form. Sends of an IPv6 socket that is connected to a mapped
 /// address come to the programs as if that address had been given.
 #[inline(always)]
 pub fn is_connected_to(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) -> bool {
-    /// The kernel's name for connected, of UDP too.
-    const TCP_ESTABLISHED: u32 = 1;
     // SAFETY: the context has its socket. Volatile and all of them, because the
     // verifier wants each field read on its own and by no computed pointer.
     let (state, dst_port, v4, v6) = unsafe {

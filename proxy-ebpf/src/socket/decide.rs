@@ -137,9 +137,7 @@ pub fn decide<F: Wide>(
     {
         return Decision::Leave;
     }
-    // The node reaches its pods and other nodes by different devices, so a
-    // backend may not be behind the one that the socket is bound to.
-    if host && has_packet_path && address::is_bound_to_device(ctx) {
+    if has_packet_path && (host && is_bound::<F>(ctx) || connects && address::has_port(ctx)) {
         return Decision::Leave;
     }
     let stickiness = affinity::of::<F>(frontend.service);
@@ -178,6 +176,14 @@ pub fn decide<F: Wide>(
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
     Decision::Serve
+}
+
+/// Whether a socket of the host is bound to what its packets would be freed from:
+/// a device, which need not be the one that leads to the backend, or an address,
+/// which the backend need not have a way to.
+#[inline(always)]
+fn is_bound<F: Wide>(ctx: &SockAddrContext) -> bool {
+    address::is_bound_to_device(ctx) || !address::is_connected(ctx) && !F::bound_to(ctx).is_zero()
 }
 
 /// The address that this host's processes have towards one of its own: what the

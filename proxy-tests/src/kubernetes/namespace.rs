@@ -200,18 +200,20 @@ impl ApiPod {
 
     /// Asks the pod to end. The kubelet would let it serve until it has.
     pub fn terminate(&self) -> Result<()> {
-        self.kubectl.run(&[
-            "--namespace",
-            self.object["metadata"]["namespace"]
-                .as_str()
-                .unwrap_or_default(),
-            "delete",
-            "pod",
-            self.pod.name(),
-            "--grace-period=60",
-            "--wait=false",
-        ])?;
-        Ok(())
+        self.delete(&["--grace-period=60"])
+    }
+
+    /// Says that the pod has ended, as the kubelet would.
+    pub fn remove(&self) -> Result<()> {
+        self.delete(&["--grace-period=0", "--force"])
+    }
+
+    fn delete(&self, how: &[&str]) -> Result<()> {
+        let namespace = self.object["metadata"]["namespace"].as_str();
+        let namespace = ["--namespace", namespace.unwrap_or_default()];
+        let pod = ["delete", "pod", self.pod.name(), "--wait=false"];
+        let arguments = [&namespace[..], &pod, how].concat();
+        self.kubectl.run(&arguments).map(drop)
     }
 }
 

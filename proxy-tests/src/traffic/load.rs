@@ -42,15 +42,20 @@ pub struct ConnectLoad {
 impl ConnectLoad {
     /// New TCP connections.
     pub fn tcp(host: &Host, target: SocketAddr) -> Self {
-        Self::start(host, move || ask_tcp(target))
+        Self::start(host, PAUSE, move || ask_tcp(target))
     }
 
     /// Datagrams from new sockets.
     pub fn udp(host: &Host, target: SocketAddr) -> Self {
-        Self::start(host, move || ask_udp(target, 64))
+        Self::start(host, PAUSE, move || ask_udp(target, 64))
     }
 
-    fn start(host: &Host, ask: impl Fn() -> std::io::Result<Answer> + Send + 'static) -> Self {
+    /// Asks as told, with this pause after each answer.
+    pub fn start(
+        host: &Host,
+        pause: Duration,
+        ask: impl Fn() -> std::io::Result<Answer> + Send + 'static,
+    ) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
         let worker = host.spawn(move || {
@@ -62,7 +67,7 @@ impl ConnectLoad {
                     Ok(answer) => *report.servers.entry(answer.server).or_default() += 1,
                     Err(error) => report.failures.push(format!("{number}: {error}")),
                 }
-                thread::sleep(PAUSE);
+                thread::sleep(pause);
             }
             report
         });

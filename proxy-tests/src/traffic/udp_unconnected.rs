@@ -18,7 +18,12 @@ pub struct UdpTalker {
 impl UdpTalker {
     /// A socket of one family. An IPv6 one can talk to mapped addresses too.
     pub fn new(family: Family) -> io::Result<Self> {
-        let socket = UdpSocket::bind((unspecified(family), 0))?;
+        Self::bound((unspecified(family), 0).into())
+    }
+
+    /// A socket that has this address.
+    pub fn bound(own: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::bind(own)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
     }

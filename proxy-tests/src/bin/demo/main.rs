@@ -1,7 +1,6 @@
 //! Tandem at work: two nodes, some pods and a Service, in network namespaces
 //! of this machine. `cargo xtask demo` runs it.
 
-mod interrupt;
 mod narrator;
 mod publisher;
 mod stage;
@@ -11,7 +10,7 @@ mod web;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use interrupt::Interrupted;
+use proxy_tests::interrupt::{self, Interrupted};
 
 const USAGE: &str = "\
 demo [--keep] [--kubernetes]

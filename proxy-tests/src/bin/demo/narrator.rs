@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::interrupt::{self, Interrupted};
+use proxy_tests::interrupt::{self, Interrupted};
 
 /// What a command may print of its output.
 #[derive(Clone, Copy, Debug)]

@@ -11,10 +11,11 @@ use anyhow::{Context, Result};
 use proxy_tests::kubernetes::{ControlPlane, ServiceRanges};
 use proxy_tests::{Agent, Family, Host, Lab, Topology, eventually};
 
+use crate::Options;
 use crate::narrator::{self, Show};
 use crate::publisher::{NODE_PORT, Publisher};
 use crate::stage::{Stage, agent, curl, map_dump, on};
-use crate::{Options, interrupt};
+use proxy_tests::interrupt;
 
 /// From a change to the last node's tables, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);

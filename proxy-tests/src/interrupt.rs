@@ -9,9 +9,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Someone wants the demo to end.
+/// Someone wants it to end.
 #[derive(Debug)]
-pub(crate) struct Interrupted;
+pub struct Interrupted;
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,7 +22,7 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// From now on Ctrl-C does not end the process by itself.
-pub(crate) fn watch() -> Result<()> {
+pub fn watch() -> Result<()> {
     extern "C" fn note(_signal: libc::c_int) {
         REQUESTED.store(true, Ordering::Relaxed);
     }
@@ -39,12 +39,12 @@ pub(crate) fn watch() -> Result<()> {
 }
 
 /// Whether someone has asked for the end.
-pub(crate) fn requested() -> bool {
+pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }
 
 /// Fails if someone has.
-pub(crate) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     if requested() {
         Err(Interrupted.into())
     } else {
