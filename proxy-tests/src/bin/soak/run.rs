@@ -19,11 +19,11 @@ const SAMPLE: Duration = Duration::from_secs(15);
 /// The agent of the first node ends this often, by turns asked to and killed.
 const RESTART_EVERY: u64 = 20;
 /// The API server goes this often, and stays away for [`AWAY_FOR`]. Objects are
-/// left alone until the agents have found it again, which takes up to 30 s: what
-/// they cannot know is no loss of theirs.
-const AWAY_EVERY: u64 = 120;
+/// left alone until the agents have found it again, which takes up to a minute as
+/// for every client of Kubernetes: what they cannot know is no loss of theirs.
+const AWAY_EVERY: u64 = 180;
 const AWAY_FOR: u64 = 15;
-const FOUND_WITHIN: u64 = 40;
+const FOUND_WITHIN: u64 = 75;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Lets everything change for this long; returns whether nothing was lost.
