@@ -11,6 +11,7 @@ mod cache;
 mod clean;
 mod demo;
 mod exec;
+mod fuzz;
 mod image;
 mod lint;
 mod setup;
@@ -48,6 +49,8 @@ enum Verb {
     Demo(demo::Args),
     /// Measure what a packet costs on this machine
     Bench(bench::Args),
+    /// Send packets by chance through the datapath and check what becomes of each
+    Fuzz(fuzz::Args),
     /// Build the container image
     Image(image::Args),
     /// Remove build output and what an aborted run left on the machine
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Fuzz(args) => fuzz::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Clean(args) => clean::run(args),
     };
