@@ -180,12 +180,15 @@ impl Generator<'_> {
         let followed = self.rng.choice(&flows).copied();
         self.flows = flows;
         if let Some(flow) = followed.filter(|_| self.rng.bool()) {
-            return match self.rng.u8(..6) {
+            let mut other_port = flow.backend;
+            other_port.set_port(self.choose(&[53, 8080]));
+            return match self.rng.u8(..7) {
                 0 => (flow.client, flow.front_end),
                 1 => (flow.backend, flow.client),
                 2 if flow.masquerade.port() != 0 => (flow.backend, flow.masquerade),
                 3 => (flow.between, flow.backend),
                 4 => (flow.backend, flow.between),
+                5 => (other_port, flow.client),
                 _ => (flow.client, flow.backend),
             };
         }
