@@ -213,6 +213,18 @@ pub fn ingress_repeated(ctx: TcContext) -> i32 {
     ingress::run(skb)
 }
 
+/// `ingress` and then `egress` for tests: a test run repeats it once on one packet,
+/// which keeps its hint from hook to hook as in the kernel.
+#[classifier]
+pub fn through(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx, Link::Ethernet);
+    if skb.mark_once() {
+        ingress::run(skb)
+    } else {
+        egress::run(skb)
+    }
+}
+
 /// Does nothing: the floor that measurements are taken above.
 #[classifier]
 pub fn empty(_ctx: TcContext) -> i32 {

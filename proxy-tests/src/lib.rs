@@ -28,6 +28,7 @@ pub mod exec;
 pub mod family;
 pub mod firewall;
 pub mod foreign;
+pub mod fuzz;
 pub mod host;
 pub mod interrupt;
 pub mod kernel;

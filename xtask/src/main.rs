@@ -11,6 +11,7 @@ mod cache;
 mod clean;
 mod demo;
 mod exec;
+mod fuzz;
 mod image;
 mod lint;
 mod setup;
@@ -51,6 +52,8 @@ enum Verb {
     Bench(bench::Args),
     /// Change everything for a while, under traffic that must not notice
     Soak(soak::Args),
+    /// Send packets by chance through the datapath and check what becomes of each
+    Fuzz(fuzz::Args),
     /// Build the container image
     Image(image::Args),
     /// Remove build output and what an aborted run left on the machine
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Soak(args) => soak::run(args),
+        Verb::Fuzz(args) => fuzz::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Clean(args) => clean::run(args),
     };

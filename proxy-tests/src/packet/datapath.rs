@@ -3,7 +3,10 @@
 mod lease;
 mod side;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::programs::SchedClassifier;
 use proxy_agent::{
@@ -199,17 +202,25 @@ impl Datapath {
         self.runner(hook).run(packet)
     }
 
+    /// All counters.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.counters.read()
+    }
+
     /// What runs packets through a program, from any thread.
     pub fn runner(&self, hook: Hook) -> Runner<'_> {
         Runner::new(self.program(hook.program()), hook)
     }
 
-    /// Loads one more program, which the agent does not.
+    /// Loads one more program, which the agent does not, unless it is loaded.
     pub fn load_program(&mut self, name: &str) {
         let program = self.loaded.ebpf.program_mut(name);
         let program: &mut SchedClassifier = program
             .and_then(|program| program.try_into().ok())
             .unwrap_or_else(|| panic!("a program {name}"));
+        if program.fd().is_ok() {
+            return;
+        }
         program.load().unwrap_or_else(|error| {
             panic!("{:#}", anyhow::Error::new(error));
         });

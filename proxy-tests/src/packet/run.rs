@@ -24,6 +24,9 @@ pub enum Hook {
     HostEgress,
     IngressLayer3,
     EgressLayer3,
+    /// Both, of a packet that is forwarded and keeps its hint. The program is one
+    /// for [`Datapath::load_program`](super::Datapath::load_program).
+    Through,
 }
 
 impl Hook {
@@ -33,6 +36,7 @@ impl Hook {
             Self::Egress | Self::HostEgress => "egress",
             Self::IngressLayer3 => "ingress_l3",
             Self::EgressLayer3 => "egress_l3",
+            Self::Through => "through",
         }
     }
 }
@@ -73,6 +77,7 @@ impl<'a> Runner<'a> {
             data_in: Some(packet),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
+            repeat: 1 + u32::from(self.hook == Hook::Through),
             ..TestRunOptions::new()
         };
         let result = self.program.test_run(options).expect("a test run");
