@@ -1,21 +1,22 @@
 //! What must hold of every packet, tried with packets by chance.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
 use proxy_tests::fuzz;
 
-/// Enough for most of what a change can break; `cargo xtask fuzz` has more time.
+/// Enough for most of what a change can break; `cargo xtask fuzz` has more time,
+/// and new packets each time. These are the same, so that a change fails here by
+/// its own fault.
 const TIME: Duration = Duration::from_secs(20);
+const SEED: u64 = 1;
 
 #[test]
-fn packets_by_chance_are_treated_as_they_should_be() -> Result<()> {
-    let seed = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
-    match fuzz::run(seed, TIME) {
-        Ok(report) => println!("seed {seed}: {report}"),
+fn packets_by_chance_are_treated_as_they_should_be() {
+    match fuzz::run(SEED, TIME) {
+        Ok(report) => println!("{report}"),
         Err(failure) => panic!("{failure}"),
     }
-    Ok(())
 }
 
 #[test]
