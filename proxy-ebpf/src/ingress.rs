@@ -21,6 +21,7 @@ use crate::{
     opaque::opaque,
     open::{self, Opened},
     outcome::{Fault, Outcome},
+    outgoing,
     packet::{Addressee, Link, Skb, same_mac},
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, To},
@@ -114,11 +115,20 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
         }
         return to_frontend::<F>(&skb, scratch, opaque(arrival));
     }
-    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
-        direct::<F>(&skb, scratch);
-    }
-    hint::set(skb, Hint::Entered);
+    enter::<F>(&skb, scratch);
     Outcome::NEXT
+}
+
+/// A packet that is not addressed to a front end.
+#[inline(never)]
+fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
+    hint::set(
+        *skb,
+        outgoing::entered(opaque(outgoing::is_pretended_slowly::<F>(&scratch.headers))),
+    );
+    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
+        direct::<F>(skb, scratch);
+    }
 }
 
 /// Whether the packet may be addressed to a front end, or to what would be one.
