@@ -126,6 +126,12 @@ impl Described {
     pub fn layer3(&self) -> bool {
         self.device.flags & Device::LAYER3 != 0
     }
+
+    /// Whether it is a port of a bridge that has its MAC address: Linux gives
+    /// bridges one of their ports', unless somebody sets it.
+    pub fn has_bridge_mac(&self) -> bool {
+        self.device.bridge != 0 && self.device.mac == self.device.bridge_mac
+    }
 }
 
 /// What the choice of devices depends on besides the devices themselves.
@@ -527,6 +533,31 @@ mod tests {
         assert_eq!(flagged(&by_address, &uplink, pods), [0; 0]);
         let bridge = LocalDetector::BridgeInterface("cni0".to_owned());
         assert_eq!(flagged(&bridge, &[], ""), [3, 4]);
+    }
+
+    /// E2
+    #[test]
+    fn a_bridge_may_have_the_mac_of_a_port() {
+        let mut links = node();
+        let sharing = |links: &[Link]| {
+            let around = Surroundings {
+                detector: &LocalDetector::NodeCidr,
+                routes: &Routes::default(),
+                pods: &[],
+                node_v4: None,
+                node_v6: None,
+            };
+            let described = described(links, &addresses(), &around).into_iter();
+            let sharing = described.filter(|(_, each)| each.has_bridge_mac());
+            sharing.map(|(ifindex, _)| ifindex).collect::<Vec<_>>()
+        };
+        assert_eq!(sharing(&links), [0; 0]);
+        links[2].mac = links[3].mac;
+        assert_eq!(sharing(&links), [4]);
+        // Every routed pod's device may have one MAC address, too.
+        links[1].mac = links[4].mac;
+        links[2].mac = [2, 0, 0, 0, 0, 3];
+        assert_eq!(sharing(&links), [0; 0]);
     }
 
     /// Of a bridge all ports must have programs, and of a bond that is a port

@@ -60,6 +60,9 @@ impl Config {
     pub const UDP_BY_PACKETS_HOST: u32 = 512;
     /// The same of sockets in other network namespaces.
     pub const UDP_BY_PACKETS_PODS: u32 = 1024;
+    /// A bridge has the MAC address of one of its ports: frames for the bridge
+    /// that come in there are addressed to the port itself (E2).
+    pub const PORT_HAS_BRIDGE_MAC: u32 = 2048;
 }
 
 /// A CIDR: `addr & mask`.

@@ -75,7 +75,7 @@ pub struct Flow<A> {
     /// of other clients.
     pub uplink: u32,
     /// [`Flow::MASQUERADE`], [`Flow::CHANGE_PORT`], [`Flow::FRONTEND_ADDRESS`],
-    /// [`Flow::OUTGOING`].
+    /// [`Flow::OUTGOING`], [`Flow::ROUTED`].
     pub flags: u8,
     /// In record 0: the highest index in use for this client port.
     pub highest: u8,
@@ -100,6 +100,9 @@ impl<A> Flow<A> {
     /// end and backend are its other end, and the masquerade tuple is the
     /// client's own; with another port, where a masqueraded flow has that one.
     pub const OUTGOING: u8 = 8;
+    /// The client came in by a bridge whose host is the backend's gateway to it:
+    /// replies are routed, and so requests must be (E2).
+    pub const ROUTED: u8 = 16;
 
     /// The port between the hooks of a client whose own is `client`.
     #[inline(always)]

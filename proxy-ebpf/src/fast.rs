@@ -66,7 +66,10 @@ pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
     if service_range::is_entered::<F>(&headers) {
         return None;
     }
-    hint::set(skb, Hint::Entered);
+    hint::set(
+        skb,
+        outgoing::entered(outgoing::is_pretended::<F>(&headers)),
+    );
     Some(Outcome::NEXT)
 }
 

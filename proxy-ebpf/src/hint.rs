@@ -26,7 +26,8 @@ pub enum Hint {
     Masquerade,
     /// Not addressed to a front end when it entered; may still be a reply.
     Entered,
-    /// Addressed to another host: only bridged through.
+    /// Addressed to another host, so only bridged through, or from an address of
+    /// this node, which did not send it: no connection of this node's.
     Foreign,
 }
 

@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated::bpf_fib_lookup as fib_lookup};
 use aya_log_ebpf::debug;
 use proxy_common::{
+    config::Config,
     counter::Counter,
     family::{V4, V6},
     flow::Flow,
@@ -20,6 +21,7 @@ use crate::{
     opaque::opaque,
     open::{self, Opened},
     outcome::{Fault, Outcome},
+    outgoing,
     packet::{Addressee, Link, Skb, same_mac},
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, To},
@@ -113,11 +115,20 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
         }
         return to_frontend::<F>(&skb, scratch, opaque(arrival));
     }
-    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
-        direct::<F>(&skb, scratch);
-    }
-    hint::set(skb, Hint::Entered);
+    enter::<F>(&skb, scratch);
     Outcome::NEXT
+}
+
+/// A packet that is not addressed to a front end.
+#[inline(never)]
+fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
+    hint::set(
+        *skb,
+        outgoing::entered(opaque(outgoing::is_pretended_slowly::<F>(&scratch.headers))),
+    );
+    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
+        direct::<F>(skb, scratch);
+    }
 }
 
 /// Whether the packet may be addressed to a front end, or to what would be one.
@@ -132,7 +143,8 @@ fn is_dialled<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Arrival {
-    /// Addressed to the device itself.
+    /// Addressed to the device itself; also to the bridge that it is a port of,
+    /// if that has its MAC address.
     Device,
     /// Addressed to the bridge that the device is a port of.
     Bridge,
@@ -319,10 +331,14 @@ fn try_forward<F: IpHeader + Route>(
 }
 
 /// Whether the replies of a flow with these flags may be bridged: not to an
-/// address of this host (nor may a port send back what came in by it).
+/// address of this host (nor may a port send back what came in by it), nor where
+/// this host is the backend's gateway.
 #[inline(always)]
 fn may_be_bridged<F: IpHeader>(arrival: Arrival, flags: u8) -> bool {
-    arrival == Arrival::Bridge && flags & Flow::<F::Addr>::MASQUERADE == 0
+    flags & (Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::ROUTED) == 0
+        && (arrival == Arrival::Bridge
+            || tables::config()
+                .is_some_and(|config| config.flags & Config::PORT_HAS_BRIDGE_MAC != 0))
 }
 
 /// Where client and backend are ports of one bridge, replies are bridged and
@@ -335,7 +351,7 @@ fn stay_on_bridge<F: IpHeader + Route>(
     headers: &Headers<F::Addr>,
     backend: &F::Addr,
 ) -> Result<(), Fault> {
-    let Some(device) = tables::device(skb.ifindex()) else {
+    let Some(device) = tables::device(skb.ifindex()).filter(|device| device.bridge != 0) else {
         return Ok(());
     };
     let mut route = F::route(&headers.ip.src, backend, device.bridge);

@@ -17,7 +17,7 @@ use crate::{
     opaque::opaque,
     packet::Skb,
     parse::{IpHeader, tcp},
-    route::Route,
+    route::{self, Route},
     tables::{self, Scratch, Tables, count},
 };
 
@@ -141,6 +141,8 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
             && !opaque(client::replies_pass::<F>(skb, scratch))
     {
         scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
+    } else if opaque(route::is_gateway::<F>(skb, scratch)) {
+        scratch.flow.flags |= Flow::<F::Addr>::ROUTED;
     }
     let opened = opaque(insert::<F>(scratch, place));
     if opened == Opened::Flow {

@@ -18,7 +18,7 @@ use proxy_common::{
 };
 
 use crate::{
-    choose,
+    choose, client,
     flow::{self, Direction, Record},
     hint::{self, Hint},
     masquerade::{self, Sockets},
@@ -40,6 +40,30 @@ const NO_ROW: u32 = u32::MAX;
 pub fn may_open<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     (headers.opens_connection() || !headers.ip.protocol.has_connections())
         && tables::may_be_node_port::<F>(headers.src_port, headers.ip.protocol)
+}
+
+/// Whether a packet that comes in has a source that only this node should open
+/// connections from. Others may use it all the same, and IPv6 routing does not
+/// mind, so it is not noted where it leaves again.
+#[inline(always)]
+pub fn is_pretended<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    may_open::<F>(headers) && client::local_addr::<F>(&headers.ip.src).is_some()
+}
+
+/// The same question of the slow path.
+#[inline(never)]
+pub fn is_pretended_slowly<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+    is_pretended::<F>(headers)
+}
+
+/// The hint for a packet that came in and is not addressed to a front end.
+#[inline(always)]
+pub fn entered(is_pretended: bool) -> Hint {
+    if is_pretended {
+        Hint::Foreign
+    } else {
+        Hint::Entered
+    }
 }
 
 /// Whether netfilter may have given the first packet of a flow a source that

@@ -192,11 +192,7 @@ pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     };
     let ip = &scratch.headers.ip;
     let mut route = F::route(&ip.src, &ip.dst, routed);
-    let result = look_up(skb, &mut route, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC);
-    let found = result == BPF_FIB_LKUP_RET_SUCCESS
-        || result == BPF_FIB_LKUP_RET_NO_NEIGH
-        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
-    if !found {
+    if !finds_source(skb, &mut route) {
         return;
     }
     let source = F::source(&route);
@@ -206,6 +202,37 @@ pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     if !source.is_zero() && !is_replaced {
         scratch.reply.masquerade_addr = source;
     }
+}
+
+/// Looks up the address of this node that routing chooses on a device.
+#[inline(always)]
+fn finds_source(skb: &Skb, route: &mut bpf_fib_lookup) -> bool {
+    let result = look_up(skb, route, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC);
+    result == BPF_FIB_LKUP_RET_SUCCESS
+        || result == BPF_FIB_LKUP_RET_NO_NEIGH
+        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED
+}
+
+/// Whether the backend of the scratch flow answers the client by way of this
+/// node, although both are reached by the bridge that the device is a port of:
+/// they are of different subnets there, of each of which the node has an
+/// address. Where the kernel does not say, they count as neighbours.
+#[inline(never)]
+pub fn is_gateway<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
+    let Some(device) = tables::device(skb.ifindex()) else {
+        return false;
+    };
+    if device.bridge == 0 || KERNEL_HAS_FIB_SOURCE.load() == 0 {
+        return false;
+    }
+    let (client, backend) = (&scratch.headers.ip.src, &scratch.flow.backend_addr);
+    let mut route = F::route(client, backend, device.bridge);
+    if !finds_source(skb, &mut route) {
+        return false;
+    }
+    let towards_backend = F::source(&route);
+    route = F::route(backend, client, device.bridge);
+    !finds_source(skb, &mut route) || F::source(&route) != towards_backend
 }
 
 /// Whether a Service has this address.

@@ -91,6 +91,7 @@ impl Keeper {
                 node_v6: node.as_ref().and_then(Node::ip::<V6>),
             },
         );
+        self.write_shared_mac(described.values().any(Described::has_bridge_mac));
         let (wanted, bridges): (BTreeMap<_, _>, BTreeMap<_, _>) = described
             .into_iter()
             .partition(|(_, device)| device.carries_programs);

@@ -59,6 +59,16 @@ impl Keeper {
         self.set_settings(settings);
     }
 
+    /// Tells the programs whether some bridge has the MAC address of one of its
+    /// ports (E2). Elsewhere they need not look.
+    pub(super) fn write_shared_mac(&mut self, shared: bool) {
+        let Some(mut settings) = self.settings() else {
+            return;
+        };
+        set_flag(&mut settings.flags, Settings::PORT_HAS_BRIDGE_MAC, shared);
+        self.set_settings(settings);
+    }
+
     /// Says so where nothing tells which clients are pods (S68).
     pub(super) fn tell_of_pods(&mut self) {
         if self.started.elapsed() < NODE_PATIENCE {
