@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Family,
-    packet::{Cast, Datapath, FlowRecord, Hook, Lease, MAC_SELF, Ran, Verdict},
+    packet::{Cast, Datapath, FlowRecord, Hook, Lease, Ran, Verdict},
 };
 
 /// A VLAN tag, with which a frame goes the slow path.
@@ -140,15 +140,15 @@ impl Player {
 
     /// Whether the hint alone tells egress what a packet is: a question between two
     /// peers looks like an answer, a client's packet straight to a backend like one
-    /// that was led there, and one of somebody else from a NodePort of this node's
-    /// like one of its own connections.
+    /// that was led there, and one that came in from a NodePort of this node's like
+    /// one of its own connections.
     fn needs_hint(&self, packet: &[u8], entered: &[u8]) -> bool {
         let Some(frame) = Frame::of(entered, false) else {
             return false;
         };
         let ends = frame.ends();
         is_shown_once(Hook::Egress, entered)
-            || !entered.starts_with(&MAC_SELF) && ends.0.port() == world::NODE_PORT
+            || ends.0.port() == world::NODE_PORT
             || self.flows(frame.family).into_iter().any(|flow| {
                 (flow.backend, flow.client) == ends
                     || (flow.between, flow.backend) == ends && packet == entered
