@@ -69,9 +69,12 @@ pub fn update(checksum: u32, old: u32, new: u32, length: u16) -> u32 {
 fn over_zeros(mut register: u32, count: u16) -> u32 {
     for (index, product) in PRODUCTS.iter().enumerate() {
         if (count >> index) & 1 != 0 {
-            register = product.iter().enumerate().fold(0, |sum, (digit, products)| {
-                sum ^ products[(register >> (4 * digit)) as usize % DIGITS]
-            });
+            register = product
+                .iter()
+                .enumerate()
+                .fold(0, |sum, (digit, products)| {
+                    sum ^ products[(register >> (4 * digit)) as usize % DIGITS]
+                });
         }
     }
     register

@@ -3,7 +3,9 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 
@@ -22,6 +24,18 @@ pub const ETH_LEN: u32 = 14;
 /// Offsets above this are refused, so that the verifier can bound them. The
 /// headers of a packet fit in one jumbo frame.
 pub const MAX_OFFSET: u32 = 0x3fff;
+
+/// Bytes of a packet on the stack.
+pub type Buffer = [u8; BUFFER as usize];
+
+/// Length of a [`Buffer`]: a power of two.
+pub const BUFFER: u32 = 128;
+
+/// A length of 1 to [`BUFFER`] bytes, as the verifier wants it.
+#[inline(always)]
+fn length_in_buffer(length: u32) -> u32 {
+    masked::<{ BUFFER - 1 }>(length.wrapping_sub(1)) as u32 + 1
+}
 
 /// `pkt_type` of a frame addressed to this device.
 const PACKET_HOST: u32 = 0;
@@ -170,6 +184,30 @@ impl Skb {
         // packet before a program that writes runs.
         unsafe { *pointer = value };
         Ok(())
+    }
+
+    /// Copies `length` bytes of the packet to the front of `buffer`, which has room
+    /// for them. For more than a value: the kernel walks over them, not the verifier.
+    #[inline(always)]
+    pub fn copy_out(self, offset: u32, buffer: &mut Buffer, length: u32) -> Result<(), Fault> {
+        let length = length_in_buffer(length);
+        // SAFETY: the helper writes no more than the buffer holds, and checks that
+        // the packet has as much.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.raw.cast(), offset, buffer.as_mut_ptr().cast(), length)
+        };
+        if result == 0 { Ok(()) } else { Err(Fault) }
+    }
+
+    /// Overwrites `length` bytes of the packet with those at the front of `buffer`.
+    #[inline(always)]
+    pub fn copy_in(self, offset: u32, buffer: &Buffer, length: u32) -> Result<(), Fault> {
+        let length = length_in_buffer(length);
+        let bytes = buffer.as_ptr().cast_mut().cast();
+        // SAFETY: the helper reads no more than the buffer holds, and checks that
+        // the packet has room for it.
+        let result = unsafe { bpf_skb_store_bytes(self.raw, offset, bytes, length, 0) };
+        if result == 0 { Ok(()) } else { Err(Fault) }
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use crate::{
     opaque::opaque,
     open::Opened,
     outcome::{Fault, Outcome},
-    packet::{Addressee, Link, Skb},
+    packet::{Addressee, BUFFER, Link, Skb},
     parse::{self, Headers, IpHeader, Part, tcp},
     tables,
 };
@@ -56,6 +56,7 @@ const QUOTED_TCP: u32 = 20;
 const QUOTED_INIT: u32 = parse::SCTP_HEADER + 8;
 /// The longest quote: an IP header with a few options or extension headers.
 const MAX_QUOTE: u32 = 96;
+const _: () = assert!(MAX_QUOTE <= BUFFER);
 const ICMP_HEADER: u32 = 8;
 
 /// Ends the way of a packet that opened no flow, and tells its sender where it
@@ -275,17 +276,11 @@ fn error<F: IpHeader + Refusal>(
     let length = ICMP_HEADER + quote;
     resize(skb, headers.l3 + F::HEADER + length)?;
     // Made room for by hand: the kernel's helper for that refuses frames with
-    // VLAN tags in them. From the end, because old and new place overlap.
-    let mut partial = 0;
-    let mut offset = MAX_QUOTE;
-    while offset > 0 {
-        offset -= 4;
-        if offset < quote {
-            let word: u32 = skb.read(headers.l3 + offset).ok_or(Fault)?;
-            skb.write(headers.l3 + F::HEADER + ICMP_HEADER + offset, word)?;
-            partial = checksum::add(partial, word);
-        }
-    }
+    // VLAN tags in them.
+    let mut bytes = [0; BUFFER as usize];
+    skb.copy_out(headers.l3, &mut bytes, quote)?;
+    skb.copy_in(headers.l3 + F::HEADER + ICMP_HEADER, &bytes, quote)?;
+    let mut partial = sum(&bytes, 0)?;
     partial = sum(&header, partial)?;
     if F::IS_V6 {
         let pseudo = pseudo_header(&headers.ip.dst, &headers.ip.src, F::ICMP, length);
