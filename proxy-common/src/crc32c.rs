@@ -41,10 +41,10 @@ static PRODUCTS: [[[u32; DIGITS]; 8]; LENGTH_BITS] = {
     while index < LENGTH_BITS {
         let mut digit = 0;
         while digit < 8 {
-            let mut value = 0;
-            while value < DIGITS {
-                products[index][digit][value] =
-                    multiply((value as u32) << (4 * digit), POWERS[index]);
+            let mut value = 0_u32;
+            while (value as usize) < DIGITS {
+                products[index][digit][value as usize] =
+                    multiply(value << (4 * digit), POWERS[index]);
                 value += 1;
             }
             digit += 1;

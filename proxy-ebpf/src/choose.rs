@@ -33,14 +33,26 @@ pub enum Dialled {
     Service,
 }
 
+impl Dialled {
+    #[inline(always)]
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::UnknownPort,
+            2 => Self::Unallocated,
+            3 => Self::Service,
+            _ => Self::NotOurs,
+        }
+    }
+}
+
 /// Looks up what the packet in scratch memory is addressed to.
 #[inline(always)]
 pub fn frontend<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
-    opaque(look_up::<F>(scratch))
+    F::look_up(scratch)
 }
 
-#[inline(never)]
-fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
+#[inline(always)]
+pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     let Headers {
         ip, ref dst_port, ..
     } = scratch.headers;
@@ -142,7 +154,7 @@ fn read<F: Tables>(key: &FrontendKey<F::Addr>) -> Option<Frontend> {
 }
 
 /// Hash of the packet's tuple that decides the backend.
-#[inline(never)]
+#[inline(always)]
 pub fn hash<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
     let key = config().map_or([0; 2], |config| config.hash_key);
     select::flow_hash(
@@ -154,7 +166,7 @@ pub fn hash<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
 }
 
 /// Hash of the packet's source address alone.
-#[inline(never)]
+#[inline(always)]
 pub fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
     let key = config().map_or([0; 2], |config| config.hash_key);
     let client = (&headers.ip.src, BePort::ZERO);

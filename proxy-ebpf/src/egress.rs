@@ -17,7 +17,7 @@ use crate::{
     outgoing,
     packet::{Link, Skb, same_mac},
     parse::{self, IpHeader, Part},
-    rewrite::{self, Side},
+    rewrite::Side,
     route::Route,
     service_range,
     tables::{self, Scratch},
@@ -195,17 +195,15 @@ fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
     if flow::is_foreign_reply::<F>(flow, headers) {
-        flow::remove::<F>(&scratch.key);
+        F::remove(&scratch.key);
         tables::count(Counter::TupleClash);
         return None;
     }
     let (addr, port) = (flow.frontend_addr, flow.frontend_port);
     flow::touch::<F>(record, headers, Direction::ToClient);
     fragment::remember_reply::<F>(headers);
-    Some(
-        match rewrite::slowly::<F>(skb, headers, Side::Source, &addr, port) {
-            Ok(()) => Outcome::NEXT,
-            Err(fault) => fault.into(),
-        },
-    )
+    Some(match F::rewrite(*skb, headers, Side::Source, &addr, port) {
+        Ok(()) => Outcome::NEXT,
+        Err(fault) => fault.into(),
+    })
 }

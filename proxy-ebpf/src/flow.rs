@@ -282,8 +282,8 @@ pub fn mark_direct<F: Tables>(record: Record<F>) {
 /// Removes a record with all that belongs to it. Record 0 stays while others
 /// of the client port are found through it, but matches nothing any more: its
 /// flags are such that neither direction's packets follow it.
-#[inline(never)]
-pub fn remove<F: Tables>(key: &FlowKey<F::Addr>) {
+#[inline(always)]
+pub fn remove_record<F: Tables>(key: &FlowKey<F::Addr>) {
     let Some(record) = get::<F>(key) else {
         return;
     };

@@ -26,7 +26,7 @@ use crate::{
     packet::{ETH_LEN, Link, Skb},
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, To},
-    rewrite::{self, Side},
+    rewrite::Side,
     route::{self, Route},
     tables::{self, Scratch},
 };
@@ -120,7 +120,7 @@ fn find_or_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) 
         Opened::Flow => None,
         Opened::NotOurs => Some(Outcome::NEXT),
         refused => {
-            let refused = refuse::answer::<F>(skb, &scratch.headers, refused, To::Host);
+            let refused = refuse::answer::<F>(skb, scratch, refused, To::Host);
             Some(refused)
         }
     }
@@ -143,7 +143,7 @@ fn send<F: IpHeader + Route>(
             if let Err(outcome) = masquerade::change_port::<F>(&skb, scratch, record, To::Host) {
                 return Ok(outcome);
             }
-            rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port)?;
+            F::rewrite(skb, &mut scratch.headers, Side::Destination, &addr, port)?;
             fragment::remember::<F>(&scratch.headers, Hook::Egress);
             hint::set(skb, Hint::Masquerade);
             Ok(route::redirect::<F>(&route, &addr))
@@ -152,7 +152,7 @@ fn send<F: IpHeader + Route>(
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             // SAFETY: the helper has written this field of the union.
             let mtu = unsafe { route.__bindgen_anon_1.mtu_result };
-            Ok(refuse::too_big::<F>(&skb, &scratch.headers, u32::from(mtu)))
+            Ok(refuse::too_big::<F>(&skb, scratch, u32::from(mtu)))
         }
         BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(Outcome::drop(Counter::ForwardingOff)),
         _ => Ok(Outcome::drop(Counter::NoRoute)),
@@ -197,14 +197,14 @@ fn to_itself<F: IpHeader + Route>(
         return Ok(Outcome::drop(Counter::MasqueradePortsExhausted));
     };
     let headers = &mut scratch.headers;
-    rewrite::slowly::<F>(
-        skb,
+    F::rewrite(
+        *skb,
         headers,
         Side::Destination,
         &flow.backend_addr,
         flow.backend_port,
     )?;
-    rewrite::slowly::<F>(skb, headers, Side::Source, &frontend, masquerade_port)?;
+    F::rewrite(*skb, headers, Side::Source, &frontend, masquerade_port)?;
     hint::set(*skb, Hint::Done);
     Ok(deliver(*skb, skb.ifindex()))
 }

@@ -201,7 +201,7 @@ fn to_frontend<F: IpHeader + Route>(
                     return Outcome::NEXT;
                 }
                 refused => {
-                    return refuse::answer::<F>(skb, &scratch.headers, refused, To::Sender);
+                    return refuse::answer::<F>(skb, scratch, refused, To::Sender);
                 }
             }
             let ip = &scratch.headers.ip;
@@ -265,7 +265,7 @@ fn forward_slowly<F: IpHeader + Route>(
     flow::touch::<F>(record, headers, Direction::ToBackend);
     if may_be_bridged::<F>(arrival, flags)
         && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()
-        || rewrite::slowly::<F>(skb, headers, Side::Destination, addr, port).is_err()
+        || F::rewrite(*skb, headers, Side::Destination, addr, port).is_err()
     {
         return Fault.into();
     }
@@ -432,7 +432,7 @@ fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
         return;
     }
     if is_datagram || flow::is_closing(flow) {
-        flow::remove::<F>(&scratch.key);
+        F::remove(&scratch.key);
         tables::count(Counter::TupleClash);
     } else {
         flow::mark_direct::<F>(record);

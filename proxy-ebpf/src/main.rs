@@ -60,6 +60,7 @@ mod route;
 mod sctp;
 mod service_range;
 mod socket;
+mod subprograms;
 mod sweep;
 mod tables;
 

@@ -18,20 +18,19 @@ use proxy_common::{
 };
 
 use crate::{
-    choose,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
     host,
-    opaque::opaque,
     open::Opened,
     outcome::{Fault, Outcome},
     outgoing,
     packet::Skb,
     parse::{Headers, IpHeader},
     refuse::{self, Refusal, To},
-    rewrite::{self, Side},
+    rewrite::Side,
     route::{self, Route},
+    subprograms::Subprograms as _,
     tables::{self, Scratch, Tables},
 };
 
@@ -85,14 +84,14 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
         // Of a process of the host the answer would have to look like the front
         // end's; it was refused before, where it got its changed port.
         return Some(if flow.uplink == 0 && !outgoing {
-            refuse::answer::<F>(skb, &scratch.headers, Opened::PortsExhausted, To::Client)
+            refuse::answer::<F>(skb, scratch, Opened::PortsExhausted, To::Client)
         } else {
             Outcome::drop(Counter::MasqueradePortsExhausted)
         });
     };
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     Some(
-        match rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &addr, port) {
+        match F::rewrite(*skb, &mut scratch.headers, Side::Source, &addr, port) {
             Ok(()) => Outcome::NEXT,
             Err(fault) => fault.into(),
         },
@@ -118,7 +117,7 @@ pub fn allocate<F: IpHeader + Sockets>(
     // A process of this host that keeps its address keeps the port that it has
     // between the hooks.
     let same_address = flow.uplink != 0 && *addr == scratch.key.addr;
-    let port = if same_address && opaque(claim::<F>(skb, scratch)) {
+    let port = if same_address && F::claim(*skb, scratch) {
         scratch.reply.masquerade_port
     } else {
         free_port::<F>(skb, scratch, flow.last_seen)?
@@ -153,11 +152,10 @@ pub fn change_port<F: IpHeader + Sockets + Refusal>(
     }
     let client = scratch.key.addr;
     let Some(port) = changed_port::<F>(skb, scratch, record) else {
-        let refused = refuse::answer::<F>(skb, &scratch.headers, Opened::PortsExhausted, to);
+        let refused = refuse::answer::<F>(skb, scratch, Opened::PortsExhausted, to);
         return Err(refused);
     };
-    rewrite::slowly::<F>(skb, &mut scratch.headers, Side::Source, &client, port)
-        .map_err(Outcome::from)
+    F::rewrite(*skb, &mut scratch.headers, Side::Source, &client, port).map_err(Outcome::from)
 }
 
 /// Gives a masqueraded flow another port between the hooks, because its client
@@ -226,7 +224,7 @@ fn free_port<F: IpHeader + Sockets>(
     let headers = &scratch.headers;
     let mut search = Search {
         reply: scratch.reply,
-        probes: Probes::new(choose::hash::<F>(headers), time),
+        probes: Probes::new(F::hash(headers), time),
         opens: u32::from(headers.opens_connection() || !headers.ip.protocol.has_connections()),
         tried: 0,
         best: IN_USE,
@@ -239,8 +237,8 @@ fn free_port<F: IpHeader + Sockets>(
         tables::up_to_64_times(F::visit(), &mut search);
         scratch.reply.masquerade_port = BePort::new(search.port as u16);
         if search.best != IN_USE
-            && (search.best == FREE || opaque(take_over::<F>(scratch)))
-            && opaque(claim::<F>(skb, scratch))
+            && (search.best == FREE || F::take_over(scratch))
+            && F::claim(*skb, scratch)
         {
             return Some(scratch.reply.masquerade_port);
         }
@@ -280,7 +278,7 @@ macro_rules! family_search {
             search: *mut Search<<$family as Family>::Addr>,
         ) -> i64 {
             // SAFETY: the helper passes the state that it was given.
-            look_at_next_port::<$family>(unsafe { &mut *search })
+            $family::look_at_next_port(unsafe { &mut *search }).into()
         }
 
         impl Visit for $family {
@@ -295,9 +293,9 @@ macro_rules! family_search {
 family_search!(V4, visit_v4);
 family_search!(V6, visit_v6);
 
-/// Returns 1 when there is no need to look further.
+/// Whether there is no need to look further.
 #[inline(always)]
-fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> i64 {
+pub fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> bool {
     let range = PortRange::from_bits(MASQUERADE_PORTS.load());
     let port = range.nth(search.probes.next());
     search.reply.masquerade_port = BePort::new(port);
@@ -307,7 +305,7 @@ fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> i64 {
         search.port = u32::from(port);
     }
     search.tried += 1;
-    i64::from(search.best == FREE || search.best != IN_USE && search.tried >= PROBES)
+    search.best == FREE || search.best != IN_USE && search.tried >= PROBES
 }
 
 /// What a port is worth to a flow that needs one.
@@ -337,8 +335,8 @@ fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
 
 /// Ends the flow that holds the reply tuple in scratch memory, unless it has come
 /// to need it meanwhile.
-#[inline(never)]
-fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+#[inline(always)]
+pub fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let reply = &scratch.reply;
     // SAFETY: copied at once, and the flow it names is compared with the tuple.
     let Some(holder) = (unsafe { F::masquerades().get(reply) }).copied() else {
@@ -350,7 +348,7 @@ fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
         if !has_reply::<F>(&holder, flow, reply) || !flow::may_give_way(reply.protocol, flow) {
             return false;
         }
-        flow::remove::<F>(&holder);
+        F::remove(&holder);
     } else {
         let _ = F::masquerades().remove(reply);
     }
@@ -360,8 +358,8 @@ fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
 
 /// Takes the reply tuple in scratch memory for the flow there, unless another
 /// flow or a socket of this host has it.
-#[inline(never)]
-fn claim<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
+#[inline(always)]
+pub fn claim<F: IpHeader + Sockets>(skb: Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     let (key, client) = (&scratch.reply, &scratch.key);
     if F::masquerades()
         .insert(key, client, tables::BPF_NOEXIST)
@@ -375,7 +373,7 @@ fn claim<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bo
             && holder.port == client.port
             && holder.index == client.index;
     }
-    if F::has_socket(*skb, key) {
+    if F::has_socket(skb, key) {
         let _ = F::masquerades().remove(key);
         return false;
     }
@@ -416,7 +414,7 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     // The other half follows where the packet leaves towards the client.
     let (addr, port) = (scratch.key.addr, flow.port_between(scratch.key.port));
     Some(
-        match rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port) {
+        match F::rewrite(skb, &mut scratch.headers, Side::Destination, &addr, port) {
             Ok(()) => Outcome::NEXT,
             Err(fault) => fault.into(),
         },
@@ -443,8 +441,8 @@ fn to_host<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Recor
     let headers = &mut scratch.headers;
     flow::touch::<F>(record, headers, Direction::ToClient);
     let (addr, port) = (scratch.key.addr, scratch.key.port);
-    if rewrite::slowly::<F>(skb, headers, Side::Destination, &addr, port).is_err()
-        || rewrite::slowly::<F>(skb, headers, Side::Source, &frontend_addr, frontend_port).is_err()
+    if F::rewrite(*skb, headers, Side::Destination, &addr, port).is_err()
+        || F::rewrite(*skb, headers, Side::Source, &frontend_addr, frontend_port).is_err()
     {
         return Fault.into();
     }

@@ -83,10 +83,10 @@ pub fn open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
 #[inline(never)]
 fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, uplink: u32) -> Opened {
     let dialled = choose::frontend::<F>(scratch);
-    let place = opaque(place::<F>(scratch));
+    let place = F::place(scratch);
     if dialled != Dialled::Service {
         if place == Place::Replace {
-            flow::remove::<F>(&scratch.key);
+            F::remove(&scratch.key);
         }
         return match dialled {
             Dialled::UnknownPort => Opened::UnknownPort,
@@ -104,7 +104,7 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     }
     if !opaque(client::is_sender_admitted::<F>(scratch)) {
         if place == Place::Replace {
-            flow::remove::<F>(&scratch.key);
+            F::remove(&scratch.key);
         }
         return Opened::Denied;
     }
@@ -117,7 +117,7 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     let chosen = opaque(choose::<F>(scratch, place));
     if chosen != Opened::Flow {
         if place == Place::Replace {
-            flow::remove::<F>(&scratch.key);
+            F::remove(&scratch.key);
         }
         return chosen;
     }
@@ -222,8 +222,20 @@ pub enum Place {
     Replace,
 }
 
+impl Place {
+    /// The place with this number.
+    #[inline(always)]
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Free,
+            2 => Self::Replace,
+            _ => Self::None,
+        }
+    }
+}
+
 /// Finds a place and sets the scratch key to it.
-#[inline(never)]
+#[inline(always)]
 pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
     scratch.key = flow::client_key::<F>(&scratch.headers);
     let Some(first) = flow::get::<F>(&scratch.key) else {
@@ -266,7 +278,7 @@ pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
 /// Chooses a backend and fills the scratch flow. [`Opened::Flow`] if there is one.
 #[inline(never)]
 fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
-    let hash = choose::hash::<F>(&scratch.headers);
+    let hash = F::hash(&scratch.headers);
     let alone = place == Place::Free && scratch.key.index == 0;
     let flow = &mut scratch.flow;
     flow.frontend_addr = scratch.headers.ip.dst;
@@ -284,7 +296,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     let stickiness = affinity::of::<F>(scratch.frontend.service);
     if stickiness.seconds != 0 {
         let chosen = opaque(sticky::<F>(scratch, hash, stickiness, local));
-        if chosen == Opened::Flow && !alone && opaque(is_taken::<F>(scratch)) {
+        if chosen == Opened::Flow && !alone && F::is_taken(scratch) {
             scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
         }
         return chosen;
@@ -297,7 +309,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
         }
         // Two flows of one client port must not share a backend: its replies
         // would look the same.
-        if alone || !opaque(is_taken::<F>(scratch)) {
+        if alone || !F::is_taken(scratch) {
             return Opened::Flow;
         }
         skip += 1;
@@ -321,8 +333,8 @@ fn sticky<F: IpHeader>(
 }
 
 /// Whether another flow of the client port leads to the scratch flow's backend.
-#[inline(never)]
-fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
+#[inline(always)]
+pub fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
     let own = scratch.key.index;
     let mut taken = false;
     let mut index = 0_u32;

@@ -27,7 +27,7 @@ use crate::{
     outcome::{Fault, Outcome},
     packet::Skb,
     parse::{Headers, IpHeader, tcp},
-    rewrite::{self, Side},
+    rewrite::Side,
     tables::{self, Scratch},
 };
 
@@ -133,7 +133,7 @@ fn holder<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Holder {
         return Holder::Itself;
     }
     if scratch.headers.opens_connection() && flow::is_closing(flow) {
-        flow::remove::<F>(&scratch.key);
+        F::remove(&scratch.key);
         tables::count(Counter::TupleClash);
         return Holder::Nobody;
     }
@@ -190,7 +190,7 @@ fn go_on<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) {
 /// answers come to `port`; to one that is still to be found if that is zero.
 #[inline(never)]
 fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort) -> bool {
-    let place = opaque(open::place::<F>(scratch));
+    let place = F::place(scratch);
     if place == Place::None {
         return false;
     }
@@ -229,7 +229,7 @@ pub fn reply<F: IpHeader>(
 ) -> Option<Outcome> {
     let headers = &scratch.headers;
     if headers.opens_connection() {
-        flow::remove::<F>(&scratch.key);
+        F::remove(&scratch.key);
         return None;
     }
     flow::touch::<F>(record, headers, Direction::ToClient);
@@ -241,7 +241,7 @@ pub fn reply<F: IpHeader>(
     hint::set(skb, Hint::Entered);
     let (addr, port) = (scratch.key.addr, scratch.key.port);
     if port != scratch.headers.dst_port
-        && rewrite::slowly::<F>(&skb, &mut scratch.headers, Side::Destination, &addr, port).is_err()
+        && F::rewrite(skb, &mut scratch.headers, Side::Destination, &addr, port).is_err()
     {
         return Some(Fault.into());
     }

@@ -25,15 +25,15 @@ pub const ETH_LEN: u32 = 14;
 /// headers of a packet fit in one jumbo frame.
 pub const MAX_OFFSET: u32 = 0x3fff;
 
-/// Bytes of a packet on the stack.
-pub type Buffer = [u8; BUFFER as usize];
+/// Room for bytes of a packet, in scratch memory: so long a stack is short.
+pub type Buffer = [u64; BUFFER as usize / 8];
 
 /// Length of a [`Buffer`]: a power of two.
 pub const BUFFER: u32 = 128;
 
 /// A length of 1 to [`BUFFER`] bytes, as the verifier wants it.
 #[inline(always)]
-fn length_in_buffer(length: u32) -> u32 {
+pub fn length_in_buffer(length: u32) -> u32 {
     masked::<{ BUFFER - 1 }>(length.wrapping_sub(1)) as u32 + 1
 }
 
@@ -72,6 +72,16 @@ impl Skb {
         Self {
             raw: ctx.as_ptr().cast(),
             link,
+        }
+    }
+
+    /// The packet of a context. On which kind of device is not known: for reading
+    /// at offsets that are.
+    #[inline(always)]
+    pub fn of_context(raw: *mut __sk_buff) -> Self {
+        Self {
+            raw,
+            link: Link::None,
         }
     }
 

@@ -7,9 +7,10 @@ use proxy_common::{
 };
 
 use crate::{
-    opaque::{masked, opaque},
+    opaque::opaque,
     outcome::Fault,
     packet::{ETH_LEN, Link, MAX_OFFSET, Skb},
+    subprograms,
     tables::{Scratch, Tables},
 };
 
@@ -409,6 +410,49 @@ fn is_extension(protocol: Protocol) -> bool {
     )
 }
 
+/// Goes on behind the extension header that is next, if there is one that can be
+/// read. Whether there was.
+#[inline(always)]
+pub fn follow_extension(skb: Skb, ip: &mut Ip<AddrV6>) -> bool {
+    if ip.part == Part::Later || !is_extension(ip.protocol) {
+        return false;
+    }
+    // Each begins with its successor's number and its own length.
+    skb.pull(ip.l4 + PULL);
+    let Some(extension) = skb
+        .read::<V6Extension>(ip.l4)
+        .filter(|_| ip.l4 <= MAX_OFFSET - LONGEST_EXTENSION)
+    else {
+        ip.unreadable = true;
+        return false;
+    };
+    let words = u32::from(extension.length);
+    let length = match ip.protocol {
+        AUTHENTICATION => (words + 2) * 4,
+        FRAGMENT => {
+            let offset = u16::from_be(extension.offset);
+            ip.id = extension.id;
+            ip.fragment_protocol = extension.next;
+            // Offset 0 without "more" is an ordinary packet (RFC 6946).
+            if offset & 0xfff8 != 0 {
+                ip.part = Part::Later;
+            } else if offset & 1 != 0 {
+                ip.part = Part::First;
+            }
+            8
+        }
+        ROUTING => {
+            // The transport checksum covers the last destination.
+            ip.unreadable |= extension.segments_left() != 0;
+            (words + 1) * 8
+        }
+        _ => (words + 1) * 8,
+    };
+    ip.l4 += length;
+    ip.protocol = extension.next;
+    true
+}
+
 /// Reads the header itself.
 #[inline(always)]
 fn read_fixed(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
@@ -458,44 +502,8 @@ impl IpHeader for V6 {
     fn read_ip(skb: Skb, l3: u32) -> Option<Ip<AddrV6>> {
         let mut ip = read_fixed(skb, l3)?;
         let mut count = 0;
-        while count < MAX_EXTENSIONS && ip.part != Part::Later && is_extension(ip.protocol) {
+        while count < MAX_EXTENSIONS && subprograms::follow_extension(skb, &mut ip) {
             count += 1;
-            // Each begins with its successor's number and its own length.
-            skb.pull(ip.l4 + PULL);
-            let Some(extension) = skb
-                .read::<V6Extension>(ip.l4)
-                .filter(|_| ip.l4 <= MAX_OFFSET - LONGEST_EXTENSION)
-            else {
-                ip.unreadable = true;
-                break;
-            };
-            let words = u32::from(extension.length);
-            let length = match ip.protocol {
-                AUTHENTICATION => (words + 2) * 4,
-                FRAGMENT => {
-                    let offset = u16::from_be(extension.offset);
-                    ip.id = extension.id;
-                    ip.fragment_protocol = extension.next;
-                    // Offset 0 without "more" is an ordinary packet (RFC 6946).
-                    if offset & 0xfff8 != 0 {
-                        ip.part = Part::Later;
-                    } else if offset & 1 != 0 {
-                        ip.part = Part::First;
-                    }
-                    8
-                }
-                ROUTING => {
-                    // The transport checksum covers the last destination.
-                    ip.unreadable |= extension.segments_left() != 0;
-                    (words + 1) * 8
-                }
-                _ => (words + 1) * 8,
-            };
-            // Alike for the verifier, whatever header it was.
-            ip.l4 = masked::<MAX_OFFSET>(ip.l4 + length) as u32;
-            ip.protocol = opaque(extension.next);
-            ip.part = opaque(ip.part);
-            ip.unreadable = opaque(ip.unreadable);
         }
         // What is behind more headers than these is out of reach.
         if ip.part != Part::Later && is_extension(ip.protocol) {

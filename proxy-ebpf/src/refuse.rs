@@ -15,14 +15,13 @@ use proxy_common::{
 };
 
 use crate::{
-    choose,
     hint::{self, Hint},
     opaque::opaque,
     open::Opened,
     outcome::{Fault, Outcome},
-    packet::{Addressee, BUFFER, Link, Skb},
+    packet::{self, Addressee, BUFFER, Link, Skb},
     parse::{self, Headers, IpHeader, Part, tcp},
-    tables,
+    tables::{self, Scratch},
 };
 
 /// Where the refused packet came from.
@@ -65,11 +64,12 @@ const ICMP_HEADER: u32 = 8;
 #[inline(never)]
 pub fn answer<F: IpHeader + Refusal>(
     skb: &Skb,
-    headers: &Headers<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
     opened: Opened,
     to: To,
 ) -> Outcome {
     let skb = *skb;
+    let headers = &scratch.headers;
     let Some(reason) = opened.reason() else {
         return Outcome::DROP_SILENTLY;
     };
@@ -95,7 +95,7 @@ pub fn answer<F: IpHeader + Refusal>(
             }
             _ => F::PORT_UNREACHABLE,
         };
-        error::<F>(&skb, headers, Icmp::new(opaque(kind), opaque(code), 0))
+        error::<F>(&skb, scratch, Icmp::new(opaque(kind), opaque(code), 0))
     };
     match result {
         Ok(()) => send(skb, to),
@@ -106,7 +106,12 @@ pub fn answer<F: IpHeader + Refusal>(
 /// Tells a process of this host that its packet is too big for the way to the
 /// backend. The host cut it for the way to the front end's address.
 #[inline(never)]
-pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu: u32) -> Outcome {
+pub fn too_big<F: IpHeader + Refusal>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    mtu: u32,
+) -> Outcome {
+    let headers = &scratch.headers;
     // A later fragment has no ports that would lead to a socket; the first one
     // was answered.
     if headers.ip.part == Part::Later {
@@ -116,7 +121,7 @@ pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu
         return outcome;
     }
     let (kind, code) = F::TOO_BIG;
-    match error::<F>(skb, headers, Icmp::new(kind, code, mtu)) {
+    match error::<F>(skb, scratch, Icmp::new(kind, code, mtu)) {
         Ok(()) => send(*skb, To::Host),
         Err(fault @ Fault) => fault.into(),
     }
@@ -149,7 +154,7 @@ fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool
 fn within_limit<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
     // SAFETY: the helper reads a clock.
     let millisecond = unsafe { bpf_ktime_get_coarse_ns() } >> 20;
-    let share = choose::hash_of_client::<F>(headers) as u32;
+    let share = F::hash_of_client(headers) as u32;
     let (Some(all), Some(own)) = (tables::refusals(), tables::refusals_to(share)) else {
         return false;
     };
@@ -255,10 +260,13 @@ fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result
 #[inline(never)]
 fn error<F: IpHeader + Refusal>(
     skb: &Skb,
-    headers: &Headers<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
     mut header: Icmp,
 ) -> Result<(), Fault> {
     let skb = *skb;
+    let Scratch {
+        headers, buffer, ..
+    } = scratch;
     // A packet whose checksum is still to be filled in cannot be cut before
     // the place of it.
     let transport = match headers.ip.protocol {
@@ -277,10 +285,9 @@ fn error<F: IpHeader + Refusal>(
     resize(skb, headers.l3 + F::HEADER + length)?;
     // Made room for by hand: the kernel's helper for that refuses frames with
     // VLAN tags in them.
-    let mut bytes = [0; BUFFER as usize];
-    skb.copy_out(headers.l3, &mut bytes, quote)?;
-    skb.copy_in(headers.l3 + F::HEADER + ICMP_HEADER, &bytes, quote)?;
-    let mut partial = sum(&bytes, 0)?;
+    skb.copy_out(headers.l3, buffer, quote)?;
+    skb.copy_in(headers.l3 + F::HEADER + ICMP_HEADER, buffer, quote)?;
+    let mut partial = sum_of(buffer, packet::length_in_buffer(quote), 0)?;
     partial = sum(&header, partial)?;
     if F::IS_V6 {
         let pseudo = pseudo_header(&headers.ip.dst, &headers.ip.src, F::ICMP, length);
@@ -327,17 +334,16 @@ fn resize(skb: Skb, length: u32) -> Result<(), Fault> {
 /// Partial sum of a value's bytes, a multiple of four of them.
 #[inline(always)]
 fn sum<T>(value: &T, seed: u32) -> Result<u32, Fault> {
-    // SAFETY: the helper reads `size_of::<T>()` bytes of `value`, a type
-    // without padding.
-    let sum = unsafe {
-        bpf_csum_diff(
-            core::ptr::null_mut(),
-            0,
-            core::ptr::from_ref(value).cast_mut().cast(),
-            size_of::<T>() as u32,
-            seed,
-        )
-    };
+    sum_of(value, size_of::<T>() as u32, seed)
+}
+
+/// Partial sum of a value's first bytes, a multiple of four of them.
+#[inline(always)]
+fn sum_of<T>(value: &T, length: u32, seed: u32) -> Result<u32, Fault> {
+    let bytes = core::ptr::from_ref(value).cast_mut().cast();
+    // SAFETY: the helper reads `length` bytes of `value`, a type without padding; the
+    // verifier checks that it has as many.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes, length, seed) };
     u32::try_from(sum).map_err(|_| Fault)
 }
 

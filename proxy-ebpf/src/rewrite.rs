@@ -128,9 +128,9 @@ fn mend_sctp<F: IpHeader>(
 }
 
 /// Rewrites address and port of `side` of any packet, on the slow path.
-#[inline(never)]
+#[inline(always)]
 pub fn slowly<F: IpHeader>(
-    skb: &Skb,
+    skb: Skb,
     headers: &mut Headers<F::Addr>,
     side: Side,
     addr: &F::Addr,
@@ -141,11 +141,11 @@ pub fn slowly<F: IpHeader>(
         Side::Destination => (&headers.ip.dst, headers.dst_port),
     };
     let offset = headers.l3 + addr_offset::<F>(side);
-    let difference = address::<F>(skb, offset, old_addr, addr)?;
+    let difference = address::<F>(&skb, offset, old_addr, addr)?;
     if sctp::is(headers) {
-        mend_sctp::<F>(skb, headers, side, difference, port)?;
+        mend_sctp::<F>(&skb, headers, side, difference, port)?;
     } else {
-        mend::<F>(*skb, headers, side, difference, old_port, port)?;
+        mend::<F>(skb, headers, side, difference, old_port, port)?;
     }
     match side {
         Side::Source => {

@@ -27,7 +27,13 @@ use proxy_common::{
     source_range::SourceRange,
 };
 
-use crate::{icmp::Quote, opaque::masked, packet::Skb, parse::Headers};
+use crate::{
+    icmp::Quote,
+    opaque::masked,
+    packet::{Buffer, Skb},
+    parse::Headers,
+    subprograms::Subprograms,
+};
 
 /// `bpf_map_update_elem`: create or replace.
 pub const BPF_ANY: u64 = 0;
@@ -129,6 +135,8 @@ pub struct Scratch<A> {
     pub affinity: Affinity,
     /// The packet that an ICMP error quotes.
     pub quote: Quote<A>,
+    /// What an ICMP error of ours quotes.
+    pub buffer: Buffer,
 }
 
 /// What the last sweep of a family found.
@@ -160,7 +168,7 @@ pub struct RefusedClient {
 const REFUSED_CLIENTS_MASK: u32 = 0xff;
 
 /// Gives code that is generic over the family its maps.
-pub trait Tables: ConfigFamily {
+pub trait Tables: ConfigFamily + Subprograms {
     /// Index of `SWEEPS`.
     const SWEEP: u32;
     fn frontends() -> &'static Frontends<Self::Addr>;
