@@ -72,17 +72,23 @@ impl PortRange {
 /// The numbers of the ports that a flow tries, one after the other.
 ///
 /// The first depends on the flow alone, so that one whose record was lost
-/// usually finds its port again. The distance between the others is the flow's
-/// own too, or they would fill up next to each other; and it changes with time,
-/// so that a packet that is sent again tries other ports.
+/// usually finds its port again. The way to the others is the flow's own too, or
+/// they would fill up next to each other; and it changes with time, so that a
+/// packet that is sent again tries other ports. It is that of a linear
+/// congruential generator, whose highest bits tell the port: equal steps would
+/// lead some flows to and fro between a few ports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probes {
     next: u32,
+    /// Odd, for the longest period.
     step: u32,
 }
 
 impl Probes {
+    /// Of good lattices for generators modulo 2^32 (Steele and Vigna 2021).
+    const MULTIPLIER: u32 = 0x915f_77f5;
+
     /// Those of the flow with this hash, at this time in flow ticks.
     #[inline(always)]
     #[must_use]
@@ -99,7 +105,9 @@ impl Probes {
     #[inline(always)]
     pub const fn next(&mut self) -> u32 {
         let number = self.next;
-        self.next = number.wrapping_add(self.step);
+        self.next = number
+            .wrapping_mul(Self::MULTIPLIER)
+            .wrapping_add(self.step);
         number
     }
 }
@@ -149,5 +157,21 @@ mod tests {
         let neighbour = probe(hash ^ 1 << 60, 1000);
         assert_eq!(one[0], neighbour[0]);
         assert_ne!(one[1], neighbour[1]);
+    }
+
+    #[test]
+    fn every_flow_looks_at_many_ports() {
+        // Also those whose step would lead back, as half of all numbers does.
+        let steps = (1..=64_u64).flat_map(|parts| (0..parts).map(move |part| (part << 32) / parts));
+        for (start, step) in steps
+            .zip(1_u64..)
+            .map(|(step, start)| (start * 0x9e37_79b9, step))
+        {
+            let mut probes = Probes::new(step << 32 | start & 0xffff_ffff, 0);
+            let ports: BTreeSet<_> = (0..256)
+                .map(|_| PortRange::UNPRIVILEGED.nth(probes.next()))
+                .collect();
+            assert!(ports.len() > 240, "{} with step {step:#x}", ports.len());
+        }
     }
 }
