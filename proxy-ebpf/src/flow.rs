@@ -283,7 +283,8 @@ pub fn mark_direct<F: Tables>(record: Record<F>) {
 /// of the client port are found through it, but matches nothing any more: its
 /// flags are such that neither direction's packets follow it.
 #[inline(always)]
-pub fn remove_record<F: Tables>(key: &FlowKey<F::Addr>) {
+pub fn remove_record<F: Tables>(key: FlowKey<F::Addr>) {
+    let key = &key;
     let Some(record) = get::<F>(key) else {
         return;
     };
@@ -323,28 +324,21 @@ pub fn delete<F: Tables>(key: &FlowKey<F::Addr>, record: Record<F>) {
 /// Removes a flow's reply tuples.
 #[inline(always)]
 pub fn forget_replies<F: Tables>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
-    if flow.masquerade_port != BePort::ZERO {
-        forget_reply::<F>(key, flow, &flow.masquerade_addr, flow.masquerade_port);
-    }
-    if flow.changed_port != BePort::ZERO {
-        forget_reply::<F>(key, flow, &key.addr, flow.changed_port);
-    }
-}
-
-#[inline(always)]
-fn forget_reply<F: Tables>(
-    key: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
-    addr: &F::Addr,
-    port: BePort,
-) {
-    let reply = MasqueradeKey {
+    // One key for both: each takes stack.
+    let mut reply = MasqueradeKey {
         backend_addr: flow.backend_addr,
-        masquerade_addr: *addr,
+        masquerade_addr: flow.masquerade_addr,
         backend_port: flow.backend_port,
-        masquerade_port: port,
+        masquerade_port: flow.masquerade_port,
         protocol: key.protocol,
         zero: [0; 3],
     };
-    let _ = F::masquerades().remove(reply);
+    if reply.masquerade_port != BePort::ZERO {
+        let _ = F::masquerades().remove(&reply);
+    }
+    if flow.changed_port != BePort::ZERO {
+        reply.masquerade_addr = key.addr;
+        reply.masquerade_port = flow.changed_port;
+        let _ = F::masquerades().remove(&reply);
+    }
 }

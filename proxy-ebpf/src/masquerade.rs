@@ -22,6 +22,7 @@ use crate::{
     fragment::{self, Hook},
     hint::{self, Hint},
     host,
+    opaque::opaque,
     open::Opened,
     outcome::{Fault, Outcome},
     outgoing,
@@ -237,7 +238,7 @@ fn free_port<F: IpHeader + Sockets>(
         tables::up_to_64_times(F::visit(), &mut search);
         scratch.reply.masquerade_port = BePort::new(search.port as u16);
         if search.best != IN_USE
-            && (search.best == FREE || F::take_over(scratch))
+            && (search.best == FREE || opaque(take_over::<F>(scratch)))
             && F::claim(*skb, scratch)
         {
             return Some(scratch.reply.masquerade_port);
@@ -250,7 +251,7 @@ fn free_port<F: IpHeader + Sockets>(
 /// A search for a port. On the stack, where the helper that calls back wants it.
 #[repr(C)]
 pub struct Search<A> {
-    /// The tuple that needs a port, with the one that is looked at.
+    /// The tuple that needs a port.
     reply: MasqueradeKey<A>,
     probes: Probes,
     /// Whether the packet may open a flow, for which others give way.
@@ -298,8 +299,11 @@ family_search!(V6, visit_v6);
 pub fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> bool {
     let range = PortRange::from_bits(MASQUERADE_PORTS.load());
     let port = range.nth(search.probes.next());
-    search.reply.masquerade_port = BePort::new(port);
-    let worth = worth::<F>(&search.reply, search.opens != 0);
+    let reply = MasqueradeKey {
+        masquerade_port: BePort::new(port),
+        ..search.reply
+    };
+    let worth = worth::<F>(&reply, search.opens != 0);
     if worth > search.best {
         search.best = worth;
         search.port = u32::from(port);
@@ -335,8 +339,8 @@ fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
 
 /// Ends the flow that holds the reply tuple in scratch memory, unless it has come
 /// to need it meanwhile.
-#[inline(always)]
-pub fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+#[inline(never)]
+fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let reply = &scratch.reply;
     // SAFETY: copied at once, and the flow it names is compared with the tuple.
     let Some(holder) = (unsafe { F::masquerades().get(reply) }).copied() else {
@@ -360,7 +364,8 @@ pub fn take_over<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
 /// flow or a socket of this host has it.
 #[inline(always)]
 pub fn claim<F: IpHeader + Sockets>(skb: Skb, scratch: &mut Scratch<F::Addr>) -> bool {
-    let (key, client) = (&scratch.reply, &scratch.key);
+    let (key, client) = (scratch.reply, scratch.key);
+    let (key, client) = (&key, &client);
     if F::masquerades()
         .insert(key, client, tables::BPF_NOEXIST)
         .is_err()

@@ -237,16 +237,17 @@ impl Place {
 /// Finds a place and sets the scratch key to it.
 #[inline(always)]
 pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
-    scratch.key = flow::client_key::<F>(&scratch.headers);
-    let Some(first) = flow::get::<F>(&scratch.key) else {
+    let mut key = flow::client_key::<F>(&scratch.headers);
+    scratch.key = key;
+    let Some(first) = flow::get::<F>(&key) else {
         return Place::Free;
     };
     let (mut place, mut chosen) = (Place::None, 0_u8);
     let mut index = 0_u32;
     while index <= flow::LAST_INDEX && index <= flow::highest::<F>(first) + 1 {
-        scratch.key.index = index as u8;
+        key.index = index as u8;
         let mut same = false;
-        let found = match flow::get::<F>(&scratch.key) {
+        let found = match flow::get::<F>(&key) {
             None => Place::Free,
             Some(record) => {
                 // SAFETY: see `Record`.
@@ -334,17 +335,18 @@ fn sticky<F: IpHeader>(
 
 /// Whether another flow of the client port leads to the scratch flow's backend.
 #[inline(always)]
-pub fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
-    let own = scratch.key.index;
+pub fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+    let mut key = scratch.key;
+    let own = key.index;
     let mut taken = false;
     let mut index = 0_u32;
     while index <= flow::LAST_INDEX {
-        scratch.key.index = index as u8;
-        if let Some(record) = flow::get::<F>(&scratch.key) {
+        key.index = index as u8;
+        if let Some(record) = flow::get::<F>(&key) {
             // SAFETY: see `Record`.
             let flow = unsafe { record.as_ref() };
             taken = opaque(
-                scratch.key.index != own
+                key.index != own
                     && flow.backend_port == scratch.flow.backend_port
                     && flow.backend_addr == scratch.flow.backend_addr,
             );
@@ -354,7 +356,6 @@ pub fn is_taken<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
         }
         index += 1;
     }
-    scratch.key.index = own;
     taken
 }
 

@@ -6,6 +6,9 @@
 //! numbers, the context and pointers to memory of a size that BTF tells, and
 //! so they are not generic. They return a number, of which the verifier knows
 //! nothing where they are called; the compiler may know more.
+//!
+//! Linux 6.1 takes no key or value of a map from the memory of an argument: what
+//! looks up copies them to its own stack.
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
@@ -40,11 +43,9 @@ pub trait Subprograms: Family {
     /// [`open::place`].
     fn place(scratch: &mut Scratch<Self::Addr>) -> Place;
     /// [`open::is_taken`].
-    fn is_taken(scratch: &mut Scratch<Self::Addr>) -> bool;
+    fn is_taken(scratch: &Scratch<Self::Addr>) -> bool;
     /// [`masquerade::look_at_next_port`].
     fn look_at_next_port(search: &mut Search<Self::Addr>) -> bool;
-    /// [`masquerade::take_over`].
-    fn take_over(scratch: &Scratch<Self::Addr>) -> bool;
     /// [`masquerade::claim`].
     fn claim(skb: Skb, scratch: &mut Scratch<Self::Addr>) -> bool;
     /// [`rewrite::slowly`].
@@ -60,7 +61,7 @@ pub trait Subprograms: Family {
 macro_rules! family_functions {
     (
         $family:ident, $addr:ident, $remove:ident, $look_up:ident, $hash:ident, $hash_of_client:ident,
-        $place:ident, $is_taken:ident, $look_at_next_port:ident, $take_over:ident, $claim:ident,
+        $place:ident, $is_taken:ident, $look_at_next_port:ident, $claim:ident,
         $rewrite:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -69,7 +70,7 @@ macro_rules! family_functions {
             // SAFETY: the verifier sees to it that this is null or valid, and the
             // caller has lent it. The same below.
             if let Some(key) = unsafe { key.as_ref() } {
-                flow::remove_record::<$family>(key);
+                flow::remove_record::<$family>(*key);
             }
             0
         }
@@ -106,9 +107,9 @@ macro_rules! family_functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $is_taken(scratch: *mut Scratch<$addr>) -> u32 {
+        extern "C" fn $is_taken(scratch: *const Scratch<$addr>) -> u32 {
             // SAFETY: see above.
-            unsafe { scratch.as_mut() }
+            unsafe { scratch.as_ref() }
                 .map_or(0, |scratch| open::is_taken::<$family>(scratch).into())
         }
 
@@ -118,15 +119,6 @@ macro_rules! family_functions {
             // SAFETY: see above.
             unsafe { search.as_mut() }.map_or(0, |search| {
                 masquerade::look_at_next_port::<$family>(search).into()
-            })
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $take_over(scratch: *const Scratch<$addr>) -> u32 {
-            // SAFETY: see above.
-            unsafe { scratch.as_ref() }.map_or(0, |scratch| {
-                masquerade::take_over::<$family>(scratch).into()
             })
         }
 
@@ -186,16 +178,12 @@ macro_rules! family_functions {
                 Place::from_number($place(scratch))
             }
             #[inline(always)]
-            fn is_taken(scratch: &mut Scratch<$addr>) -> bool {
+            fn is_taken(scratch: &Scratch<$addr>) -> bool {
                 $is_taken(scratch) != 0
             }
             #[inline(always)]
             fn look_at_next_port(search: &mut Search<$addr>) -> bool {
                 masked::<1>($look_at_next_port(search)) != 0
-            }
-            #[inline(always)]
-            fn take_over(scratch: &Scratch<$addr>) -> bool {
-                $take_over(scratch) != 0
             }
             #[inline(always)]
             fn claim(skb: Skb, scratch: &mut Scratch<$addr>) -> bool {
@@ -228,7 +216,6 @@ family_functions!(
     place_v4,
     is_taken_v4,
     look_at_next_port_v4,
-    take_over_v4,
     claim_v4,
     rewrite_v4
 );
@@ -242,7 +229,6 @@ family_functions!(
     place_v6,
     is_taken_v6,
     look_at_next_port_v6,
-    take_over_v6,
     claim_v6,
     rewrite_v6
 );
