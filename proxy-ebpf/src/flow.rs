@@ -322,6 +322,10 @@ pub fn delete<F: Tables>(key: &FlowKey<F::Addr>, record: Record<F>) {
 }
 
 /// Removes a flow's reply tuples.
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy would take stack"
+)]
 #[inline(always)]
 pub fn forget_replies<F: Tables>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     // One key for both: each takes stack.
