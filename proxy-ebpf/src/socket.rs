@@ -17,7 +17,7 @@
 
 mod address;
 mod decide;
-mod peers;
+pub mod peers;
 pub mod stale;
 mod sticky;
 

@@ -15,6 +15,7 @@ use proxy_common::{
     family::{Family, V4, V6},
     flow::FlowKey,
     net::{AddrV4, AddrV6, BePort},
+    socket::Peer,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     packet::Skb,
     parse::{self, Headers, Ip},
     rewrite::{self, Side},
+    socket::peers,
     tables::Scratch,
 };
 
@@ -246,4 +248,21 @@ extern "C" fn follow_extension_v6(skb: *mut __sk_buff, ip: *mut Ip<AddrV6>) -> u
     unsafe { ip.as_mut() }.map_or(0, |ip| {
         parse::follow_extension(Skb::of_context(skb), ip).into()
     })
+}
+
+/// [`peers::fitness`].
+#[inline(always)]
+pub fn fitness(entry: &Peer, peer: &Peer) -> u32 {
+    fitness_of_peer(entry, peer)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fitness_of_peer(entry: *const Peer, peer: *const Peer) -> u32 {
+    // SAFETY: as above.
+    let arguments = unsafe { (entry.as_ref(), peer.as_ref()) };
+    let (Some(entry), Some(peer)) = arguments else {
+        return peers::CLASH;
+    };
+    peers::fitness(entry, peer)
 }

@@ -11,7 +11,7 @@ use proxy_common::{
 };
 
 use super::raw;
-use crate::tables::SOCKETS;
+use crate::{subprograms, tables::SOCKETS};
 
 /// How long a front end must not have been dialled before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
@@ -73,8 +73,8 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
         return false;
     };
     let [a, b, c, d] = &mut peers.peers;
-    let (in_a, in_b) = (fitness(a, peer), fitness(b, peer));
-    let (in_c, in_d) = (fitness(c, peer), fitness(d, peer));
+    let (in_a, in_b) = (subprograms::fitness(a, peer), subprograms::fitness(b, peer));
+    let (in_c, in_d) = (subprograms::fitness(c, peer), subprograms::fitness(d, peer));
     if in_a == CLASH || in_b == CLASH || in_c == CLASH || in_d == CLASH {
         return false;
     }
@@ -93,7 +93,7 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
 }
 
 /// Another front end has the backend.
-const CLASH: u32 = u32::MAX;
+pub const CLASH: u32 = u32::MAX;
 /// The entry is the front end's own.
 const OWN: u32 = u32::MAX - 1;
 /// The entry is not in use.
@@ -102,7 +102,7 @@ const FREE: u32 = u32::MAX - 2;
 /// How well an entry suits a peer that is to be remembered: the better, the
 /// longer it has not been used.
 #[inline(always)]
-fn fitness(entry: &Peer, peer: &Peer) -> u32 {
+pub fn fitness(entry: &Peer, peer: &Peer) -> u32 {
     if entry.has_frontend(&peer.frontend_addr, peer.frontend_port) {
         OWN
     } else if entry.has_backend(&peer.backend_addr, peer.backend_port) {
