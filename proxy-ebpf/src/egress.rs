@@ -117,6 +117,9 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
     {
         return outcome;
     }
+    if hint == Hint::Direct {
+        is_used_directly::<F>(scratch);
+    }
     let headers = &scratch.headers;
     if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
         if let Some(outcome) = to_client::<F>(&skb, scratch) {
@@ -184,6 +187,19 @@ fn is_routed(skb: Skb) -> bool {
         return false;
     };
     same_mac(mac, device.mac) || same_mac(mac, device.bridge_mac)
+}
+
+/// The client of a UDP flow to this backend sends a datagram there itself, and
+/// routing believes that it does: what the backend sends is an answer to that from
+/// now on (E13).
+#[inline(never)]
+fn is_used_directly<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+    let headers = &scratch.headers;
+    scratch.key = flow::client_key::<F>(headers);
+    if flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port).is_some() {
+        F::remove(&scratch.key);
+        tables::count(Counter::TupleClash);
+    }
 }
 
 /// Backend to client: src := front end. `None`: not a reply of a flow.

@@ -81,7 +81,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
         let masqueraded = outgoing::may_be_masqueraded::<F>(&headers);
         return (!masqueraded).then_some(Outcome::NEXT);
     }
-    if hint == Hint::Masquerade
+    if matches!(hint, Hint::Masquerade | Hint::Direct)
         || headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers)
     {
         return None;

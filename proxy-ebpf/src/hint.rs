@@ -26,6 +26,9 @@ pub enum Hint {
     Masquerade,
     /// Not addressed to a front end when it entered; may still be a reply.
     Entered,
+    /// As `Entered`, a datagram from a client straight to the backend of its flow:
+    /// see `egress::is_used_directly`.
+    Direct,
     /// Addressed to another host, so only bridged through, or from an address of
     /// this node, which did not send it: no connection of this node's.
     Foreign,
@@ -43,6 +46,7 @@ pub fn get(skb: Skb) -> Hint {
         3 => Hint::Entered,
         4 => Hint::Foreign,
         5 => Hint::Opened,
+        6 => Hint::Direct,
         _ => Hint::None,
     }
 }
@@ -56,6 +60,7 @@ pub fn set(skb: Skb, hint: Hint) {
         Hint::Entered => MAGIC | 3,
         Hint::Foreign => MAGIC | 4,
         Hint::Opened => MAGIC | 5,
+        Hint::Direct => MAGIC | 6,
     });
 }
 

@@ -12,7 +12,7 @@ use proxy_common::{
 
 use crate::{
     choose::{self, Dialled},
-    echo, fast,
+    client, echo, fast,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
     hint::{self, Hint},
@@ -122,13 +122,16 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
 /// A packet that is not addressed to a front end.
 #[inline(never)]
 fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
-    hint::set(
-        *skb,
-        outgoing::entered(opaque(outgoing::is_pretended_slowly::<F>(&scratch.headers))),
-    );
-    if scratch.headers.opens_connection() || scratch.headers.ip.protocol == Protocol::UDP {
-        direct::<F>(skb, scratch);
+    let headers = &scratch.headers;
+    let is_pretended = opaque(outgoing::is_pretended_slowly::<F>(headers));
+    let mut hint = outgoing::entered(is_pretended);
+    if (headers.opens_connection() || headers.ip.protocol == Protocol::UDP)
+        && opaque(direct::<F>(skb, scratch))
+        && !is_pretended
+    {
+        hint = Hint::Direct;
     }
+    hint::set(*skb, hint);
 }
 
 /// Whether the packet may be addressed to a front end, or to what would be one.
@@ -406,30 +409,38 @@ fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> O
 /// go on: the flow gets another port between the hooks. Else of UDP the last use
 /// counts, and a TCP connection must be over; whether one that looks open is, the
 /// backend tells by its answer, see [`flow::is_foreign_reply`].
+///
+/// Returns whether the datagram ends its sender's flow where it leaves. Until then
+/// routing may drop it: it may pretend to come from the client. Only to a process of
+/// this host it does not leave.
 #[inline(never)]
-fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
+fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     let headers = &scratch.headers;
     let is_datagram = headers.ip.protocol == Protocol::UDP;
     scratch.key = flow::reply_key::<F>(headers);
     if is_datagram
         && flow::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port).is_some()
     {
-        return;
+        return false;
     }
+    let is_local = client::local_addr::<F>(&headers.ip.dst).is_some();
     scratch.key = flow::client_key::<F>(headers);
     let Some(record) = flow::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
     else {
-        return;
+        return false;
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
     if flow.flags & Flow::<F::Addr>::OUTGOING != 0 || flow.uplink != 0 {
-        return;
+        return false;
     }
     if flow.flags & Flow::<F::Addr>::MASQUERADE != 0
         && masquerade::set_apart::<F>(skb, scratch, record)
     {
-        return;
+        return false;
+    }
+    if is_datagram && !is_local {
+        return true;
     }
     if is_datagram || flow::is_closing(flow) {
         F::remove(&scratch.key);
@@ -437,4 +448,5 @@ fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     } else {
         flow::mark_direct::<F>(record);
     }
+    false
 }

@@ -229,17 +229,68 @@ fn an_open_flow_takes_no_other_connections_packets(
     datapath.run(Hook::Egress, &data).left_alone(&data.bytes());
 }
 
+/// A client that uses a backend directly over UDP, from a port of a flow to it, gets
+/// the backend's own answers from then on. Not before the datagram leaves: routing
+/// may drop it, because somebody else sent it.
+#[rstest]
+fn a_direct_datagram_ends_a_flow_where_it_leaves(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values(&[], &[0x8100])] tags: &[u16],
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.load_program("through");
+    let backend = cast.endpoint(1);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), cast.vip()));
+    let direct = Packet {
+        tags: tags.to_vec(),
+        ..Packet::udp(cast.pod(), backend)
+    };
+    let answer = Packet::udp(backend, cast.pod());
+
+    let ran = datapath.run(Hook::Ingress, &direct);
+    ran.left_alone(&direct.bytes());
+    let ran = datapath.run(Hook::Egress, &answer);
+    ran.passed_as(&answer.clone().from(cast.vip()));
+
+    let ran = datapath.run(Hook::Through, &direct);
+    ran.passed_as(&direct);
+    ran.counted(&[Counter::TupleClash]);
+    let ran = datapath.run(Hook::Egress, &answer);
+    ran.left_alone(&answer.bytes());
+}
+
+/// To a process of this host no packet leaves: there it ends the flow at once.
+#[rstest]
+fn a_direct_datagram_to_this_host_ends_a_flow(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    let backend = cast.endpoint(1);
+    datapath.local_addr(backend.ip(), 0);
+    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), cast.vip()));
+    let direct = Packet::udp(cast.pod(), backend);
+    let ran = datapath.run(Hook::Ingress, &direct);
+    ran.passed_as(&direct);
+    ran.counted(&[Counter::TupleClash]);
+    let answer = Packet::udp(backend, cast.pod());
+    let ran = datapath.run(Hook::HostEgress, &answer);
+    ran.left_alone(&answer.bytes());
+}
+
 /// A record 0 that only leads to its siblings matches no packet.
 #[rstest]
 fn a_vacant_record_takes_no_packets(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
+    datapath.load_program("through");
     for index in 0..2 {
         let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
         datapath.serve(&port);
         datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.front_end));
     }
-    datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), cast.endpoint(0)));
+    datapath.run(Hook::Through, &Packet::udp(cast.pod(), cast.endpoint(0)));
     let direct = Packet::udp(cast.endpoint(0), cast.pod());
     datapath
         .run(Hook::Egress, &direct)
