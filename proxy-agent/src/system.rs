@@ -18,6 +18,11 @@ use crate::dataplane::load::kernel_version;
 /// and the verifier's bounds tracking that came with 5.15.
 pub const MINIMUM_KERNEL: (u32, u32) = (5, 15);
 
+/// First series of kernels that, built as `PREEMPT_RT`, may let a more urgent packet
+/// in while a program runs on a CPU (6.18, and 6.12 from 6.12.57 on). Before, disabled
+/// bottom halves held it off there too.
+const PREEMPTS_PROGRAMS_SINCE: (u32, u32) = (6, 12);
+
 /// Why the host cannot run the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
@@ -28,6 +33,11 @@ pub enum SystemError {
     Privileges(Vec<&'static str>),
     #[error("kernel {}.{} is too old: {}.{} or later is needed", .0.0, .0.1, MINIMUM_KERNEL.0, MINIMUM_KERNEL.1)]
     Kernel((u32, u32)),
+    #[error(
+        "kernel {}.{} is a real-time one (PREEMPT_RT): packets may preempt each other on a CPU, whose memory the programs use; boot another one",
+        .0.0, .0.1
+    )]
+    RealTime((u32, u32)),
     #[error(
         "no bpf file system at {path} and it cannot be mounted; `mount -t bpf bpf {mount}` does it"
     )]
@@ -78,13 +88,27 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// Checks that the kernel is new enough.
+/// Checks that the kernel is new enough, and lets no packet in while a program runs.
 pub fn require_kernel() -> Result<(), SystemError> {
     let version = kernel_version();
     if version < MINIMUM_KERNEL {
         return Err(SystemError::Kernel(version));
     }
+    if preempts_programs(version, is_real_time()) {
+        return Err(SystemError::RealTime(version));
+    }
     Ok(())
+}
+
+/// Whether packets may preempt each other on a CPU. The slow path keeps what it
+/// works on in memory of the CPU's.
+pub fn preempts_programs(version: (u32, u32), is_real_time: bool) -> bool {
+    is_real_time && version >= PREEMPTS_PROGRAMS_SINCE
+}
+
+/// Whether the kernel was built as `PREEMPT_RT`.
+pub fn is_real_time() -> bool {
+    fs::read_to_string("/sys/kernel/realtime").is_ok_and(|value| value.trim() == "1")
 }
 
 /// Makes sure that `bpf_root` is in a bpf file system, mounting one where such
@@ -177,6 +201,18 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::ordinary((6, 18), false, false)]
+    #[case::serialized((6, 6), true, false)]
+    #[case::preemptible((6, 12), true, true)]
+    fn real_time_kernels_may_preempt_programs(
+        #[case] version: (u32, u32),
+        #[case] is_real_time: bool,
+        #[case] expected: bool,
+    ) {
+        assert_eq!(preempts_programs(version, is_real_time), expected);
+    }
 
     #[test]
     fn finds_cgroup2_beside_version_1() {

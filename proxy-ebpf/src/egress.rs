@@ -88,12 +88,9 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
     }
     if headers.ip.part != Part::Whole {
         let is_reply = fragment::is_reply::<F>(headers);
-        if is_reply {
-            // Of datagrams that are none of ours, too, to tell them from ours.
-            fragment::remember::<F>(headers, Hook::Egress);
-        } else if hint == Hint::Masquerade {
-            // Netfilter may have masqueraded it already, so that no flow has its
-            // source.
+        if is_reply || hint == Hint::Masquerade {
+            // Of datagrams that are none of ours, too, to tell them from ours; and
+            // where netfilter may have masqueraded, so that no flow has the source.
             fragment::remember::<F>(headers, Hook::Egress);
         }
         // Where no replies are known this is not ours, or one that does no harm:

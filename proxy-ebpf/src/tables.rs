@@ -117,7 +117,8 @@ pub struct SlowPath {
 }
 
 /// Memory of the slow path: more than fits its stack. One for each CPU is
-/// enough, because the hooks run with interrupts of their kind held off.
+/// enough, because the hooks run with interrupts of their kind held off. On newer
+/// real-time kernels they do not, and the agent does not start there.
 #[repr(C)]
 pub struct Scratch<A> {
     /// The packet.

@@ -60,6 +60,7 @@ fn host(paths: &PathArgs) -> Host {
     Host {
         privileged: system::require_privileges().is_ok(),
         kernel: kernel_version(),
+        is_real_time: system::is_real_time(),
         btf: Path::new(BTF).exists(),
         bpf_root: root.clone(),
         bpf_mount: bpf_mount(root),

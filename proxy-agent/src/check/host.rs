@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     check::Finding,
     dataplane::{attach::TCX_SINCE, load::BPF_F_IPV6_SINCE},
-    system::MINIMUM_KERNEL,
+    system::{self, MINIMUM_KERNEL},
 };
 
 /// What the host says of itself.
@@ -13,6 +13,8 @@ use crate::{
 pub struct Host {
     pub privileged: bool,
     pub kernel: (u32, u32),
+    /// The kernel was built as `PREEMPT_RT`.
+    pub is_real_time: bool,
     /// The kernel describes its own types.
     pub btf: bool,
     pub bpf_root: PathBuf,
@@ -80,6 +82,7 @@ struct Feature {
 pub fn evaluate(host: &Host) -> Vec<Finding> {
     let mut findings = vec![privileges(host)];
     findings.extend(kernel(host.kernel));
+    findings.extend(real_time(host));
     findings.push(btf(host));
     findings.push(bpf_root(host));
     findings.push(cgroup(&host.cgroup));
@@ -126,6 +129,15 @@ fn kernel(version: (u32, u32)) -> Vec<Finding> {
         name(MINIMUM_KERNEL)
     ));
     std::iter::once(supported).chain(features).collect()
+}
+
+fn real_time(host: &Host) -> Option<Finding> {
+    system::preempts_programs(host.kernel, host.is_real_time).then(|| {
+        Finding::fail(
+            "the kernel is a real-time one (PREEMPT_RT): packets may preempt each other on a CPU",
+            "the programs keep what they work on in memory of the CPU's; boot another kernel",
+        )
+    })
 }
 
 fn btf(host: &Host) -> Finding {
@@ -229,6 +241,7 @@ mod tests {
         Host {
             privileged: true,
             kernel: (6, 16),
+            is_real_time: false,
             btf: true,
             bpf_root: "/sys/fs/bpf/tandem".into(),
             bpf_mount: BpfMount::Mounted,
@@ -252,6 +265,7 @@ mod tests {
     #[rstest]
     #[case::user(Host { privileged: false, ..good() }, Level::Fail, "run as root")]
     #[case::old_kernel(Host { kernel: (5, 10), ..good() }, Level::Fail, "5.15 or later")]
+    #[case::real_time(Host { is_real_time: true, ..good() }, Level::Fail, "PREEMPT_RT")]
     #[case::no_btf(Host { btf: false, ..good() }, Level::Warn, "CONFIG_DEBUG_INFO_BTF")]
     #[case::elsewhere(
         Host { bpf_mount: BpfMount::Other, ..good() },
