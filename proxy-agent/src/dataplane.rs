@@ -30,6 +30,7 @@ pub mod maps;
 pub mod other_layouts;
 pub mod pins;
 pub mod serving;
+pub mod shares;
 pub mod stale;
 pub mod sweep;
 pub mod tables;

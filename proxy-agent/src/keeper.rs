@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context as _;
 use ipnet::IpNet;
 use proxy_common::{
+    counter::Counter,
     device::Device,
     family::{V4, V6},
 };
@@ -36,6 +37,7 @@ use crate::{
         load::{self, Loaded},
         local_addrs::LocalAddrTable,
         pins::Pins,
+        shares,
         sweep::{self, Swept},
     },
     devices::{
@@ -52,6 +54,12 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(5);
 /// The same while a table is nearly full.
 const SWEEP_PRESSED: Duration = Duration::from_secs(1);
+/// How often it is asked whether a flow table is full, which cannot wait for the next
+/// sweep.
+const LOOK: Duration = Duration::from_millis(250);
+/// Sweeps in a row when a table is found nearly full: the first one tells how many
+/// flows each client has, the second one who has more than its share.
+const SWEEPS_IN_A_ROW: u32 = 2;
 /// How long changes of devices are collected before they are looked at. A
 /// device that comes up changes several times at once.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -123,6 +131,10 @@ pub struct Keeper {
     gap: Option<&'static str>,
     metrics: Metrics,
     counters: Counters,
+    /// Flows refused for want of room, as far as that is known here.
+    refused_for_room: u64,
+    /// Sweeps that are to follow at once.
+    sweeps_in_a_row: u32,
     troubles: Troubles,
     started: Instant,
     /// When to follow devices and addresses again although nothing changed.
@@ -143,6 +155,8 @@ impl Keeper {
         let table = DeviceTable::open(&pins)?;
         let counters = Counters::open(&pins).context("open table COUNTERS")?;
         let mut keeper = Self {
+            refused_for_room: counters.of(Counter::FlowTableFull),
+            sweeps_in_a_row: 0,
             counters,
             troubles: Troubles::default(),
             loaded,
@@ -220,9 +234,12 @@ impl Keeper {
     /// Keeps going until polled no more.
     pub async fn run(&mut self) {
         let mut sweep_at = Instant::now() + SWEEP;
+        let mut look_at = Instant::now() + LOOK;
         let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
-            let wake_at = self.follow_at().fold(sweep_at.min(audit_at), Instant::min);
+            let wake_at = self
+                .follow_at()
+                .fold(sweep_at.min(audit_at).min(look_at), Instant::min);
             tokio::select! {
                 news = self.netlink.changed() => {
                     self.main_routes.touch();
@@ -256,6 +273,12 @@ impl Keeper {
                 () = sleep_until(wake_at) => {}
             }
             let now = Instant::now();
+            if now >= look_at {
+                look_at = now + LOOK;
+                if self.is_newly_full() {
+                    sweep_at = now;
+                }
+            }
             if now >= sweep_at {
                 sweep_at = now + self.sweep();
                 self.keep_pins().await;
@@ -332,11 +355,22 @@ impl Keeper {
                 self.troubles.tell(self.counters.read());
                 let before = self.pressed();
                 self.write_settings(swept);
-                match self.pressed() & !before {
+                self.share_out();
+                let pressed = self.pressed();
+                if pressed & !before != 0 {
+                    self.sweeps_in_a_row = SWEEPS_IN_A_ROW;
+                }
+                let filling = swept
+                    .into_iter()
+                    .any(|one| self.loaded.is_pressed(one, true));
+                if self.sweeps_in_a_row > 0 {
                     // What may go now must not wait.
-                    newly if newly != 0 => Duration::ZERO,
-                    _ if self.pressed() != 0 => SWEEP_PRESSED,
-                    _ => SWEEP,
+                    self.sweeps_in_a_row -= 1;
+                    Duration::ZERO
+                } else if filling || pressed != 0 {
+                    SWEEP_PRESSED
+                } else {
+                    SWEEP
                 }
             }
             Err(error) => {
@@ -345,6 +379,28 @@ impl Keeper {
                 SWEEP
             }
         }
+    }
+
+    /// Tells the programs how many flows a client may have.
+    fn share_out(&mut self) {
+        match shares::share_out(&mut self.loaded) {
+            Ok([v4, v6]) => {
+                self.metrics.client_share::<V4>(v4);
+                self.metrics.client_share::<V6>(v6);
+            }
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                warn!("cannot share the flow tables out among the clients: {error:#}");
+            }
+        }
+    }
+
+    /// Whether a flow table became full since the last look, and no sweep knows.
+    fn is_newly_full(&mut self) -> bool {
+        let refused = self.counters.of(Counter::FlowTableFull);
+        let more = refused > self.refused_for_room;
+        self.refused_for_room = refused;
+        more && self.pressed() == 0
     }
 }
 

@@ -17,6 +17,7 @@ pub mod dataplane;
 pub mod devices;
 pub mod escape;
 pub mod explain;
+pub mod fair_share;
 pub mod health;
 pub mod http;
 pub mod index;

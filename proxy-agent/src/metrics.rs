@@ -47,6 +47,7 @@ pub struct Metrics {
     table_problems: Labelled<FamilyAndReason, Counter>,
     watch_errors: Labelled<KindOnly, Counter>,
     sockets_ended: Counter,
+    client_share: Labelled<IpFamily, Gauge>,
 }
 
 /// Whether a sync covers all Services.
@@ -216,6 +217,11 @@ impl Metrics {
             "Connected UDP sockets ended because their backend serves no more",
             self.sockets_ended.clone(),
         );
+        registry.register(
+            "client_share",
+            "Flows that a client may have, while the flow table is nearly full; else 0",
+            self.client_share.clone(),
+        );
     }
 
     /// Services changed.
@@ -253,6 +259,12 @@ impl Metrics {
     /// Sockets of UDP backends that left were ended.
     pub fn sockets_ended(&self, count: usize) {
         self.sockets_ended.inc_by(count as u64);
+    }
+
+    /// Flows that a client may have; 0 for any number.
+    pub fn client_share<F: Family>(&self, flows: u32) {
+        let gauge = self.client_share.get_or_create(&family::<F>());
+        gauge.set(flows.into());
     }
 
     /// A sync was asked for.

@@ -125,6 +125,14 @@ pub trait ConfigFamily: Family {
 
     /// Where cluster IPs come from.
     fn service_ranges(config: &Config) -> &[Prefix<Self::Addr>; Config::SERVICE_RANGES];
+
+    /// The flag of a family whose tables are nearly full.
+    const PRESSED: u32;
+
+    /// Whose flow one of `addr` is when shares are counted: the address's own, but of
+    /// IPv6 its /64's, because a host may have as many addresses of that as it likes.
+    /// Pods have one each, and all of a node may be in one /64.
+    fn client(config: &Config, addr: &Self::Addr) -> Self::Addr;
 }
 
 impl ConfigFamily for V4 {
@@ -137,6 +145,13 @@ impl ConfigFamily for V4 {
     fn service_ranges(config: &Config) -> &[Prefix<AddrV4>; Config::SERVICE_RANGES] {
         &config.service_ranges_v4
     }
+
+    const PRESSED: u32 = Config::PRESSED_V4;
+
+    #[inline(always)]
+    fn client(_config: &Config, addr: &AddrV4) -> AddrV4 {
+        *addr
+    }
 }
 
 impl ConfigFamily for V6 {
@@ -148,6 +163,22 @@ impl ConfigFamily for V6 {
     #[inline(always)]
     fn service_ranges(config: &Config) -> &[Prefix<AddrV6>; Config::SERVICE_RANGES] {
         &config.service_ranges_v6
+    }
+
+    const PRESSED: u32 = Config::PRESSED_V6;
+
+    #[inline(always)]
+    fn client(config: &Config, addr: &AddrV6) -> AddrV6 {
+        let is_pod = Self::pods(config).is_some_and(|pods| pods.contains(addr));
+        let mut client = *addr;
+        if !is_pod {
+            let mut index = 8;
+            while index < 16 {
+                client.octets[index] = 0;
+                index += 1;
+            }
+        }
+        client
     }
 }
 
@@ -169,6 +200,33 @@ mod tests {
         for text in ["::", "fd00::1", "ff02::1"] {
             assert!(!Prefix::NONE.contains(&addr(text)));
         }
+    }
+
+    #[test]
+    fn a_client_is_an_address_of_ipv4_a_pod_or_a_prefix() {
+        let config = Config {
+            flags: Config::DETECT_PREFIX_V6,
+            pods_v6: Prefix {
+                addr: addr("fd00:10:244::"),
+                mask: addr("ffff:ffff:ffff::"),
+            },
+            ..Config::default()
+        };
+        for (of, client) in [
+            ("fd00:10:244:1::7", "fd00:10:244:1::7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("fe80::1", "fe80::"),
+        ] {
+            assert_eq!(V6::client(&config, &addr(of)), addr(client), "{of}");
+        }
+        let v4 = AddrV4 {
+            octets: [192, 0, 2, 7],
+        };
+        assert_eq!(V4::client(&config, &v4), v4);
+        // Nothing tells which are pods.
+        let nothing = Config { flags: 0, ..config };
+        let client = V6::client(&nothing, &addr("fd00:10:244:1::7"));
+        assert_eq!(client, addr("fd00:10:244:1::"));
     }
 
     #[test]

@@ -101,6 +101,8 @@ counters! {
     MasqueradeTakenOver => "masquerade_taken_over",
     /// Reply tuples removed because no flow has them any more.
     MasqueradeReaped => "masquerade_reaped",
+    /// New flows refused because their client has its share of a flow table that is nearly full.
+    ClientOverShare => "client_over_share",
 }
 
 #[cfg(test)]

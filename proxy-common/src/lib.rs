@@ -12,8 +12,8 @@
 //! The modules follow a packet: [`prefilter`] says whether it may be ours,
 //! [`frontend`], [`local_addr`] and [`source_range`] what it dials and whether
 //! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
-//! [`masquerade`], [`fragment`] and [`socket`] remember that, [`counter`] counts
-//! it, and [`explain`] tells it beforehand.
+//! [`masquerade`], [`fragment`] and [`socket`] remember that, [`share`] limits it,
+//! [`counter`] counts it, and [`explain`] tells it beforehand.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![allow(
@@ -39,6 +39,7 @@ pub mod net;
 pub mod prefilter;
 pub mod select;
 pub mod service;
+pub mod share;
 pub mod siphash;
 pub mod socket;
 pub mod source_range;

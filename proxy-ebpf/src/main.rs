@@ -59,6 +59,7 @@ mod rewrite;
 mod route;
 mod sctp;
 mod service_range;
+mod share;
 mod socket;
 mod subprograms;
 mod sweep;

@@ -18,6 +18,7 @@ use crate::{
     packet::Skb,
     parse::{IpHeader, tcp},
     route::{self, Route},
+    share,
     tables::{self, Scratch, Tables, count},
 };
 
@@ -52,6 +53,8 @@ pub enum Opened {
     Reset,
     /// No Service has the address, which is one for cluster IPs.
     Unallocated,
+    /// The table is nearly full, and the client has its share of it.
+    OverShare,
 }
 
 impl Opened {
@@ -65,6 +68,7 @@ impl Opened {
             Self::UnknownPort => Some(Counter::UnknownPort),
             Self::TooManyFrontends => Some(Counter::TooManyFrontends),
             Self::FlowTableFull => Some(Counter::FlowTableFull),
+            Self::OverShare => Some(Counter::ClientOverShare),
             Self::PortsExhausted => Some(Counter::MasqueradePortsExhausted),
             Self::Denied => Some(Counter::SourceRangeDenied),
             Self::Unallocated => Some(Counter::Unallocated),
@@ -120,6 +124,9 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
             F::remove(&scratch.key);
         }
         return chosen;
+    }
+    if place == Place::Free && !opaque(share::admit::<F>(&scratch.key.addr)) {
+        return Opened::OverShare;
     }
     scratch.flow.uplink = uplink;
     let masquerade = opaque(client::masquerade::<F>(

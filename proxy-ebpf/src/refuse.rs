@@ -90,9 +90,10 @@ pub fn answer<F: IpHeader + Refusal>(
         reset::<F>(&skb, headers)
     } else {
         let (kind, code) = match opened {
-            Opened::FlowTableFull | Opened::PortsExhausted | Opened::TooManyFrontends => {
-                F::PROHIBITED
-            }
+            Opened::FlowTableFull
+            | Opened::OverShare
+            | Opened::PortsExhausted
+            | Opened::TooManyFrontends => F::PROHIBITED,
             _ => F::PORT_UNREACHABLE,
         };
         error::<F>(&skb, scratch, Icmp::new(opaque(kind), opaque(code), 0))

@@ -1,9 +1,10 @@
-//! Removes idle flows, and reply tuples without a flow. Run by the agent every few
-//! seconds; takes about 80 ns a record.
+//! Removes idle flows, and reply tuples without a flow, and counts clients' flows where
+//! the table is nearly full. Run by the agent every few seconds; takes about 80 ns a
+//! record.
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_for_each_map_elem};
 use proxy_common::{
-    config::{Config, ConfigFamily, Timeouts},
+    config::{ConfigFamily, Timeouts},
     counter::Counter,
     family::{V4, V6},
     flow::{Flow, FlowKey, state, ticks_from_seconds},
@@ -15,15 +16,18 @@ use crate::{
     flow::{self, Record},
     masquerade,
     outcome::Outcome,
-    tables::{self, Sweep, Tables},
+    share,
+    tables::{self, Idle, Sweep, Tables},
 };
 
 /// Sweeps both families and reports in `SWEEPS`.
 #[inline(always)]
 pub fn run() -> i32 {
     sweep_v4();
+    share::count_v4();
     reap_v4();
     sweep_v6();
+    share::count_v6();
     reap_v6();
     Outcome::NEXT.action()
 }
@@ -35,17 +39,29 @@ struct State {
     now: u32,
     expired: u32,
     pressed: u32,
-    /// How long a lasting flow may be idle.
+    /// Flows that a client may have.
+    limit: u32,
+    /// How long an established flow may be idle.
     patience: u32,
-    /// The longest time that one is.
-    longest_idle: u32,
+    /// The same, where its client has more than its share.
+    patience_over_share: u32,
+    /// What is found.
+    idle: Idle,
 }
 
 /// Ticks that no sweep takes. A record that is further ahead of it says nonsense.
 const LONGEST_SWEEP: u32 = 60;
 
-/// Ticks that a lasting flow may be idle whatever happens: five minutes.
+/// Ticks that an established flow may be idle whatever happens, unless its client has
+/// more than its share: five minutes.
 const LEAST_PATIENCE: u32 = ticks_from_seconds(300);
+
+/// Sweeps under pressure until it is known who has more than its share: one to count
+/// and one to compare.
+const SHARES_KNOWN: u32 = 2;
+
+/// The same until flows of those who have are taken for busy ones.
+const GIVEN_UP: u32 = 10;
 
 /// Ticks after its last packet when no CPU is about to complete a flow's record.
 const SETTLED: u32 = 2;
@@ -53,7 +69,7 @@ const SETTLED: u32 = 2;
 /// Declares one family's sweep: the callback is a function of its own for the
 /// kernel, and must not be generic to keep its symbol.
 macro_rules! family_sweep {
-    ($family:ident, $sweep:ident, $visit:ident, $pressed:ident, $reap:ident, $visit_reply:ident) => {
+    ($family:ident, $sweep:ident, $visit:ident, $reap:ident, $visit_reply:ident) => {
         #[inline(never)]
         fn $sweep() {
             let Some(config) = tables::config() else {
@@ -63,12 +79,15 @@ macro_rules! family_sweep {
                 timeouts: config.timeouts,
                 now: flow::now(),
                 expired: 0,
-                pressed: config.flags & Config::$pressed,
+                pressed: config.flags & $family::PRESSED,
+                limit: share::limit::<$family>(),
                 patience: u32::MAX,
-                longest_idle: 0,
+                patience_over_share: u32::MAX,
+                idle: Idle::default(),
             };
+            state.idle.swept = state.now;
             if state.pressed != 0 {
-                state.patience = patience::<$family>();
+                set_patience::<$family>(&mut state);
             }
             // SAFETY: the callback has the signature the helper calls, and the
             // state outlives the call.
@@ -81,9 +100,9 @@ macro_rules! family_sweep {
                 )
             };
             report::<$family>(visited as u32, state.expired);
-            if let Some(longest) = tables::longest_idle::<$family>() {
+            if let Some(idle) = tables::idle::<$family>() {
                 // SAFETY: as in `report`.
-                unsafe { *longest = state.longest_idle };
+                unsafe { *idle = state.idle };
             }
         }
 
@@ -95,9 +114,7 @@ macro_rules! family_sweep {
         ) -> i64 {
             // SAFETY: the helper passes valid pointers.
             let (key, flow, state) = unsafe { (*key, &*value, &mut *state) };
-            if is_expired(&flow_age(flow), key.protocol, state) {
-                expire::<$family>(key, state);
-            }
+            visit::<$family>(key, flow_age(flow), state);
             0
         }
 
@@ -135,8 +152,8 @@ macro_rules! family_sweep {
     };
 }
 
-family_sweep!(V4, sweep_v4, visit_v4, PRESSED_V4, reap_v4, visit_reply_v4);
-family_sweep!(V6, sweep_v6, visit_v6, PRESSED_V6, reap_v6, visit_reply_v6);
+family_sweep!(V4, sweep_v4, visit_v4, reap_v4, visit_reply_v4);
+family_sweep!(V6, sweep_v6, visit_v6, reap_v6, visit_reply_v6);
 
 /// Whether a reply tuple is its holder's, or about to become so: it is entered
 /// before the flow's record names it, while a packet of the flow is handled.
@@ -162,20 +179,36 @@ fn reap<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) {
     tables::count(Counter::MasqueradeReaped);
 }
 
-/// How long a lasting flow may be idle under pressure. Those that have been for
-/// longest go first: each sweep halves the time, down to some minutes.
+/// How long established flows may be idle under pressure. Those that have been for
+/// longest go first: each sweep halves the time, down to some seconds for clients that
+/// have more than their share. Only where that does not help it is everybody's turn,
+/// down to some minutes.
 #[inline(always)]
-fn patience<F: Tables>() -> u32 {
-    let Some(longest) = tables::longest_idle::<F>() else {
-        return u32::MAX;
+fn set_patience<F: Tables>(state: &mut State) {
+    let Some(last) = tables::idle::<F>() else {
+        return;
     };
     // SAFETY: as in `report`.
-    let half = unsafe { *longest } / 2;
-    if half < LEAST_PATIENCE {
-        LEAST_PATIENCE
-    } else {
-        half
+    let last = unsafe { *last };
+    state.idle.pressed = last.pressed.saturating_add(1);
+    let some_seconds = state.timeouts.pressed;
+    if last.longest_over_share > some_seconds {
+        state.patience_over_share = at_least(last.longest_over_share / 2, some_seconds);
+        return;
     }
+    let turn = if last.over_share == 0 {
+        SHARES_KNOWN
+    } else {
+        GIVEN_UP
+    };
+    if last.pressed >= turn {
+        state.patience = at_least(last.longest / 2, LEAST_PATIENCE);
+    }
+}
+
+#[inline(always)]
+fn at_least(ticks: u32, least: u32) -> u32 {
+    if ticks < least { least } else { ticks }
 }
 
 /// The part of a flow that decides how long it lives.
@@ -194,60 +227,115 @@ fn flow_age<A>(flow: &Flow<A>) -> Age {
     }
 }
 
+/// What a flow is doing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Opening,
+    Established,
+    Closing,
+}
+
 #[inline(always)]
-fn is_expired(age: &Age, protocol: Protocol, sweep: &mut State) -> bool {
+fn stage(age: &Age, protocol: Protocol) -> Stage {
     let both = age.client_state & age.backend_state;
     let any = age.client_state | age.backend_state;
-    let timeouts = &sweep.timeouts;
-    let (timeout, lasting) = if protocol.has_connections() {
+    let established = if protocol.has_connections() {
         if both & state::FIN != 0 || any & state::RST != 0 {
-            (timeouts.tcp_closing, false)
-        } else if age.client_state & state::BEYOND_SYN != 0 && age.backend_state & state::SEEN != 0
-        {
-            (timeouts.tcp_established, true)
-        } else {
-            (timeouts.tcp_opening, false)
+            return Stage::Closing;
         }
-    } else if both & state::SEEN != 0 {
-        (timeouts.other_replied, true)
+        age.client_state & state::BEYOND_SYN != 0 && age.backend_state & state::SEEN != 0
     } else {
-        (timeouts.other_unreplied, false)
+        both & state::SEEN != 0
     };
-    let patience = if lasting {
+    if established {
+        Stage::Established
+    } else {
+        Stage::Opening
+    }
+}
+
+/// How long a flow may be idle without pressure.
+#[inline(always)]
+fn timeout(stage: Stage, protocol: Protocol, timeouts: &Timeouts) -> u32 {
+    match (stage, protocol.has_connections()) {
+        (Stage::Opening, true) => timeouts.tcp_opening,
+        (Stage::Established, true) => timeouts.tcp_established,
+        (Stage::Closing, _) => timeouts.tcp_closing,
+        (Stage::Opening, false) => timeouts.other_unreplied,
+        (Stage::Established, false) => timeouts.other_replied,
+    }
+}
+
+/// Removes the flow if it has been idle for too long, and counts it if not.
+#[inline(always)]
+fn visit<F: Tables>(key: FlowKey<F::Addr>, age: Age, sweep: &mut State) {
+    let stage = stage(&age, key.protocol);
+    let established = stage == Stage::Established;
+    let client = if sweep.pressed != 0 && stage != Stage::Closing {
+        share::known::<F>(&key.addr)
+    } else {
+        None
+    };
+    let (over_share, too_many) = if established {
+        share::excess(client, sweep.limit)
+    } else {
+        (false, false)
+    };
+    let patience = if too_many {
+        sweep.patience_over_share
+    } else if established {
         sweep.patience
     } else if sweep.pressed != 0 {
-        timeouts.pressed
+        sweep.timeouts.pressed
     } else {
         u32::MAX
     };
+    let timeout = timeout(stage, key.protocol, &sweep.timeouts);
     let timeout = if patience < timeout {
         patience
     } else {
         timeout
     };
     // A packet may have moved `last_seen` past `now` while the sweep runs.
-    let age = sweep.now.wrapping_sub(age.last_seen);
-    let touched = age >= u32::MAX - LONGEST_SWEEP;
-    if age > timeout && !touched {
-        return true;
+    let idle = sweep.now.wrapping_sub(age.last_seen);
+    let touched = idle >= u32::MAX - LONGEST_SWEEP;
+    if idle > timeout && !touched && expire::<F>(key) {
+        sweep.expired += 1;
+        if established && let Some(client) = client {
+            share::forget(client);
+        }
+        return;
     }
-    if lasting && !touched && age > sweep.longest_idle {
-        sweep.longest_idle = age;
+    if let Some(client) = client {
+        share::note(client, established);
     }
-    false
+    if over_share {
+        sweep.idle.over_share += 1;
+    }
+    if established && !touched {
+        let longest = if over_share {
+            &mut sweep.idle.longest_over_share
+        } else {
+            &mut sweep.idle.longest
+        };
+        if idle > *longest {
+            *longest = idle;
+        }
+    }
 }
 
+/// Whether the flow was removed.
 #[inline(always)]
-fn expire<F: Tables + ConfigFamily>(key: FlowKey<F::Addr>, state: &mut State) {
+fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
     let Some(record) = flow::get::<F>(&key) else {
-        return;
+        return false;
     };
     if key.index == 0 && has_siblings::<F>(key, record) {
-        return;
+        return false;
     }
     flow::delete::<F>(&key, record);
-    state.expired += 1;
     tables::count(Counter::FlowExpired);
+    true
 }
 
 /// Whether other records of the client port are found through this one.

@@ -23,6 +23,7 @@ use proxy_common::{
     net::{AddrV4, AddrV6, BePort, Protocol},
     prefilter::{self, Filter},
     service::{Service, ServiceName, Slot},
+    share::{ClientFlows, ClientSizes, Share},
     socket::Peers,
     source_range::SourceRange,
 };
@@ -56,6 +57,7 @@ type Filters = Array<Filter, { prefilter::FILTERS }, MMAPABLE>;
 type LocalAddrs<A> = LpmTrie<A, LocalAddr, SMALL>;
 type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, SMALL>;
 type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity, SMALL>;
+type Clients<A> = HashMap<A, ClientFlows, SMALL, ON_DEMAND>;
 type Names = HashMap<u32, ServiceName, SMALL, ON_DEMAND>;
 
 #[btf_map]
@@ -81,9 +83,15 @@ static SWEPT_MASQ: Array<u32, 2> = Array::new();
 /// verifier follows one round of that, where it would follow all of a loop.
 #[btf_map]
 static ROUNDS: Array<u32, 64> = Array::new();
-/// By family, the longest time that a sweep found a lasting flow idle.
+/// By family, what the last sweep leaves to the next one.
 #[btf_map]
-static LONGEST_IDLE: Array<u32, 2> = Array::new();
+static IDLE: Array<Idle, 2> = Array::new();
+/// By family; not pinned, as all that is known of clients.
+#[btf_map]
+static CLIENT_SIZES: Array<ClientSizes, 2> = Array::new();
+/// By family, written by the agent.
+#[btf_map]
+static SHARES: Array<Share, 2> = Array::new();
 /// What sockets dialled. The kernel keeps each value with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<Peers> = SkStorage::new();
@@ -149,6 +157,22 @@ pub struct Sweep {
     pub expired: u32,
 }
 
+/// A sweep, and how long it found established flows idle.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Idle {
+    /// The longest time.
+    pub longest: u32,
+    /// How many are of clients that have more than their share.
+    pub over_share: u32,
+    /// The longest time of these.
+    pub longest_over_share: u32,
+    /// When it was.
+    pub swept: u32,
+    /// How many sweeps in a row, up to this one, were under pressure.
+    pub pressed: u32,
+}
+
 /// Refusals sent by one CPU in one millisecond.
 #[repr(C)]
 pub struct Refusals {
@@ -183,6 +207,7 @@ pub trait Tables: ConfigFamily + Subprograms {
     fn local_addrs() -> &'static LocalAddrs<Self::Addr>;
     fn source_ranges() -> &'static SourceRanges<Self::Addr>;
     fn affinities() -> &'static Affinities<Self::Addr>;
+    fn clients() -> &'static Clients<Self::Addr>;
     /// This CPU's scratch memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
     /// The family's slow path.
@@ -197,7 +222,7 @@ macro_rules! family_tables {
     ($family:ident, $addr:ident, $sweep:literal, $masquerade:ident,
      $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
      $masq:ident, $fragments:ident, $filters:ident, $names:ident, $local_addrs:ident,
-     $source_ranges:ident, $affinities:ident, $scratch:ident,
+     $source_ranges:ident, $affinities:ident, $clients:ident, $scratch:ident,
      $ingress:ident, $egress:ident, $host:ident) => {
         #[btf_map]
         static $frontends: Frontends<$addr> = HashMap::new();
@@ -221,6 +246,8 @@ macro_rules! family_tables {
         static $source_ranges: SourceRanges<$addr> = LpmTrie::new();
         #[btf_map]
         static $affinities: Affinities<$addr> = LruHashMap::new();
+        #[btf_map]
+        static $clients: Clients<$addr> = HashMap::new();
         /// Read by people and by the agent, by no program.
         #[btf_map]
         static $names: Names = HashMap::new();
@@ -289,6 +316,10 @@ macro_rules! family_tables {
                 &$affinities
             }
             #[inline(always)]
+            fn clients() -> &'static Clients<Self::Addr> {
+                &$clients
+            }
+            #[inline(always)]
             fn masquerade_addr(device: &Device) -> Self::Addr {
                 device.$masquerade
             }
@@ -313,6 +344,7 @@ family_tables!(
     LOCAL_ADDRS_V4,
     SOURCE_RANGES_V4,
     AFFINITY_V4,
+    CLIENTS_V4,
     SCRATCH_V4,
     IngressV4,
     EgressV4,
@@ -335,6 +367,7 @@ family_tables!(
     LOCAL_ADDRS_V6,
     SOURCE_RANGES_V6,
     AFFINITY_V6,
+    CLIENTS_V6,
     SCRATCH_V6,
     IngressV6,
     EgressV6,
@@ -440,10 +473,22 @@ pub fn swept_replies<F: Tables>() -> Option<*mut u32> {
     SWEPT_MASQ.get_ptr_mut(F::SWEEP)
 }
 
-/// The longest time that the last sweep of a family found a lasting flow idle.
+/// What the last sweep of a family left.
 #[inline(always)]
-pub fn longest_idle<F: Tables>() -> Option<*mut u32> {
-    LONGEST_IDLE.get_ptr_mut(F::SWEEP)
+pub fn idle<F: Tables>() -> Option<*mut Idle> {
+    IDLE.get_ptr_mut(F::SWEEP)
+}
+
+/// Where a sweep of a family tells how large its clients are.
+#[inline(always)]
+pub fn client_sizes<F: Tables>() -> Option<*mut ClientSizes> {
+    CLIENT_SIZES.get_ptr_mut(F::SWEEP)
+}
+
+/// What each client of a family may have.
+#[inline(always)]
+pub fn share<F: Tables>() -> Option<*mut Share> {
+    SHARES.get_ptr_mut(F::SWEEP)
 }
 
 /// Whether `addr` may be a front end's.

@@ -2,5 +2,6 @@
 
 pub mod datapath;
 mod machine;
+pub mod masquerade;
 mod measure;
 mod table;

@@ -8,8 +8,9 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
+use crate::build::{self, Profile};
 use crate::cache::Cache;
-use crate::{exec, setup, workspace};
+use crate::{exec, setup, test, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -23,7 +24,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cache = Cache::locate()?;
     setup::tools(&cache)?;
     setup::toolchain(&cache)?;
+    let agent = build::agent(&cache, Profile::Dev)?;
     let mut cargo = workspace::cargo(&cache)?;
+    test::environment(&mut cargo, &cache, &agent);
     cargo
         .args(["run", "--package", "proxy-tests", "--bin", "bench", "--"])
         .args(arguments);

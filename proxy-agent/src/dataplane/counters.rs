@@ -37,6 +37,12 @@ impl Counters {
             .collect()
     }
 
+    /// One counter, summed over the CPUs.
+    pub fn of(&self, counter: Counter) -> u64 {
+        let values = self.counters.get(&(counter as u32), 0);
+        values.map_or(0, |values| values.iter().sum())
+    }
+
     /// What the last sweep found, IPv4 first; nothing if it cannot be read.
     pub fn swept(&self) -> [Option<Swept>; 2] {
         [0, 1].map(|family| self.sweeps.read(family).ok())

@@ -267,6 +267,10 @@ pub(super) fn load_object(
             loader.map_max_entries(name, size);
         }
     }
+    // Not pinned. No more clients than flows; takes memory for those there are.
+    for name in ["CLIENTS_V4", "CLIENTS_V6"] {
+        loader.map_max_entries(name, sizes.flows);
+    }
     loader.load(PROGRAMS).map_err(LoadError::Object)
 }
 

@@ -7,10 +7,14 @@ use proxy_common::counter::Counter;
 use tracing::warn;
 
 /// These counters, and what to do when one rises.
-const TROUBLES: [(Counter, &str); 7] = [
+const TROUBLES: [(Counter, &str); 8] = [
     (
         Counter::FlowTableFull,
         "open flows are not harmed; for a larger --flow-table-size the tables have to be made anew",
+    ),
+    (
+        Counter::ClientOverShare,
+        "others have theirs; `proxy-agent get flows` shows whose the flows are; for a larger --flow-table-size the tables have to be made anew",
     ),
     (
         Counter::MasqueradePortsExhausted,

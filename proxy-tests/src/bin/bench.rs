@@ -2,31 +2,37 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use proxy_tests::bench::datapath;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use proxy_tests::bench::{datapath, masquerade};
 
-/// A benchmark: its name, what it tells, and how it is run.
-type Benchmark = (&'static str, &'static str, fn() -> Result<()>);
+#[derive(Parser)]
+#[command(name = "bench", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    benchmark: Option<Benchmark>,
+}
 
-const BENCHMARKS: [Benchmark; 1] = [(
-    "datapath",
-    "kernel time per packet, by test runs",
-    datapath::run,
-)];
+#[derive(Subcommand)]
+enum Benchmark {
+    /// Kernel time per packet, by test runs
+    Datapath,
+    /// Connections that are masqueraded to one backend, with real traffic
+    Masquerade(masquerade::Args),
+}
 
 fn main() -> ExitCode {
-    let Some(name) = std::env::args().nth(1) else {
-        for (name, about, _) in BENCHMARKS {
-            println!("{name}: {about}");
+    let outcome = match Cli::parse().benchmark {
+        None => {
+            for benchmark in Cli::command().get_subcommands() {
+                let about = benchmark.get_about().map(ToString::to_string);
+                println!("{}: {}", benchmark.get_name(), about.unwrap_or_default());
+            }
+            return ExitCode::SUCCESS;
         }
-        return ExitCode::SUCCESS;
+        Some(Benchmark::Datapath) => datapath::run(),
+        Some(Benchmark::Masquerade(args)) => masquerade::run(&args),
     };
-    let chosen = BENCHMARKS.iter().find(|(benchmark, ..)| *benchmark == name);
-    let Some((_, _, run)) = chosen else {
-        eprintln!("error: there is no benchmark {name}; without a name all are listed");
-        return ExitCode::from(2);
-    };
-    match run() {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

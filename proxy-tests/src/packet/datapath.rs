@@ -15,6 +15,7 @@ use proxy_agent::{
         devices::DeviceTable,
         load::{self, LoadOptions, Loaded, Sizes},
         pins::Pins,
+        shares,
         sweep::{self, Swept},
     },
     settings,
@@ -44,6 +45,7 @@ pub struct Datapath {
     v4: Side<V4>,
     v6: Side<V6>,
     devices: DeviceTable,
+    shares: [u32; 2],
 }
 
 impl Datapath {
@@ -87,6 +89,7 @@ impl Datapath {
             v6: Side::open(&pins),
             devices: DeviceTable::open(&pins).expect("a table of devices"),
             loaded,
+            shares: [0; 2],
         };
         // Everything is held by file descriptors now; nothing can stay behind.
         drop(directory);
@@ -296,8 +299,13 @@ impl Datapath {
         }
     }
 
+    /// Flows that a client may have, as the programs were last told; 0 for any number.
+    pub fn share(&self, family: Family) -> u32 {
+        self.shares[usize::from(family == Family::V6)]
+    }
+
     /// Sweeps as the agent does, and tells the programs whether tables are nearly
-    /// full. Whether those of the family are.
+    /// full, and what clients may have then. Whether those of the family are.
     pub fn sweep_and_tell(&mut self, family: Family) -> bool {
         let swept = self.sweep();
         let mut config = self.loaded.config.get(0).expect("a row");
@@ -308,6 +316,7 @@ impl Datapath {
             settings::set_flag(&mut config.flags, flag, pressed);
         }
         self.loaded.config.set(0, config).expect("a row");
+        self.shares = shares::share_out(&mut self.loaded).expect("shares");
         config.flags & flags[usize::from(family == Family::V6)] != 0
     }
 
