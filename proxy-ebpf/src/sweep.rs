@@ -69,7 +69,7 @@ const SETTLED: u32 = 2;
 /// Declares one family's sweep: the callback is a function of its own for the
 /// kernel, and must not be generic to keep its symbol.
 macro_rules! family_sweep {
-    ($family:ident, $sweep:ident, $visit:ident, $reap:ident, $visit_reply:ident) => {
+    ($family:ident, $sweep:ident, $visit:ident, $sweep_flow:ident, $reap:ident, $visit_reply:ident) => {
         #[inline(never)]
         fn $sweep() {
             let Some(config) = tables::config() else {
@@ -113,8 +113,24 @@ macro_rules! family_sweep {
             state: *mut State,
         ) -> i64 {
             // SAFETY: the helper passes valid pointers.
-            let (key, flow, state) = unsafe { (*key, &*value, &mut *state) };
-            visit::<$family>(key, flow_age(flow), state);
+            let key = unsafe { *key };
+            $sweep_flow(&key, value, state);
+            0
+        }
+
+        /// Verified once: see `subprograms`.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $sweep_flow(
+            key: *const FlowKey<<$family as proxy_common::family::Family>::Addr>,
+            flow: *const Flow<<$family as proxy_common::family::Family>::Addr>,
+            state: *mut State,
+        ) -> u32 {
+            // SAFETY: the verifier sees to it that they are null or valid.
+            let arguments = unsafe { (key.as_ref(), flow.as_ref(), state.as_mut()) };
+            if let (Some(key), Some(flow), Some(state)) = arguments {
+                visit::<$family>(*key, flow_age(flow), state);
+            }
             0
         }
 
@@ -152,8 +168,22 @@ macro_rules! family_sweep {
     };
 }
 
-family_sweep!(V4, sweep_v4, visit_v4, reap_v4, visit_reply_v4);
-family_sweep!(V6, sweep_v6, visit_v6, reap_v6, visit_reply_v6);
+family_sweep!(
+    V4,
+    sweep_v4,
+    visit_v4,
+    sweep_flow_v4,
+    reap_v4,
+    visit_reply_v4
+);
+family_sweep!(
+    V6,
+    sweep_v6,
+    visit_v6,
+    sweep_flow_v6,
+    reap_v6,
+    visit_reply_v6
+);
 
 /// Whether a reply tuple is its holder's, or about to become so: it is entered
 /// before the flow's record names it, while a packet of the flow is handled.
