@@ -6,6 +6,7 @@ mod devices;
 mod local_addrs;
 mod pins;
 mod settings;
+mod sweeps;
 mod trouble;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{devices::MainRoutes, trouble::Troubles};
+use self::{devices::MainRoutes, sweeps::SWEEP, trouble::Troubles};
 use crate::{
     config::NodeConfig,
     dataplane::{
@@ -37,8 +38,7 @@ use crate::{
         load::{self, Loaded},
         local_addrs::LocalAddrTable,
         pins::Pins,
-        shares,
-        sweep::{self, Swept},
+        sweep::Swept,
     },
     devices::{
         Described,
@@ -50,16 +50,9 @@ use crate::{
     predecessors::Predecessors,
 };
 
-/// Time between two sweeps of the flow tables.
-const SWEEP: Duration = Duration::from_secs(5);
-/// The same while a table is nearly full.
-const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 /// How often it is asked whether a flow table is full, which cannot wait for the next
 /// sweep.
 const LOOK: Duration = Duration::from_millis(250);
-/// Sweeps in a row when a table is found nearly full: the first one tells how many
-/// flows each client has, the second one who has more than its share.
-const SWEEPS_IN_A_ROW: u32 = 2;
 /// How long changes of devices are collected before they are looked at. A
 /// device that comes up changes several times at once.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -346,61 +339,6 @@ impl Keeper {
                 }
             }
         }
-    }
-
-    /// Removes idle flows; returns when to do it again.
-    fn sweep(&mut self) -> Duration {
-        match sweep::sweep(&mut self.loaded.ebpf) {
-            Ok(swept) => {
-                self.troubles.tell(self.counters.read());
-                let before = self.pressed();
-                self.write_settings(swept);
-                self.share_out();
-                let pressed = self.pressed();
-                if pressed & !before != 0 {
-                    self.sweeps_in_a_row = SWEEPS_IN_A_ROW;
-                }
-                let filling = swept
-                    .into_iter()
-                    .any(|one| self.loaded.is_pressed(one, true));
-                if self.sweeps_in_a_row > 0 {
-                    // What may go now must not wait.
-                    self.sweeps_in_a_row -= 1;
-                    Duration::ZERO
-                } else if filling || pressed != 0 {
-                    SWEEP_PRESSED
-                } else {
-                    SWEEP
-                }
-            }
-            Err(error) => {
-                let error = anyhow::Error::new(error);
-                warn!("cannot sweep the flow tables: {error:#}");
-                SWEEP
-            }
-        }
-    }
-
-    /// Tells the programs how many flows a client may have.
-    fn share_out(&mut self) {
-        match shares::share_out(&mut self.loaded) {
-            Ok([v4, v6]) => {
-                self.metrics.client_share::<V4>(v4);
-                self.metrics.client_share::<V6>(v6);
-            }
-            Err(error) => {
-                let error = anyhow::Error::new(error);
-                warn!("cannot share the flow tables out among the clients: {error:#}");
-            }
-        }
-    }
-
-    /// Whether a flow table became full since the last look, and no sweep knows.
-    fn is_newly_full(&mut self) -> bool {
-        let refused = self.counters.of(Counter::FlowTableFull);
-        let more = refused > self.refused_for_room;
-        self.refused_for_room = refused;
-        more && self.pressed() == 0
     }
 }
 

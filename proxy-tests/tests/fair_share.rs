@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::traffic::{ByteServer, Heartbeat, Server};
@@ -98,7 +98,9 @@ fn insist(target: SocketAddr, over: &AtomicBool) {
 /// how many are open.
 fn come(client: &Host, target: SocketAddr) -> Result<usize> {
     client.run(|| {
+        let start = Instant::now();
         let first = eventually("the first connection", RELIEF, || open(target))?;
+        println!("the first connection after {:?}", start.elapsed());
         let mut streams = vec![first];
         for _ in 1..NEWCOMERS {
             if let Ok(stream) = open(target) {
