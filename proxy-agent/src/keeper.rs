@@ -39,6 +39,7 @@ use crate::{
         local_addrs::LocalAddrTable,
         pins::Pins,
         sweep::Swept,
+        vlans::VlanTable,
     },
     devices::{
         Described,
@@ -93,6 +94,7 @@ pub struct Keeper {
     config: NodeConfig,
     audit: Duration,
     table: DeviceTable,
+    vlans: VlanTable,
     /// Devices with programs.
     hooked: BTreeMap<u32, Described>,
     /// Devices for which something could not be done, and what.
@@ -146,6 +148,7 @@ impl Keeper {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
+        let vlans = VlanTable::open(&pins)?;
         let counters = Counters::open(&pins).context("open table COUNTERS")?;
         let mut keeper = Self {
             refused_for_room: counters.of(Counter::FlowTableFull),
@@ -163,6 +166,7 @@ impl Keeper {
             config: options.node,
             audit: options.audit,
             table,
+            vlans,
             hooked: BTreeMap::new(),
             refused: BTreeMap::new(),
             without_room: 0,

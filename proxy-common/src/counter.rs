@@ -103,6 +103,8 @@ counters! {
     MasqueradeReaped => "masquerade_reaped",
     /// New flows refused because their client has its share of a flow table that is nearly full.
     ClientOverShare => "client_over_share",
+    /// Replies to clients outside sent by the uplink that these come in by, where routing had chosen another device.
+    ReplyRedirected => "reply_redirected",
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use proxy_agent::{
         pins::Pins,
         shares,
         sweep::{self, Swept},
+        vlans::VlanTable,
     },
     settings,
 };
@@ -25,6 +26,7 @@ use proxy_common::{
     device::Device,
     family::{V4, V6},
     masquerade::PortRange,
+    vlan::Vlan,
 };
 
 use self::side::Side;
@@ -46,6 +48,7 @@ pub struct Datapath {
     v6: Side<V6>,
     devices: DeviceTable,
     shares: [u32; 2],
+    vlans: VlanTable,
 }
 
 impl Datapath {
@@ -88,6 +91,7 @@ impl Datapath {
             v4: Side::open(&pins),
             v6: Side::open(&pins),
             devices: DeviceTable::open(&pins).expect("a table of devices"),
+            vlans: VlanTable::open(&pins).expect("a table of VLANs"),
             loaded,
             shares: [0; 2],
         };
@@ -104,6 +108,7 @@ impl Datapath {
         self.v6.clear();
         self.configure(|_| {});
         self.device(|_| {});
+        self.vlans(&BTreeMap::new());
     }
 
     /// Sets the programs' settings: the tests' usual ones, changed by `change`.
@@ -147,6 +152,11 @@ impl Datapath {
         }
         change(&mut device);
         self.devices.set(LOOPBACK, device).expect("a free entry");
+    }
+
+    /// Sets the uplinks of all VLANs.
+    pub fn vlans(&mut self, vlans: &BTreeMap<Vlan, u32>) {
+        self.vlans.set_all(vlans).expect("room");
     }
 
     /// Sets a Service port, in place of the one with the same front end.
