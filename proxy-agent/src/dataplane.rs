@@ -4,10 +4,10 @@
 //! version:
 //!
 //! ```text
-//! <bpf root>/v1/maps/FRONTENDS_V4 …      the tables
-//! <bpf root>/v1/programs/ingress …       the programs, for bpftool
-//! <bpf root>/v1/links/7-ingress …        one link for each device and hook
-//! <bpf root>/v1/links/cgroup-1-connect4 … one for each call of sockets
+//! <bpf root>/v2/maps/FRONTENDS_V4 …      the tables
+//! <bpf root>/v2/programs/ingress …       the programs, for bpftool
+//! <bpf root>/v2/links/7-ingress …        one link for each device and hook
+//! <bpf root>/v2/links/cgroup-1-connect4 … one for each call of sockets
 //! ```
 //!
 //! The pins keep the datapath alive without the agent (P4). An agent that
@@ -33,6 +33,7 @@ pub mod serving;
 pub mod stale;
 pub mod sweep;
 pub mod tables;
+pub mod vlans;
 
 use proxy_common::family::Family;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::device::Device;
+use proxy_common::{device::Device, vlan::Vlan};
 
 use crate::config::LocalDetector;
 
@@ -24,12 +24,18 @@ pub struct Link {
     pub master: Option<u32>,
     pub kind: LinkKind,
     pub mac: [u8; 6],
+    /// What it takes of another device, if it is one for a VLAN.
+    pub vlan: Option<Vlan>,
+    /// It is set up and has a carrier.
+    pub is_up: bool,
 }
 
 /// What a device is made for, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     Bridge,
+    /// One way by several devices.
+    Bond,
     /// Made by a driver, not by an administrator or a network plugin.
     Hardware,
     /// Its packets go on to another host.
@@ -37,7 +43,7 @@ pub enum LinkKind {
     /// Gives packets back to the device they came from, where they pass the
     /// programs (ifb, which plugins shape pods' traffic with).
     Detour,
-    /// veth, VLAN, bond and the like: where they lead, only routes tell.
+    /// veth, VLAN and the like: where they lead, only routes tell.
     Other,
 }
 
@@ -209,16 +215,19 @@ fn describe(
 ) -> Device {
     let bridge = master.filter(|master| master.kind == LinkKind::Bridge);
     let mut flags = 0;
-    let leads_away = matches!(link.kind, LinkKind::Hardware | LinkKind::Tunnel);
-    let is_uplink = leads_away || around.routes.gateways.contains(&link.ifindex);
+    let is_uplink = leads_away(link, around.routes);
     if is_uplink {
         flags |= Device::UPLINK;
     }
     if link.layer == Layer::Ip {
         flags |= Device::LAYER3;
     }
+    if !link.is_up {
+        flags |= Device::DOWN;
+    }
     let is_pods = |link: &Link| around.detector.is_pod_device(&link.name) == Some(true);
     let is_detected = is_pods(link) || master.is_some_and(is_pods);
+    let is_outside = is_uplink || is_in_vlan_outside(link, links, around.routes);
     if is_detected {
         flags |= Device::LOCAL_CLIENTS;
     }
@@ -242,7 +251,47 @@ fn describe(
         mac: link.mac,
         bridge_mac: bridge.map_or([0; 6], |bridge| bridge.mac),
         flags,
+        uplink: if is_outside && !is_detected {
+            way_out(link, links, MAX_NESTING).unwrap_or(0)
+        } else {
+            0
+        },
     }
+}
+
+/// Whether what is reached by a device is no part of this node.
+fn leads_away(link: &Link, routes: &Routes) -> bool {
+    matches!(link.kind, LinkKind::Hardware | LinkKind::Tunnel)
+        || routes.gateways.contains(&link.ifindex)
+}
+
+/// Whether a device is one for a VLAN of a network outside.
+fn is_in_vlan_outside(link: &Link, links: &[Link], routes: &Routes) -> bool {
+    link.vlan.is_some_and(|vlan| {
+        let mut cards = links.iter().filter(|card| leads_away(card, routes));
+        cards.any(|card| way_out(card, links, MAX_NESTING) == Some(vlan.uplink))
+    })
+}
+
+/// The devices by which routing leads to what is in VLANs, for `VLANS`.
+pub fn vlans(links: &[Link]) -> BTreeMap<Vlan, u32> {
+    let known = links.iter().filter_map(|link| {
+        let uplink = way_out(link, links, MAX_NESTING)?;
+        Some((link.vlan?, uplink))
+    });
+    known.collect()
+}
+
+/// The device by which routing leads to what is behind this one: the outermost
+/// bridge or bond that it is a part of, or itself. Not known of other masters.
+fn way_out(link: &Link, links: &[Link], depth: u32) -> Option<u32> {
+    let Some(master) = link.master else {
+        return Some(link.ifindex);
+    };
+    let is_way = |master: &&Link| matches!(master.kind, LinkKind::Bridge | LinkKind::Bond);
+    let mut found = links.iter().filter(|link| link.ifindex == master);
+    let master = found.next().filter(is_way)?;
+    way_out(master, links, depth.checked_sub(1)?)
 }
 
 /// The address of one family that a device's packets are masqueraded to, where
@@ -295,6 +344,8 @@ mod tests {
             master: None,
             kind: LinkKind::Other,
             mac: [2, 0, 0, 0, 0, u8::try_from(ifindex).expect("small")],
+            vlan: None,
+            is_up: true,
         }
     }
 
@@ -480,6 +531,122 @@ mod tests {
         assert_eq!(uplinks(&[]), [2, 5]);
         assert_eq!(uplinks(&[3]), [2, 3, 5], "a bridge that leads to a gateway");
         assert_eq!(uplinks(&[4]), [2, 4, 5]);
+    }
+
+    /// Clients outside are reached by the device that routes name.
+    #[test]
+    fn clients_are_reached_by_the_outermost_bridge_or_bond() {
+        let card = |ifindex, master| Link {
+            kind: LinkKind::Hardware,
+            master,
+            ..link(ifindex, "card")
+        };
+        let of_kind = |ifindex, kind| Link {
+            kind,
+            ..link(ifindex, "master")
+        };
+        let bond = Link {
+            master: Some(3),
+            ..of_kind(8, LinkKind::Bond)
+        };
+        let mut links = node();
+        links.extend([
+            bond,
+            of_kind(9, LinkKind::Bond),
+            of_kind(10, LinkKind::Other),
+        ]);
+        links.extend([card(20, None), card(21, Some(9)), card(22, Some(8))]);
+        links.extend([card(23, Some(3)), card(24, Some(10)), card(25, Some(99))]);
+        let around = Surroundings {
+            detector: &LocalDetector::InterfaceNamePrefix("pod".to_owned()),
+            routes: &Routes::default(),
+            pods: &[],
+            node_v4: None,
+            node_v6: None,
+        };
+        let uplinks = |links: &[Link]| {
+            let described = described(links, &addresses(), &around).into_iter();
+            let uplinks = described.map(|(ifindex, each)| (ifindex, each.device.uplink));
+            uplinks
+                .filter(|(_, uplink)| *uplink != 0)
+                .collect::<Vec<_>>()
+        };
+        let expected = [(20, 20), (21, 9), (22, 3), (23, 3)];
+        assert_eq!(uplinks(&links), expected, "a VRF is no way out");
+        for link in &mut links {
+            link.name = "pod".into();
+        }
+        assert_eq!(
+            uplinks(&links),
+            [],
+            "what is said to be pods is not outside"
+        );
+        let circle = [card(1, Some(2)), card(2, Some(1))];
+        assert_eq!(uplinks(&circle), []);
+    }
+
+    /// A VLAN of an uplink is one, and so is the bridge that it is a port of.
+    #[test]
+    fn vlans_of_uplinks_are_uplinks() {
+        let above = |ifindex, uplink, id| Link {
+            vlan: Some(Vlan {
+                uplink,
+                protocol: 0x8100_u16.to_be(),
+                id,
+            }),
+            ..link(ifindex, "vlan")
+        };
+        let card = |ifindex, master| Link {
+            kind: LinkKind::Hardware,
+            master,
+            ..link(ifindex, "card")
+        };
+        let bond = Link {
+            kind: LinkKind::Bond,
+            ..link(9, "bond")
+        };
+        let mut links = node();
+        links.extend([bond, card(20, None), card(21, Some(9))]);
+        let bridged = Link {
+            master: Some(3),
+            ..above(32, 20, 200)
+        };
+        links.extend([above(30, 9, 100), above(31, 20, 100), bridged]);
+        links.push(above(33, 4, 100));
+        let found = vlans(&links).into_iter();
+        let found: Vec<_> = found.map(|(vlan, by)| (vlan.uplink, vlan.id, by)).collect();
+        let expected = [(4, 100, 33), (9, 100, 30), (20, 100, 31), (20, 200, 3)];
+        assert_eq!(found, expected);
+        let around = Surroundings {
+            detector: &LocalDetector::NodeCidr,
+            routes: &Routes::default(),
+            pods: &[],
+            node_v4: None,
+            node_v6: None,
+        };
+        let described = described(&links, &addresses(), &around);
+        let uplinks = [20, 21, 30, 31, 32, 33, 4].map(|ifindex| described[&ifindex].device.uplink);
+        assert_eq!(
+            uplinks,
+            [20, 9, 30, 31, 3, 0, 0],
+            "not that of a pod's device"
+        );
+    }
+
+    #[test]
+    fn the_programs_know_which_links_are_down() {
+        let mut links = node();
+        links[1].is_up = false;
+        let around = Surroundings {
+            detector: &LocalDetector::NodeCidr,
+            routes: &Routes::default(),
+            pods: &[],
+            node_v4: None,
+            node_v6: None,
+        };
+        let described = described(&links, &addresses(), &around).into_iter();
+        let down = described.filter(|(_, each)| each.device.flags & Device::DOWN != 0);
+        assert_eq!(down.map(|(ifindex, _)| ifindex).collect::<Vec<_>>(), [2]);
     }
 
     /// A device of which nothing is known leads to no pods: it may be a second

@@ -37,6 +37,7 @@ use crate::{
         local_addrs::LocalAddrTable,
         pins::Pins,
         sweep::{self, Swept},
+        vlans::VlanTable,
     },
     devices::{
         Described,
@@ -92,6 +93,7 @@ pub struct Keeper {
     config: NodeConfig,
     audit: Duration,
     table: DeviceTable,
+    vlans: VlanTable,
     /// Devices with programs.
     hooked: BTreeMap<u32, Described>,
     /// Devices for which something could not be done, and what.
@@ -141,6 +143,7 @@ impl Keeper {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
+        let vlans = VlanTable::open(&pins)?;
         let counters = Counters::open(&pins).context("open table COUNTERS")?;
         let mut keeper = Self {
             counters,
@@ -156,6 +159,7 @@ impl Keeper {
             config: options.node,
             audit: options.audit,
             table,
+            vlans,
             hooked: BTreeMap::new(),
             refused: BTreeMap::new(),
             without_room: 0,

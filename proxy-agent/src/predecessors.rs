@@ -30,7 +30,7 @@ impl Predecessors {
             told: None,
         };
         for layout in &found.layouts {
-            let flows = layout.has_our_flows();
+            let flows = layout.has_known_flows();
             info!(
                 "programs of another version are in place below {} and serve until the new tables are complete; open flows are {}",
                 layout.path().display(),
@@ -54,7 +54,11 @@ impl Predecessors {
 
     /// Copies their open flows to complete tables.
     pub fn carry_flows_over(&self) {
-        for layout in self.layouts.iter().filter(|layout| layout.has_our_flows()) {
+        for layout in self
+            .layouts
+            .iter()
+            .filter(|layout| layout.has_known_flows())
+        {
             self.carry::<V4>(layout);
             self.carry::<V6>(layout);
         }

@@ -101,6 +101,8 @@ counters! {
     MasqueradeTakenOver => "masquerade_taken_over",
     /// Reply tuples removed because no flow has them any more.
     MasqueradeReaped => "masquerade_reaped",
+    /// Replies to clients outside sent by the uplink that these come in by, where routing had chosen another device.
+    ReplyRedirected => "reply_redirected",
 }
 
 #[cfg(test)]

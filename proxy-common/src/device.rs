@@ -21,6 +21,10 @@ pub struct Device {
     pub bridge_mac: [u8; 6],
     /// [`Device::LAYER3`] and the other flags.
     pub flags: u32,
+    /// Device by which routing leads to the clients that come in here, if they are
+    /// outside: this one, or the bridge or bond that it is a port of. 0 if what is
+    /// here is a part of this node, or that is not known.
+    pub uplink: u32,
 }
 
 impl Device {
@@ -39,7 +43,9 @@ impl Device {
     /// or a route to an address or range of pods without a gateway. Never set
     /// with [`Device::UPLINK`].
     pub const POD_ROUTES: u32 = 16;
+    /// Its link is down: what leaves by it is lost.
+    pub const DOWN: u32 = 32;
 }
 
-const _: () = assert!(size_of::<Device>() == 40);
+const _: () = assert!(size_of::<Device>() == 44);
 pod!(Device);

@@ -70,12 +70,16 @@ pub struct Flow<A> {
     pub generation: u32,
     /// Time of the last packet, in [`TICK_SHIFT`] ticks of `CLOCK_MONOTONIC`.
     pub last_seen: u32,
-    /// Device whose egress a flow of this host's own process was translated
-    /// at; replies are handed back as if they had come in there. 0 for flows
-    /// of other clients.
+    /// Device that leads to the client. For a client outside it is the uplink
+    /// that its last packet came in by, as in [`Device::uplink`], and its replies
+    /// leave by it. With [`Flow::HOST`] it is the device whose egress its last
+    /// packet was translated at, and its replies are handed back as if they had
+    /// come in there. 0 for other clients: their replies go where routing leads.
+    ///
+    /// [`Device::uplink`]: crate::device::Device::uplink
     pub uplink: u32,
     /// [`Flow::MASQUERADE`], [`Flow::CHANGE_PORT`], [`Flow::FRONTEND_ADDRESS`],
-    /// [`Flow::OUTGOING`], [`Flow::ROUTED`].
+    /// [`Flow::OUTGOING`], [`Flow::ROUTED`], [`Flow::HOST`].
     pub flags: u8,
     /// In record 0: the highest index in use for this client port.
     pub highest: u8,
@@ -103,6 +107,12 @@ impl<A> Flow<A> {
     /// The client came in by a bridge whose host is the backend's gateway to it:
     /// replies are routed, and so requests must be (E2).
     pub const ROUTED: u8 = 16;
+    /// The client is a process of this host, whose packets come in by no device.
+    pub const HOST: u8 = 32;
+
+    /// The uplink of a client outside whose last packet came in by something else:
+    /// its replies go where routing leads until it is back.
+    pub const NO_UPLINK: u32 = u32::MAX;
 
     /// The port between the hooks of a client whose own is `client`.
     #[inline(always)]

@@ -42,16 +42,22 @@ pub mod service;
 pub mod siphash;
 pub mod socket;
 pub mod source_range;
+pub mod vlan;
 
 /// Version of the map layouts. Pins live in a folder of this name, so an agent
 /// never reads tables that another version laid out.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Version of the layout and the meaning of the tables that open flows need:
 /// `FLOWS`, `MASQ` and `PREFILTER`. Agents of different [`LAYOUT_VERSION`]s with
 /// the same one here take over each other's open flows; so it is raised only if
 /// one of these tables changes, and [`LAYOUT_VERSION`] with it.
-pub const FLOW_LAYOUT: u32 = 1;
+pub const FLOW_LAYOUT: u32 = 2;
+
+/// The version before [`FLOW_LAYOUT`], whose open flows are taken over, too. It had
+/// no [`flow::Flow::HOST`]: flows of the host's own processes, and only those, had
+/// an uplink.
+pub const FORMER_FLOW_LAYOUT: u32 = 1;
 
 /// Marks map keys and values as plain bytes for aya.
 macro_rules! pod {

@@ -21,6 +21,7 @@ use crate::{
     route::Route,
     service_range,
     tables::{self, Scratch},
+    uplink,
 };
 
 /// Runs the egress hook.
@@ -61,6 +62,11 @@ pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
     if outcome == Outcome::AGAIN {
         hint::keep(skb, Hint::None);
         tables::go_slow(skb, F::SLOW.egress);
+        return Outcome::drop(Counter::RewriteFailed).action();
+    }
+    if outcome == Outcome::BY_UPLINK {
+        hint::keep(skb, Hint::None);
+        tables::go_slow(skb, F::SLOW.uplink);
         return Outcome::drop(Counter::RewriteFailed).action();
     }
     outcome.action()
@@ -204,7 +210,7 @@ fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     fragment::remember_reply::<F>(headers);
     Some(
         match rewrite::slowly::<F>(skb, headers, Side::Source, &addr, port) {
-            Ok(()) => Outcome::NEXT,
+            Ok(()) => uplink::go_on(*skb, flow),
             Err(fault) => fault.into(),
         },
     )

@@ -19,7 +19,7 @@ use crate::{
     parse::{self, IpHeader, tcp},
     rewrite::{self, Side},
     route::Route,
-    service_range, tables,
+    service_range, tables, uplink,
 };
 
 /// A packet that comes in. `None`: for the slow path.
@@ -96,6 +96,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
                     || flow.backend_addr != headers.ip.src
                     || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
                     || flow::is_foreign_reply::<F>(flow, &headers)
+                    || uplink::is_other(skb, flow)
                 {
                     return None;
                 }

@@ -21,7 +21,7 @@ use crate::{
     fragment::{self, Hook},
     hint::{self, Hint},
     ingress, masquerade,
-    open::{self, Opened},
+    open::{self, Opened, Origin},
     outcome::{Fault, Outcome},
     packet::{ETH_LEN, Link, Skb},
     parse::{self, Headers, IpHeader, Part},
@@ -29,6 +29,7 @@ use crate::{
     rewrite::{self, Side},
     route::{self, Route},
     tables::{self, Scratch},
+    uplink,
 };
 
 /// `gso_size` of SCTP: a list of packets that its sender cut itself.
@@ -114,7 +115,7 @@ fn find_or_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) 
     if scratch.headers.ip.part == Part::Later {
         return Some(Outcome::drop(Counter::FragmentUnknown));
     }
-    let opened = open::open::<F>(skb, scratch, skb.ifindex());
+    let opened = open::open::<F>(skb, scratch, Origin::Host);
     ingress::log_opened::<F>(*skb, &scratch.headers, opened);
     match opened {
         Opened::Flow => None,
@@ -152,7 +153,12 @@ fn send<F: IpHeader + Route>(
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             // SAFETY: the helper has written this field of the union.
             let mtu = unsafe { route.__bindgen_anon_1.mtu_result };
-            Ok(refuse::too_big::<F>(&skb, &scratch.headers, u32::from(mtu)))
+            Ok(refuse::too_big::<F>(
+                &skb,
+                &scratch.headers,
+                u32::from(mtu),
+                To::Host,
+            ))
         }
         BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(Outcome::drop(Counter::ForwardingOff)),
         _ => Ok(Outcome::drop(Counter::NoRoute)),
@@ -162,7 +168,7 @@ fn send<F: IpHeader + Route>(
 /// Length of the IP packet, or of the longest segment that it will be cut to.
 /// 0 if that is not known; the look-up then does not compare it.
 #[inline(never)]
-fn longest<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> u32 {
+pub fn longest<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> u32 {
     let segment = skb.gso_size();
     if segment == 0 {
         return skb.len() - headers.l3;
@@ -209,13 +215,14 @@ fn to_itself<F: IpHeader + Route>(
     Ok(deliver(*skb, skb.ifindex()))
 }
 
-/// Lets a translated packet go on: to a client elsewhere (`uplink` 0) by the
-/// way it is on, to a process of this host by the device it expects.
+/// Lets a translated packet of this flow go on to the client: to a process of this
+/// host by the device it expects.
 #[inline(always)]
-pub fn hand_back(skb: Skb, uplink: u32) -> Outcome {
-    if uplink == 0 {
-        return Outcome::NEXT;
+pub fn hand_back<A>(skb: Skb, flow: &Flow<A>) -> Outcome {
+    if flow.flags & Flow::<A>::HOST == 0 {
+        return uplink::go_on(skb, flow);
     }
+    let uplink = flow.uplink;
     hint::set(skb, Hint::Done);
     if !skb.is_host_originated() && enter_alike(uplink, skb.ifindex()) {
         return Outcome::NEXT;
@@ -260,7 +267,7 @@ fn deliver(skb: Skb, ifindex: u32) -> Outcome {
 
 /// Gives a packet from a device without link-layer header an Ethernet header.
 #[inline(never)]
-fn add_ethernet(skb: &Skb) -> Result<(), Fault> {
+pub fn add_ethernet(skb: &Skb) -> Result<(), Fault> {
     // SAFETY: the helper checks its arguments.
     if unsafe { bpf_skb_change_head(skb.raw(), ETH_LEN, 0) } != 0 {
         return Err(Fault);

@@ -164,7 +164,7 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
                 && scratch.key.port == scratch.reply.masquerade_port;
             return if kept_its_port || !masquerade::is_masquerade::<F>(flow, &scratch.reply) {
                 Outcome::NEXT
-            } else if flow.uplink == 0 {
+            } else if flow.flags & Flow::<F::Addr>::HOST == 0 {
                 finish(unmasquerade::<F>(&skb, scratch, record))
             } else {
                 finish(at_client::<F>(&skb, scratch, record))
@@ -350,9 +350,8 @@ fn at_client<F: IpHeader>(
         edit.outer::<F>(headers, Side::Source, &flow.frontend_addr)?;
     }
     edit.outer::<F>(headers, Side::Destination, &client.addr)?;
-    let uplink = flow.uplink;
     edit.finish()?;
-    Ok(host::hand_back(*skb, uplink))
+    Ok(host::hand_back(*skb, flow))
 }
 
 /// Finds the packet quoted by an `ICMPv6` redirect (RFC 4861 sections 4.5, 4.6.3).

@@ -19,7 +19,7 @@ use crate::{
     icmp,
     masquerade::{self, Sockets},
     opaque::opaque,
-    open::{self, Opened},
+    open::{self, Opened, Origin},
     outcome::{Fault, Outcome},
     outgoing,
     packet::{Addressee, Link, Skb, same_mac},
@@ -29,6 +29,7 @@ use crate::{
     route::Route,
     service_range,
     tables::{self, Scratch},
+    uplink,
 };
 
 /// Runs the ingress hook.
@@ -192,7 +193,7 @@ fn to_frontend<F: IpHeader + Route>(
             return Outcome::drop(Counter::FragmentUnknown);
         }
         None => {
-            let opened = open::open::<F>(skb, scratch, 0);
+            let opened = open::open::<F>(skb, scratch, Origin::Device);
             log_opened::<F>(*skb, &scratch.headers, opened);
             match opened {
                 Opened::Flow => {}
@@ -263,6 +264,7 @@ fn forward_slowly<F: IpHeader + Route>(
     scratch.reply.backend_addr = flow.backend_addr;
     let (headers, addr) = (&mut scratch.headers, &scratch.reply.backend_addr);
     flow::touch::<F>(record, headers, Direction::ToBackend);
+    uplink::follow_slowly::<F>(skb, record, headers.l3);
     if may_be_bridged::<F>(arrival, flags)
         && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()
         || rewrite::slowly::<F>(skb, headers, Side::Destination, addr, port).is_err()
@@ -322,6 +324,7 @@ fn try_forward<F: IpHeader + Route>(
     let flow = unsafe { record.as_ref() };
     let (addr, port, flags) = (flow.backend_addr, flow.backend_port, flow.flags);
     flow::touch::<F>(record, headers, Direction::ToBackend);
+    uplink::follow::<F>(skb, record, headers.l3);
     if may_be_bridged::<F>(arrival, flags) {
         stay_on_bridge::<F>(skb, headers, &addr)?;
     }
@@ -423,7 +426,7 @@ fn direct<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 || flow.uplink != 0 {
+    if flow.flags & (Flow::<F::Addr>::OUTGOING | Flow::<F::Addr>::HOST) != 0 {
         return;
     }
     if flow.flags & Flow::<F::Addr>::MASQUERADE != 0

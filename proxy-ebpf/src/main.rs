@@ -62,6 +62,7 @@ mod service_range;
 mod socket;
 mod sweep;
 mod tables;
+mod uplink;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -134,6 +135,19 @@ pub fn host_slow_v4(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn host_slow_v6(ctx: TcContext) -> i32 {
     host::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// Slow path of `egress` for translated IPv4 replies to clients that came in by
+/// another device than routing has chosen.
+#[classifier]
+pub fn uplink_slow_v4(ctx: TcContext) -> i32 {
+    uplink::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+}
+
+/// The same for IPv6.
+#[classifier]
+pub fn uplink_slow_v6(ctx: TcContext) -> i32 {
+    uplink::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// `connect` of IPv4 sockets.

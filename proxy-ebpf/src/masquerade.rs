@@ -84,7 +84,7 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
     let Some(port) = allocate::<F>(skb, scratch, record, &addr) else {
         // Of a process of the host the answer would have to look like the front
         // end's; it was refused before, where it got its changed port.
-        return Some(if flow.uplink == 0 && !outgoing {
+        return Some(if flow.flags & Flow::<F::Addr>::HOST == 0 && !outgoing {
             refuse::answer::<F>(skb, &scratch.headers, Opened::PortsExhausted, To::Client)
         } else {
             Outcome::drop(Counter::MasqueradePortsExhausted)
@@ -117,7 +117,7 @@ pub fn allocate<F: IpHeader + Sockets>(
     ask_for::<F>(scratch, record, addr);
     // A process of this host that keeps its address keeps the port that it has
     // between the hooks.
-    let same_address = flow.uplink != 0 && *addr == scratch.key.addr;
+    let same_address = flow.flags & Flow::<F::Addr>::HOST != 0 && *addr == scratch.key.addr;
     let port = if same_address && opaque(claim::<F>(skb, scratch)) {
         scratch.reply.masquerade_port
     } else {
@@ -408,9 +408,8 @@ pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
         // own it would look like a reply of the client's other flow.
         return Some(Outcome::NEXT);
     }
-    let uplink = flow.uplink;
     fragment::remember::<F>(&scratch.headers, Hook::Ingress);
-    if uplink != 0 {
+    if flow.flags & Flow::<F::Addr>::HOST != 0 {
         return Some(to_host::<F>(&skb, scratch, record));
     }
     // The other half follows where the packet leaves towards the client.
@@ -438,8 +437,7 @@ pub fn reply_at_egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
 fn to_host<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Record<F>) -> Outcome {
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    let (frontend_addr, frontend_port, uplink) =
-        (flow.frontend_addr, flow.frontend_port, flow.uplink);
+    let (frontend_addr, frontend_port) = (flow.frontend_addr, flow.frontend_port);
     let headers = &mut scratch.headers;
     flow::touch::<F>(record, headers, Direction::ToClient);
     let (addr, port) = (scratch.key.addr, scratch.key.port);
@@ -448,7 +446,7 @@ fn to_host<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Recor
     {
         return Fault.into();
     }
-    host::hand_back(*skb, uplink)
+    host::hand_back(*skb, flow)
 }
 
 /// The flow that the packet in scratch memory answers; its key is put there.

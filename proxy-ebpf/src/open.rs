@@ -19,6 +19,7 @@ use crate::{
     parse::{IpHeader, tcp},
     route::{self, Route},
     tables::{self, Scratch, Tables, count},
+    uplink,
 };
 
 /// `EEXIST`, as helpers return it.
@@ -30,6 +31,16 @@ const MAX_SKIP: u32 = 3;
 
 /// Ports below are for processes with privileges (`ip_unprivileged_port_start`).
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+
+/// Where the packet that opens a flow comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// In by this device.
+    Device,
+    /// From a process of this host; it leaves by this device.
+    Host,
+}
 
 /// What became of the attempt to open a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,15 +84,23 @@ impl Opened {
 }
 
 /// Opens the flow of the packet in scratch memory, or moves a stale record of
-/// the same client and front end to another backend. `uplink` is the device
-/// that a host process's packet leaves by, else 0.
+/// the same client and front end to another backend.
 #[inline(always)]
-pub fn open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, uplink: u32) -> Opened {
-    opaque(try_open::<F>(skb, scratch, uplink))
+pub fn open<F: IpHeader + Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    origin: Origin,
+) -> Opened {
+    opaque(try_open::<F>(skb, scratch, origin))
 }
 
 #[inline(never)]
-fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, uplink: u32) -> Opened {
+fn try_open<F: IpHeader + Route>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    origin: Origin,
+) -> Opened {
+    let host = origin == Origin::Host;
     let dialled = choose::frontend::<F>(scratch);
     let place = opaque(place::<F>(scratch));
     if dialled != Dialled::Service {
@@ -112,7 +131,7 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         return Opened::TooManyFrontends;
     }
     let device_flags = client::device_flags(skb.ifindex());
-    let client = opaque(client::of::<F>(scratch, device_flags, uplink != 0));
+    let client = opaque(client::of::<F>(scratch, device_flags, host));
     let local_policy = opaque(client::apply_policy(scratch, client));
     let chosen = opaque(choose::<F>(scratch, place));
     if chosen != Opened::Flow {
@@ -121,7 +140,12 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
         }
         return chosen;
     }
-    scratch.flow.uplink = uplink;
+    if host {
+        scratch.flow.flags |= Flow::<F::Addr>::HOST;
+        scratch.flow.uplink = skb.ifindex();
+    } else {
+        uplink::remember(skb, scratch);
+    }
     let masquerade = opaque(client::masquerade::<F>(
         scratch,
         client,
@@ -132,10 +156,10 @@ fn try_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>, upli
     // to its sockets (E5). So they get another port, too: the kernel may give one
     // port to a connection to the front end and to one to the backend. It never
     // chooses privileged ports by itself, and servers may insist on them.
-    if uplink != 0 && scratch.headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
+    if host && scratch.headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
         scratch.flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
     }
-    if uplink != 0
+    if host
         || masquerade == Masquerade::Yes
         || masquerade == Masquerade::UnlessRepliesPass
             && !opaque(client::replies_pass::<F>(skb, scratch))

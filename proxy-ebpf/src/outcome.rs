@@ -25,6 +25,9 @@ impl Outcome {
     /// No verdict: another CPU changed what this packet was about to use, and
     /// the slow path has to begin anew. Never returned to the kernel.
     pub const AGAIN: Self = Self(NonZeroI32::MIN);
+    /// No verdict: a translated reply is to leave by its client's uplink, which
+    /// another program of the slow path sees to. Never returned to the kernel.
+    pub const BY_UPLINK: Self = Self(NonZeroI32::new(i32::MIN + 1).unwrap());
 
     /// Must not pass, for the counted reason.
     #[inline(always)]

@@ -104,6 +104,20 @@ impl Skb {
         unsafe { (*self.raw).ifindex }
     }
 
+    /// Ethertype and content of the VLAN tag that the kernel keeps beside the packet,
+    /// both zero if there is none.
+    #[inline(always)]
+    pub fn tag(self) -> (u16, u16) {
+        // SAFETY: as in `len`.
+        unsafe {
+            if (*self.raw).vlan_present == 0 {
+                (0, 0)
+            } else {
+                ((*self.raw).vlan_proto as u16, (*self.raw).vlan_tci as u16)
+            }
+        }
+    }
+
     /// Payload of each of the segments that the packet will be cut to; 0 for a
     /// packet that stays as it is.
     #[inline(always)]

@@ -102,10 +102,15 @@ pub fn answer<F: IpHeader + Refusal>(
     }
 }
 
-/// Tells a process of this host that its packet is too big for the way to the
-/// backend. The host cut it for the way to the front end's address.
+/// Tells a packet's sender that it is too big for the way that it was sent by
+/// instead of the one it was cut for.
 #[inline(never)]
-pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu: u32) -> Outcome {
+pub fn too_big<F: IpHeader + Refusal>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    mtu: u32,
+    to: To,
+) -> Outcome {
     // A later fragment has no ports that would lead to a socket; the first one
     // was answered.
     if headers.ip.part == Part::Later {
@@ -116,7 +121,7 @@ pub fn too_big<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>, mtu
     }
     let (kind, code) = F::TOO_BIG;
     match error::<F>(skb, headers, Icmp::new(kind, code, mtu)) {
-        Ok(()) => send(*skb, To::Host),
+        Ok(()) => send(*skb, to),
         Err(fault @ Fault) => fault.into(),
     }
 }

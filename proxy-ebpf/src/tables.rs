@@ -25,6 +25,7 @@ use proxy_common::{
     service::{Service, ServiceName, Slot},
     socket::Peers,
     source_range::SourceRange,
+    vlan::Vlan,
 };
 
 use crate::{icmp::Quote, opaque::masked, packet::Skb, parse::Headers};
@@ -58,6 +59,8 @@ static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
 static COUNTERS: PerCpuArray<u64, { Counter::ROOM }> = PerCpuArray::new();
 #[btf_map]
 static DEVICES: HashMap<u32, Device, SMALL, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static VLANS: HashMap<Vlan, u32, SMALL, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
 /// By client; not pinned.
@@ -98,6 +101,8 @@ pub enum Slow {
     EgressV6,
     HostV4,
     HostV6,
+    UplinkV4,
+    UplinkV6,
 }
 
 /// One family's programs of the slow path.
@@ -108,6 +113,8 @@ pub struct SlowPath {
     pub egress: Slow,
     /// Packets of this host's own processes that leave for a front end.
     pub host: Slow,
+    /// Translated replies that leave by their client's uplink.
+    pub uplink: Slow,
 }
 
 /// Memory of the slow path: more than fits its stack. One for each CPU is
@@ -189,7 +196,7 @@ macro_rules! family_tables {
      $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
      $masq:ident, $fragments:ident, $filters:ident, $names:ident, $local_addrs:ident,
      $source_ranges:ident, $affinities:ident, $scratch:ident,
-     $ingress:ident, $egress:ident, $host:ident) => {
+     $ingress:ident, $egress:ident, $host:ident, $uplink:ident) => {
         #[btf_map]
         static $frontends: Frontends<$addr> = HashMap::new();
         #[btf_map]
@@ -225,6 +232,7 @@ macro_rules! family_tables {
                 ingress: Slow::$ingress,
                 egress: Slow::$egress,
                 host: Slow::$host,
+                uplink: Slow::$uplink,
             };
 
             #[inline(always)]
@@ -307,7 +315,8 @@ family_tables!(
     SCRATCH_V4,
     IngressV4,
     EgressV4,
-    HostV4
+    HostV4,
+    UplinkV4
 );
 family_tables!(
     V6,
@@ -329,7 +338,8 @@ family_tables!(
     SCRATCH_V6,
     IngressV6,
     EgressV6,
-    HostV6
+    HostV6,
+    UplinkV6
 );
 
 /// Goes on in a program of the slow path. Returns only if it is not there.
@@ -351,6 +361,13 @@ pub fn device(ifindex: u32) -> Option<&'static Device> {
     // SAFETY: only the agent writes this map, field by field equal or new; a
     // stale read gives the device's former addresses.
     unsafe { DEVICES.get(ifindex) }
+}
+
+/// The uplink that takes the packets of a VLAN.
+#[inline(always)]
+pub fn uplink_of(vlan: &Vlan) -> Option<u32> {
+    // SAFETY: copied at once; a stale read gives the former uplink.
+    unsafe { VLANS.get(vlan) }.copied()
 }
 
 /// Adds one to a counter of this CPU.

@@ -2,9 +2,15 @@
 //! agent's tables gets another name for that: its programs stay in place.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use proxy_common::flow::Flow;
+use proxy_common::net::{AddrV4, AddrV6};
+use proxy_common::{FORMER_FLOW_LAYOUT, LAYOUT_VERSION};
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::traffic::{Dial, Heartbeat, HeartbeatReport, Server, UdpClient, ask_tcp};
 use proxy_tests::{
@@ -19,13 +25,14 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(20);
 
 /// An older layout, and a newer one from which a node is rolled back.
 const OLDER: &str = "v0";
-const NEWER: &str = "v2";
+const NEWER: &str = "v99";
 
 /// Ends the agent and makes its datapath one of another layout version.
 fn leave_as(agent: Agent, node: &Node, layout: &str) -> Result<()> {
     agent.terminate()?;
     let root = node.pins().path();
-    fs::rename(root.join("v1"), root.join(layout))?;
+    let own = format!("v{LAYOUT_VERSION}");
+    fs::rename(root.join(own), root.join(layout))?;
     Ok(())
 }
 
@@ -195,6 +202,84 @@ fn open_flows_are_carried_over(#[values(OLDER, NEWER)] layout: &str) -> Result<(
 
 fn is_intact(report: &HeartbeatReport) -> bool {
     report.lost.is_empty() && report.failure.is_none() && report.servers.len() == 1
+}
+
+/// Rewrites the records of a pinned flow table as they were before.
+fn rewrite<K: aya::Pod, A>(maps: &Path, name: &str) -> Result<()>
+where
+    Flow<A>: aya::Pod,
+{
+    let data = MapData::from_pin(maps.join(name))?;
+    let mut flows: HashMap<_, K, Flow<A>> = Map::from_map_data(data)?.try_into()?;
+    let entries: Vec<_> = flows.iter().collect::<std::result::Result<_, _>>()?;
+    for (key, mut flow) in entries {
+        if flow.flags & Flow::<A>::HOST == 0 {
+            flow.uplink = 0;
+        }
+        flow.flags &= !Flow::<A>::HOST;
+        flows.insert(key, flow, 0)?;
+    }
+    Ok(())
+}
+
+/// Makes the flow tables below `layout` what an agent of the flow layout before
+/// ours has left.
+fn make_former(node: &Node, layout: &str) -> Result<()> {
+    let root = node.pins().path().join(layout);
+    rewrite::<[u8; 8], AddrV4>(&root.join("maps"), "FLOWS_V4")?;
+    rewrite::<[u8; 20], AddrV6>(&root.join("maps"), "FLOWS_V6")?;
+    fs::remove_file(root.join("flow-layout"))?;
+    symlink(FORMER_FLOW_LAYOUT.to_string(), root.join("flow-layout"))?;
+    Ok(())
+}
+
+/// So are those of the flow layout before ours, of all kinds of clients, and what
+/// follows is the same for them.
+#[test]
+fn open_flows_of_the_layout_before_are_carried_over() -> Result<()> {
+    let lab = Lab::start(Topology::ROUTED)?;
+    let [node, other] = &lab.nodes[..] else {
+        anyhow::bail!("two nodes");
+    };
+    let client = node.add_pod("client")?;
+    let backends = [node.add_pod("a")?, other.add_pod("b")?];
+    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
+    let service = Service::echo(lab.families())
+        .endpoints(&backends)
+        .node_port(ECHO_PORT, NODE_PORT);
+    lab.manifests.write(&service)?;
+    let options = AgentOptions::with_sockets(Sockets::Off);
+    let agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+    let mut connections = Vec::new();
+    for &family in lab.families().list() {
+        let cluster_ip = service.at(family, ECHO_PORT);
+        let node_port = node.at(family, NODE_PORT);
+        let clients: [(&Host, _); 3] = [
+            (&client, cluster_ip),
+            (node, cluster_ip),
+            (&lab.external, node_port),
+        ];
+        for (host, front_end) in clients {
+            for _ in 0..8 {
+                let mut connection = host.run(|| Dial::to(front_end).connect())?;
+                connection.start_echo()?;
+                connections.push(connection);
+            }
+        }
+    }
+    leave_as(agent, node, OLDER)?;
+    make_former(node, OLDER)?;
+    let agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+    eventually("the other version is gone", REPLACED_WITHIN, || {
+        ensure!(!node.pins().path().join(OLDER).exists(), "not yet");
+        Ok(())
+    })?;
+    for connection in &mut connections {
+        connection.echo(b"still here")?;
+    }
+    Ok(())
 }
 
 /// Flows whose layout is not known are left behind, and said to be; new ones

@@ -29,7 +29,7 @@ fn is_served(clients: &[&Host], lab: &Lab, service: &Service) -> Result<()> {
 /// only tables or programs were unpinned, and its end leaves forwarding.
 #[rstest]
 fn removed_pins_come_back(
-    #[values("v1/maps", "v1/programs", "v1/links", "v1")] folder: &str,
+    #[values("v2/maps", "v2/programs", "v2/links", "v2")] folder: &str,
     #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
 ) -> Result<()> {
     let lab = Lab::start(Topology::default())?;
@@ -57,7 +57,7 @@ fn removed_pins_come_back(
         ensure!(agent.log().contains("made again"), "nothing is said of it");
         Ok(())
     })?;
-    if matches!(folder, "v1/maps" | "v1/programs") {
+    if matches!(folder, "v2/maps" | "v2/programs") {
         for connection in &mut connections {
             connection.echo(b"still here")?;
         }
@@ -84,7 +84,7 @@ fn the_end_restores_pins_first() -> Result<()> {
     lab.manifests.write(&service)?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
-    fs::remove_dir_all(node.pins().path().join("v1/maps"))?;
+    fs::remove_dir_all(node.pins().path().join("v2/maps"))?;
     agent.terminate()?;
     is_served(&[&client], &lab, &service)
 }

@@ -44,13 +44,15 @@ pub const PINNED_PROGRAMS: [&str; 5] = [
 ];
 
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
-const SLOW_PROGRAMS: [&str; 6] = [
+const SLOW_PROGRAMS: [&str; 8] = [
     "ingress_slow_v4",
     "ingress_slow_v6",
     "egress_slow_v4",
     "egress_slow_v6",
     "host_slow_v4",
     "host_slow_v6",
+    "uplink_slow_v4",
+    "uplink_slow_v6",
 ];
 
 /// The datapath cannot be set up.
@@ -370,7 +372,7 @@ pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
 /// Entries of a map, where they are not fixed.
 fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
     match name {
-        "DEVICES" => return Some(sizes.devices),
+        "DEVICES" | "VLANS" => return Some(sizes.devices),
         "EXCEPTIONS" => return Some(4096),
         _ => {}
     }

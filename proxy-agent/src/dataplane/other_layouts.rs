@@ -2,7 +2,7 @@
 //! bpf root: programs that are still attached, their tables, and open flows.
 //!
 //! Their tables cannot be read, but for those of flows if the folder says that
-//! these have our layout: see [`FLOW_LAYOUT`].
+//! these have our layout or the one before: see [`FLOW_LAYOUT`].
 
 use std::{
     collections::HashMap as Index,
@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{HashMap, MapData, MapError};
 use proxy_common::{
-    FLOW_LAYOUT,
+    FLOW_LAYOUT, FORMER_FLOW_LAYOUT,
     backend::Backend,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
@@ -86,8 +86,16 @@ impl OtherLayout {
     }
 
     /// Whether its flows can be read.
-    pub fn has_our_flows(&self) -> bool {
-        pins::flow_layout(&self.path) == Some(FLOW_LAYOUT)
+    pub fn has_known_flows(&self) -> bool {
+        matches!(
+            pins::flow_layout(&self.path),
+            Some(FLOW_LAYOUT | FORMER_FLOW_LAYOUT)
+        )
+    }
+
+    /// Whether its flows have the layout before ours.
+    fn is_former(&self) -> bool {
+        pins::flow_layout(&self.path) == Some(FORMER_FLOW_LAYOUT)
     }
 
     /// Sets the bits of its filters in ours, so that packets of its flows are
@@ -117,10 +125,18 @@ impl OtherLayout {
     ) -> Result<usize, OtherLayoutError> {
         let tables = KernelTables::<F>::open(pins, Access::Read)?.read()?;
         let rows = Rows::<F>::of(&tables);
+        let is_former = self.is_former();
         let flows = copy(
             &tables::open_flows::<F>(self)?,
             &mut tables::open_flows::<F>(pins)?,
-            |key, flow| rows.adapt((*key).into(), flow.into()).into(),
+            |key, flow| {
+                let flow = if is_former {
+                    modernized(flow.into())
+                } else {
+                    flow.into()
+                };
+                rows.adapt((*key).into(), flow).into()
+            },
         )?;
         copy(
             &tables::open_masquerades::<F>(self)?,
@@ -193,6 +209,14 @@ fn copy<K: aya::Pod, V: aya::Pod>(
         }
     }
     Ok(copied)
+}
+
+/// A flow of the layout before ours as it stands in ours.
+fn modernized<A>(mut flow: Flow<A>) -> Flow<A> {
+    if flow.uplink != 0 {
+        flow.flags |= Flow::<A>::HOST;
+    }
+    flow
 }
 
 /// Where our tables have front ends and backends.

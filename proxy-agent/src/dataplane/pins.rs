@@ -31,10 +31,11 @@ pub const FAMILY_MAPS: [&str; 12] = [
 ];
 
 /// Names of the pinned maps that both families share.
-pub const SHARED_MAPS: [&str; 9] = [
+pub const SHARED_MAPS: [&str; 10] = [
     "CONFIG",
     "COUNTERS",
     "DEVICES",
+    "VLANS",
     "PROGRAMS",
     "REFUSALS",
     "SWEEPS",

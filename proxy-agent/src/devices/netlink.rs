@@ -7,9 +7,13 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, VlanProtocol,
+    },
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
+use proxy_common::vlan::Vlan;
 use rtnetlink::{
     Handle, MulticastGroup, new_connection_with_strict_check, new_multicast_connection,
     packet_core::{ErrorMessage, NetlinkMessage, NetlinkPayload},
@@ -302,13 +306,21 @@ fn link(message: &LinkMessage) -> Link {
         master: None,
         kind: LinkKind::Hardware,
         mac: [0; 6],
+        vlan: None,
+        is_up: message
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::Running),
     };
+    let mut lower = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Link(ifindex) => lower = Some(*ifindex),
             LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::Address(mac) => link.mac = mac[..].try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
+                link.vlan = vlan(infos);
                 let mut infos = infos.iter();
                 link.kind = infos
                     .find_map(|info| match info {
@@ -320,12 +332,40 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    // The one below may be in another network namespace, where its number means
+    // another device; then no packet with the tag comes in here.
+    link.vlan = link.vlan.and_then(|vlan| {
+        let uplink = lower?;
+        Some(Vlan { uplink, ..vlan })
+    });
     link
+}
+
+/// The VLAN that a device is for; its uplink is not known yet.
+fn vlan(infos: &[LinkInfo]) -> Option<Vlan> {
+    let mut data = infos.iter().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+        _ => None,
+    });
+    let (mut id, mut protocol) = (None, VlanProtocol::Ieee8021Q);
+    for info in data.next()? {
+        match info {
+            InfoVlan::Id(number) => id = Some(*number),
+            InfoVlan::Protocol(kind) => protocol = *kind,
+            _ => {}
+        }
+    }
+    Some(Vlan {
+        uplink: 0,
+        protocol: u16::from(protocol).to_be(),
+        id: id?,
+    })
 }
 
 fn link_kind(kind: &InfoKind, layer: Layer) -> LinkKind {
     match kind {
         InfoKind::Bridge => LinkKind::Bridge,
+        InfoKind::Bond | InfoKind::Team => LinkKind::Bond,
         InfoKind::Ifb => LinkKind::Detour,
         // With Ethernet header it is a tap, for a virtual machine.
         InfoKind::Tun if layer == Layer::Ethernet => LinkKind::Other,

@@ -281,6 +281,8 @@ mod tests {
             master: None,
             kind: LinkKind::Other,
             mac: [0; 6],
+            vlan: None,
+            is_up: true,
         }
     }
 

@@ -119,6 +119,7 @@ impl Keeper {
         }
         self.describe_bridges(&links, bridges);
         self.tell_of_room();
+        self.vlans.set_all(&devices::vlans(&links))?;
         routes_read
     }
 

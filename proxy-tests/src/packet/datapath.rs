@@ -16,6 +16,7 @@ use proxy_agent::{
         load::{self, LoadOptions, Loaded, Sizes},
         pins::Pins,
         sweep::{self, Swept},
+        vlans::VlanTable,
     },
     settings,
 };
@@ -24,6 +25,7 @@ use proxy_common::{
     device::Device,
     family::{V4, V6},
     masquerade::PortRange,
+    vlan::Vlan,
 };
 
 use self::side::Side;
@@ -44,6 +46,7 @@ pub struct Datapath {
     v4: Side<V4>,
     v6: Side<V6>,
     devices: DeviceTable,
+    vlans: VlanTable,
 }
 
 impl Datapath {
@@ -86,6 +89,7 @@ impl Datapath {
             v4: Side::open(&pins),
             v6: Side::open(&pins),
             devices: DeviceTable::open(&pins).expect("a table of devices"),
+            vlans: VlanTable::open(&pins).expect("a table of VLANs"),
             loaded,
         };
         // Everything is held by file descriptors now; nothing can stay behind.
@@ -101,6 +105,7 @@ impl Datapath {
         self.v6.clear();
         self.configure(|_| {});
         self.device(|_| {});
+        self.vlans(&BTreeMap::new());
     }
 
     /// Sets the programs' settings: the tests' usual ones, changed by `change`.
@@ -144,6 +149,11 @@ impl Datapath {
         }
         change(&mut device);
         self.devices.set(LOOPBACK, device).expect("a free entry");
+    }
+
+    /// Sets the uplinks of all VLANs.
+    pub fn vlans(&mut self, vlans: &BTreeMap<Vlan, u32>) {
+        self.vlans.set_all(vlans).expect("room");
     }
 
     /// Sets a Service port, in place of the one with the same front end.

@@ -41,6 +41,8 @@ pub struct FlowRecord {
     /// The client as it is between the hooks.
     pub between: SocketAddr,
     pub highest: u8,
+    /// Ifindex of the device that leads to the client, as in [`Flow::uplink`].
+    pub uplink: u32,
 }
 
 /// A client that session affinity remembers.
@@ -153,6 +155,7 @@ impl<F: TestFamily> Side<F> {
                     masquerade: address(flow.masquerade_addr, flow.masquerade_port),
                     between: address(key.addr, flow.port_between(key.port)),
                     highest: flow.highest,
+                    uplink: flow.uplink,
                 },
             )
             .collect()

@@ -1,0 +1,546 @@
+//! A node with two network cards, pods with routing rules of their own, and a
+//! network that takes no packet from a card that its source is not reached by.
+
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proxy_tests::addressing::{lan, public, subnet_length};
+use proxy_tests::host::Addresses;
+use proxy_tests::netns::Netns;
+use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, ask_tcp, ask_udp};
+use proxy_tests::underlay::route_public;
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, Policy, Service, Topology,
+    agent, eventually,
+};
+use rstest::rstest;
+
+const NODE_PORT: u16 = 30_080;
+/// The LAN segments of the second card and of the client behind the router.
+const SECOND: u8 = 1;
+const BEYOND: u8 = 2;
+/// The routing table that pods' rules name.
+const TABLE: u8 = 101;
+
+const TOPOLOGY: Topology = Topology {
+    drop_invalid: true,
+    ..Topology::ROUTED
+};
+
+/// The lab's first node has `eth1` besides `eth0`, both to the same router, and
+/// its default route by `eth0`.
+struct Scene {
+    lab: Lab,
+    local: Pod,
+    remote: Pod,
+    /// A client whose packets the router sends on.
+    beyond: Host,
+    _servers: [Server; 2],
+}
+
+impl Scene {
+    fn set() -> Result<Self> {
+        let lab = Lab::start(TOPOLOGY)?;
+        let node = &lab.nodes[0];
+        let local = node.add_pod("local")?;
+        let remote = lab.nodes[1].add_pod("remote")?;
+        let servers = [
+            Server::start(&local, ECHO_TARGET)?,
+            Server::start(&remote, ECHO_TARGET)?,
+        ];
+        add_second_card(&lab)?;
+        let beyond = add_beyond(&lab)?;
+        // Loose, as network plugins set it on such nodes.
+        node.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
+        let switch = lab.underlay.switch();
+        switch.nft(STRICT)?;
+        route_public(switch, node)?;
+        route_public(&lab.external, node)?;
+        Ok(Self {
+            lab,
+            local,
+            remote,
+            beyond,
+            _servers: servers,
+        })
+    }
+
+    fn node(&self) -> &Node {
+        &self.lab.nodes[0]
+    }
+
+    fn families(&self) -> &'static [Family] {
+        self.lab.families().list()
+    }
+
+    /// Clients on the LAN and behind the router.
+    fn clients(&self) -> [&Host; 2] {
+        [&self.lab.external, &self.beyond]
+    }
+
+    fn serve(&self, backend: &Pod, policy: Policy) -> Result<()> {
+        let vip = Addresses::choose(self.lab.families(), |family| public(family, 1));
+        let service = Service::echo(self.lab.families())
+            .node_port(ECHO_PORT, NODE_PORT)
+            .load_balancer(vip, "VIP")
+            .external_policy(policy)
+            .endpoint(backend);
+        self.lab.manifests.write(&service)
+    }
+
+    /// Has routing lead what these pods send to everybody else to another device.
+    fn rule(&self, pods: &[&Pod], route: impl Fn(Family) -> String) -> Result<()> {
+        for &family in self.families() {
+            let mut batch = format!("route add default {} table {TABLE}\n", route(family));
+            for pod in pods {
+                let address = pod.address(family);
+                writeln!(batch, "rule add from {address} lookup {TABLE}")?;
+            }
+            ip(self.node(), family, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// The rules of a network plugin that gives pods addresses of the second card.
+    fn rule_by_second_card(&self) -> Result<()> {
+        self.rule(&[&self.local, &self.remote], |family| {
+            format!("via {} dev eth1", lan(family, SECOND, 1))
+        })
+    }
+
+    /// Has the router reach load balancers' addresses by the second card.
+    fn move_vip(&self) -> Result<()> {
+        let mut batch = String::new();
+        for &family in self.families() {
+            let (vip, length) = (public(family, 0), subnet_length(family));
+            let next = lan(family, SECOND, 11);
+            writeln!(batch, "route replace {vip}/{length} via {next}")?;
+        }
+        self.lab.underlay.switch().ip(&batch)
+    }
+}
+
+/// A router's strict reverse-path filter, in both families. It stands for the
+/// network of a cloud, which knows each card's addresses.
+const STRICT: &str = "
+table inet strict {
+  chain prerouting {
+    type filter hook prerouting priority raw; policy accept;
+    ip6 saddr { fe80::/10, :: } accept
+    fib saddr . iif oif missing counter drop
+  }
+}
+";
+
+/// Runs the lines of `batch` as `ip` commands of one family.
+fn ip(host: &Host, family: Family, batch: &str) -> Result<()> {
+    let flag = match family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    };
+    host.feed("ip", &[flag, "-batch", "-"], batch).map(drop)
+}
+
+fn vip(family: Family) -> SocketAddr {
+    SocketAddr::new(public(family, 1), ECHO_PORT)
+}
+
+fn add_second_card(lab: &Lab) -> Result<()> {
+    let node = &lab.nodes[0];
+    let mut switch = format!(
+        "link add lan2 type veth peer name eth1 netns {}\nlink set lan2 up\n",
+        node.netns()
+    );
+    let mut card = "link set eth1 up\n".to_owned();
+    for &family in lab.families().list() {
+        let length = subnet_length(family);
+        let (router, own) = (lan(family, SECOND, 1), lan(family, SECOND, 11));
+        writeln!(switch, "addr add {router}/{length} dev lan2 nodad")?;
+        writeln!(card, "addr add {own}/{length} dev eth1 nodad")?;
+    }
+    lab.underlay.switch().ip(&switch)?;
+    node.ip(&card)
+}
+
+fn add_beyond(lab: &Lab) -> Result<Host> {
+    let families = lab.families();
+    let addresses = Addresses::choose(families, |family| lan(family, BEYOND, 50));
+    let netns = Netns::create(&format!("{}-beyond", lab.id()))?;
+    let host = Host::new("beyond", netns, None, addresses, families)?;
+    let mut switch = format!(
+        "link add lan3 type veth peer name eth0 netns {}\nlink set lan3 up\n",
+        host.netns()
+    );
+    let mut own = "link set eth0 up\n".to_owned();
+    for &family in families.list() {
+        let (router, length) = (lan(family, BEYOND, 1), subnet_length(family));
+        let address = host.address(family);
+        writeln!(switch, "addr add {router}/{length} dev lan3 nodad")?;
+        writeln!(own, "addr add {address}/{length} dev eth0 nodad")?;
+        writeln!(own, "route add default via {router}")?;
+    }
+    lab.underlay.switch().ip(&switch)?;
+    host.ip(&own)?;
+    Ok(host)
+}
+
+/// TCP both ways, and UDP in one piece and in several.
+fn exchange(front_end: SocketAddr) -> Result<()> {
+    let dial = Dial::to(front_end);
+    dial.connect()?.upload(300_000).context("upload")?;
+    dial.connect()?.download(300_000).context("download")?;
+    let socket = UdpClient::connect(front_end)?;
+    for length in [1, 1400, 4000] {
+        let answer = socket.ask(&vec![7; length]);
+        answer.with_context(|| format!("UDP, {length} bytes"))?;
+    }
+    Ok(())
+}
+
+/// Replies leave by the card that the request came in by, whatever the backend's
+/// rules say: to clients on the LAN and behind a router, at a NodePort of either
+/// card and at a load balancer's address, also where the endpoint is on another
+/// node and its replies only pass by.
+#[rstest]
+fn replies_leave_by_the_card_of_the_request(
+    #[values(Policy::Cluster, Policy::Local)] policy: Policy,
+    #[values("local", "remote")] backend: &str,
+) -> Result<()> {
+    if (policy, backend) == (Policy::Local, "remote") {
+        return Ok(());
+    }
+    let scene = Scene::set()?;
+    scene.rule_by_second_card()?;
+    let pods = [&scene.local, &scene.remote];
+    let backend = pods.into_iter().find(|pod| pod.name() == backend);
+    scene.serve(backend.context("a pod")?, policy)?;
+    let agents = scene.lab.start_agents(&AgentOptions::default())?;
+    for &family in scene.families() {
+        for client in scene.clients() {
+            let first = scene.node().at(family, NODE_PORT);
+            let second = SocketAddr::new(lan(family, SECOND, 11), NODE_PORT);
+            for front_end in [first, vip(family), second] {
+                client
+                    .run(|| exchange(front_end))
+                    .with_context(|| format!("{} to {front_end}", client.name()))?;
+            }
+        }
+    }
+    ensure!(agents[0].counted("reply_redirected")? > 0, "uncounted");
+    Ok(())
+}
+
+/// What a backend says of ports that nobody listens at leaves by that card, too: a
+/// reset, and an ICMP error.
+#[test]
+fn refusals_of_backends_leave_by_the_card_of_the_request() -> Result<()> {
+    let scene = Scene::set()?;
+    scene.rule_by_second_card()?;
+    let closed = Service::new("closed", 2, scene.lab.families())
+        .tcp(ECHO_PORT, ECHO_TARGET + 1)
+        .udp(ECHO_PORT, ECHO_TARGET + 1)
+        .node_port(ECHO_PORT, NODE_PORT)
+        .endpoint(&scene.local);
+    scene.lab.manifests.write(&closed)?;
+    let _agents = scene.lab.start_agents(&AgentOptions::default())?;
+    for &family in scene.families() {
+        let front_end = scene.node().at(family, NODE_PORT);
+        for client in scene.clients() {
+            let tcp = client.run(|| ask_tcp(front_end)).expect_err("closed");
+            let udp = client.run(|| ask_udp(front_end, 64)).expect_err("closed");
+            for error in [tcp, udp] {
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{front_end}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same by netfilter, with the connection marks of network plugins.
+#[test]
+fn connection_marks_do_the_same_for_netfilter() -> Result<()> {
+    let scene = Scene::set()?;
+    scene.rule_by_second_card()?;
+    let node = scene.node();
+    let backend = |family| SocketAddr::new(scene.local.address(family), ECHO_TARGET);
+    node.nft(&format!(
+        "
+table inet control {{
+  chain nat {{
+    type nat hook prerouting priority dstnat; policy accept;
+    fib daddr type local meta nfproto ipv4 tcp dport {NODE_PORT} dnat ip to {}
+    fib daddr type local meta nfproto ipv6 tcp dport {NODE_PORT} dnat ip6 to {}
+  }}
+  chain marks {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname eth0 fib daddr type local ct mark set 0x80
+    iifname {} meta mark set ct mark
+  }}
+}}
+",
+        backend(Family::V4),
+        backend(Family::V6),
+        scene.local.node_device(),
+    ))?;
+    let ask = || {
+        for &family in scene.families() {
+            for client in scene.clients() {
+                let dial = Dial::to(node.at(family, NODE_PORT)).within(Duration::from_millis(500));
+                client.run(|| dial.connect()).context("a connection")?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    ensure!(ask().is_err(), "the network does not mind");
+    for &family in scene.families() {
+        ip(node, family, "rule add fwmark 0x80 lookup main prio 1024")?;
+    }
+    ask()
+}
+
+/// Where routing leads replies back by itself, none is redirected; nor are those
+/// to the node's own pods and processes, which have no uplink.
+#[rstest]
+fn nothing_changes_where_routing_agrees(#[values(false, true)] rules: bool) -> Result<()> {
+    let scene = Scene::set()?;
+    let client = scene.node().add_pod("client")?;
+    scene.serve(&scene.local, Policy::Cluster)?;
+    if rules {
+        scene.rule_by_second_card()?;
+        // As network plugins have it, before the rules of pods.
+        for &family in scene.families() {
+            let address = client.address(family);
+            let rule = format!("rule add to {address} lookup main prio 512");
+            ip(scene.node(), family, &rule)?;
+        }
+    }
+    let agents = scene.lab.start_agents(&AgentOptions::default())?;
+    let outside: &[_] = if rules { &[] } else { &scene.clients() };
+    for &family in scene.families() {
+        let cluster_ip = Service::echo(scene.lab.families()).at(family, ECHO_PORT);
+        let node_port = scene.node().at(family, NODE_PORT);
+        for front_end in [node_port, vip(family), cluster_ip] {
+            for host in [&*client, &**scene.node()] {
+                host.run(|| exchange(front_end))
+                    .with_context(|| format!("{} to {front_end}", host.name()))?;
+            }
+        }
+        for host in outside {
+            for front_end in [node_port, vip(family)] {
+                host.run(|| exchange(front_end))?;
+            }
+        }
+    }
+    assert_eq!(agents[0].counted("reply_redirected")?, 0);
+    Ok(())
+}
+
+/// A card that packets only come in by, as from a load balancer whose servers answer
+/// directly, gets no replies to send: no route leads to clients by it.
+#[test]
+fn replies_do_not_leave_by_a_card_that_leads_nowhere() -> Result<()> {
+    let scene = Scene::set()?;
+    scene
+        .lab
+        .underlay
+        .switch()
+        .nft("delete table inet strict")?;
+    scene.move_vip()?;
+    // The card leads away, but not to clients.
+    for &family in scene.families() {
+        let (other, length) = (lan(family, 90, 0), subnet_length(family));
+        let route = format!("route add {other}/{length} via {}", lan(family, SECOND, 1));
+        ip(scene.node(), family, &route)?;
+    }
+    scene.serve(&scene.local, Policy::Local)?;
+    let agents = scene.lab.start_agents(&AgentOptions::default())?;
+    for &family in scene.families() {
+        scene.beyond.run(|| exchange(vip(family)))?;
+    }
+    let devices = agent::command(scene.node(), &["get", "devices"])?;
+    let is_uplink = |line: &str| line.starts_with("eth1 ") && line.contains("uplink");
+    ensure!(devices.lines().any(is_uplink), "{devices}");
+    assert_eq!(agents[0].counted("reply_redirected")?, 0);
+    Ok(())
+}
+
+/// What becomes of the card that a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Loss {
+    /// It stays; the router takes the other one.
+    None,
+    Down,
+    NoCarrier,
+}
+
+/// A connection whose packets come in by another card from now on is answered by
+/// that one, whatever became of the first.
+#[rstest]
+fn replies_follow_the_client_to_another_card(
+    #[values(Loss::None, Loss::Down, Loss::NoCarrier)] loss: Loss,
+) -> Result<()> {
+    let scene = Scene::set()?;
+    // Away from where the client moves to, too.
+    let by_first = |family| format!("via {} dev eth0", lan(family, 0, 1));
+    let by_second = |family| format!("via {} dev eth1", lan(family, SECOND, 1));
+    scene.rule(&[&scene.local], |family| match loss {
+        Loss::None => by_first(family),
+        Loss::Down | Loss::NoCarrier => by_second(family),
+    })?;
+    if loss == Loss::None {
+        // As good a way to clients as the one by the first card.
+        for &family in scene.families() {
+            let route = format!("route append default {}", by_second(family));
+            ip(scene.node(), family, &route)?;
+        }
+    }
+    scene.serve(&scene.local, Policy::Local)?;
+    let _agents = scene.lab.start_agents(&AgentOptions::default())?;
+    let (mut connections, mut sockets) = (Vec::new(), Vec::new());
+    for &family in scene.families() {
+        let mut connection = scene.beyond.run(|| Dial::to(vip(family)).connect())?;
+        connection.start_echo()?;
+        connection.echo(b"before")?;
+        connections.push(connection);
+        let socket = scene.beyond.run(|| UdpClient::connect(vip(family)))?;
+        socket.ask(b"before")?;
+        sockets.push(socket);
+    }
+    lose(&scene, loss)?;
+    scene.move_vip()?;
+    for connection in &mut connections {
+        connection.echo(b"after")?;
+    }
+    for socket in &sockets {
+        socket.ask_patiently(b"after")?;
+    }
+    for &family in scene.families() {
+        scene.beyond.run(|| ask_tcp(vip(family)))?;
+        scene.beyond.run(|| ask_udp(vip(family), 64))?;
+    }
+    Ok(())
+}
+
+fn lose(scene: &Scene, loss: Loss) -> Result<()> {
+    match loss {
+        Loss::None => Ok(()),
+        Loss::Down => scene.node().ip("link set eth0 down"),
+        Loss::NoCarrier => {
+            let port = proxy_tests::underlay::port_of(scene.node());
+            let switch = scene.lab.underlay.switch();
+            switch.ip(&format!("link set {port} down"))
+        }
+    }
+}
+
+/// What a backend sends by itself does not wait for the client to move: where the
+/// card is lost that its packets came in by, routing decides.
+#[rstest]
+fn a_lost_card_is_not_insisted_on(#[values(Loss::Down, Loss::NoCarrier)] loss: Loss) -> Result<()> {
+    let scene = Scene::set()?;
+    scene.rule_by_second_card()?;
+    scene.serve(&scene.local, Policy::Local)?;
+    let places = scene.families().iter().map(|&family| {
+        // Beside the server, which answers questions only.
+        let own = SocketAddr::new(scene.local.address(family), ECHO_TARGET + 1);
+        scene.local.run(|| UdpSocket::bind(own))
+    });
+    let servers = places.collect::<std::io::Result<Vec<_>>>()?;
+    let pushing = Service::new("pushing", 2, scene.lab.families())
+        .udp(ECHO_PORT, ECHO_TARGET + 1)
+        .load_balancer(
+            Addresses::choose(scene.lab.families(), |family| public(family, 2)),
+            "VIP",
+        )
+        .endpoint(&scene.local);
+    scene.lab.manifests.write(&pushing)?;
+    let _agents = scene.lab.start_agents(&AgentOptions::default())?;
+    let mut pairs = Vec::new();
+    for (&family, server) in scene.families().iter().zip(servers) {
+        let client = scene.beyond.run(|| {
+            let client = UdpSocket::bind(SocketAddr::new(scene.beyond.address(family), 0))?;
+            client.set_read_timeout(Some(Duration::from_millis(50)))?;
+            client.connect(SocketAddr::new(public(family, 2), ECHO_PORT))?;
+            std::io::Result::Ok(client)
+        })?;
+        client.send(b"question")?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        let (_, peer) = server.recv_from(&mut [0; 64])?;
+        let push = move || {
+            server.send_to(b"news", peer)?;
+            client.recv(&mut [0; 64]).context("no news")
+        };
+        eventually("news", PATIENCE, &push)?;
+        pairs.push(push);
+    }
+    lose(&scene, loss)?;
+    scene.move_vip()?;
+    for push in pairs {
+        eventually("news by the other card", PATIENCE, &push)?;
+    }
+    Ok(())
+}
+
+/// Devices without Ethernet header: a client behind one, and backends whose rules
+/// lead to one.
+#[rstest]
+fn replies_leave_by_devices_without_ethernet_header(
+    #[values(true, false)] client_is_behind: bool,
+) -> Result<()> {
+    let scene = Scene::set()?;
+    let guest = (scene.lab).add_tunnel_host(scene.node(), "guest", |family| lan(family, 100, 1))?;
+    scene.serve(&scene.local, Policy::Local)?;
+    // Linux takes nothing from other devices than routing names, not even loosely,
+    // that have no address.
+    let filters = ["all", "tun-guest"].map(|device| format!("net/ipv4/conf/{device}/rp_filter"));
+    let clients: &[&Host] = if client_is_behind {
+        for filter in &filters {
+            scene.node().sysctl(filter, "0")?;
+        }
+        scene.rule_by_second_card()?;
+        &[&guest]
+    } else {
+        scene.rule(&[&scene.local], |_| "dev tun-guest".to_owned())?;
+        &scene.clients()
+    };
+    let _agents = scene.lab.start_agents(&AgentOptions::default())?;
+    for &family in scene.families() {
+        for client in clients {
+            for front_end in [scene.node().at(family, NODE_PORT), vip(family)] {
+                client
+                    .run(|| exchange(front_end))
+                    .with_context(|| format!("{} to {front_end}", client.name()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The backend hears that its packets are too big for the card that they leave by,
+/// which routing did not compare them with.
+#[test]
+fn backends_hear_of_a_narrower_card() -> Result<()> {
+    let scene = Scene::set()?;
+    scene.rule_by_second_card()?;
+    scene.serve(&scene.local, Policy::Local)?;
+    let port = proxy_tests::underlay::port_of(scene.node());
+    let switch = scene.lab.underlay.switch();
+    switch.ip(&format!("link set {port} mtu 1400"))?;
+    scene.node().ip("link set eth0 mtu 1400")?;
+    let _agents = scene.lab.start_agents(&AgentOptions::default())?;
+    for &family in scene.families() {
+        for front_end in [scene.node().at(family, NODE_PORT), vip(family)] {
+            scene
+                .beyond
+                .run(|| Dial::to(front_end).connect()?.download(300_000))
+                .with_context(|| format!("download from {front_end}"))?;
+        }
+        let client = scene.beyond.address(family).to_string();
+        let known = scene.local.exec("ip", &["route", "get", &client])?;
+        ensure!(known.contains("mtu 1400"), "{known}");
+    }
+    Ok(())
+}
