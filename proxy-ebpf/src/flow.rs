@@ -11,6 +11,7 @@ use proxy_common::{
 
 use crate::{
     choose,
+    opaque::masked,
     parse::{Headers, IpHeader, tcp},
     tables::{Tables, config},
 };
@@ -338,13 +339,16 @@ fn forget_reply<F: Tables>(
     addr: &F::Addr,
     port: BePort,
 ) {
+    // The compiler would fill an array of zeros by a call, whose frame is one too many
+    // for what packets of the host go through: older kernels round each frame up to 32.
+    let [protocol, zero @ ..] = (masked::<0xff>(key.protocol.0.into()) as u32).to_le_bytes();
     let reply = MasqueradeKey {
         backend_addr: flow.backend_addr,
         masquerade_addr: *addr,
         backend_port: flow.backend_port,
         masquerade_port: port,
-        protocol: key.protocol,
-        zero: [0; 3],
+        protocol: Protocol(protocol),
+        zero,
     };
     let _ = F::masquerades().remove(reply);
 }
