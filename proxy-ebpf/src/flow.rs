@@ -11,6 +11,7 @@ use proxy_common::{
 
 use crate::{
     choose,
+    opaque::masked,
     parse::{Headers, IpHeader, tcp},
     tables::{Tables, config},
 };
@@ -328,14 +329,17 @@ pub fn delete<F: Tables>(key: &FlowKey<F::Addr>, record: Record<F>) {
 )]
 #[inline(always)]
 pub fn forget_replies<F: Tables>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    // The compiler would fill an array of zeros by a call, whose frame is one too many
+    // for what packets of the host go through: older kernels round each frame up to 32.
+    let [protocol, zero @ ..] = (masked::<0xff>(key.protocol.0.into()) as u32).to_le_bytes();
     // One key for both: each takes stack.
     let mut reply = MasqueradeKey {
         backend_addr: flow.backend_addr,
         masquerade_addr: flow.masquerade_addr,
         backend_port: flow.backend_port,
         masquerade_port: flow.masquerade_port,
-        protocol: key.protocol,
-        zero: [0; 3],
+        protocol: Protocol(protocol),
+        zero,
     };
     if reply.masquerade_port != BePort::ZERO {
         let _ = F::masquerades().remove(&reply);

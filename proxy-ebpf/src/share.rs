@@ -1,5 +1,7 @@
 //! What part of a flow table that is nearly full each client has, and may have.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_for_each_map_elem};
 use proxy_common::{
     family::{V4, V6},
@@ -77,31 +79,32 @@ fn is_fresh<F: Tables>() -> bool {
 /// Whether a client has more established flows than its share, and whether it still
 /// has after what the running sweep removed.
 #[inline(always)]
-pub fn excess(client: Option<*mut ClientFlows>, limit: u32) -> (bool, bool) {
+pub fn excess(client: Option<NonNull<ClientFlows>>, limit: u32) -> (bool, bool) {
     let Some(client) = client else {
         return (false, false);
     };
     // SAFETY: as in `admit`.
-    let client = unsafe { &*client };
+    let client = unsafe { client.as_ref() };
     let more = |flows: u32| limit != UNLIMITED && flows > limit;
     let left = client.established.saturating_sub(client.removed_so_far);
     (more(client.established), more(left))
 }
 
-/// The client's entry, as a sweep finds it.
+/// The client's entry, as a sweep finds it. An option in one register.
 #[inline(always)]
-pub fn known<F: Tables>(addr: &F::Addr) -> Option<*mut ClientFlows> {
+pub fn known<F: Tables>(addr: &F::Addr) -> Option<NonNull<ClientFlows>> {
     let client = F::client(tables::config()?, addr);
     if let Some(known) = F::clients().get_ptr_mut(client) {
-        return Some(known);
+        return NonNull::new(known);
     }
     let _ = F::clients().insert(client, ClientFlows::default(), tables::BPF_NOEXIST);
-    F::clients().get_ptr_mut(client)
+    NonNull::new(F::clients().get_ptr_mut(client)?)
 }
 
 /// Notes a flow that a sweep leaves.
 #[inline(always)]
-pub fn note(client: *mut ClientFlows, established: bool) {
+pub fn note(client: NonNull<ClientFlows>, established: bool) {
+    let client = client.as_ptr();
     // SAFETY: as in `admit`; only one sweep runs at a time.
     unsafe {
         (*client).flows_so_far += 1;
@@ -113,7 +116,8 @@ pub fn note(client: *mut ClientFlows, established: bool) {
 
 /// Notes an established flow that a sweep removes.
 #[inline(always)]
-pub fn forget(client: *mut ClientFlows) {
+pub fn forget(client: NonNull<ClientFlows>) {
+    let client = client.as_ptr();
     // SAFETY: as in `note`.
     unsafe {
         (*client).removed_so_far += 1;

@@ -13,7 +13,7 @@ use proxy_tests::name;
 use rstest::rstest;
 
 /// Instructions that the verifier may look at.
-const BUDGET: u32 = 150_000;
+const BUDGET: u32 = 250_000;
 
 /// Without log lines, and with all that operators can ask for.
 #[rstest]
