@@ -6,7 +6,7 @@
 //!
 //! 1. new backends, slots and source ranges, where no program looks yet;
 //! 2. one store per set of backends, which puts them in force;
-//! 3. front ends, new ones before the end of old ones;
+//! 3. frontends, new ones before the end of old ones;
 //! 4. what is no longer reached is marked dead and kept unused for a while.
 //!
 //! If a write fails, the mirror is ahead of the tables. The caller then reads
@@ -208,7 +208,7 @@ impl<F: Family> Planner<F> {
             .collect()
     }
 
-    /// Removes a port that has no front end any more.
+    /// Removes a port that has no frontend any more.
     fn remove(&mut self, name: &ServicePortName, plan: &mut Plan<F>) {
         let Some(port) = self.ports.remove(name) else {
             return;

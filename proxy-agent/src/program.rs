@@ -85,7 +85,7 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
             match self.write(&plan) {
                 Ok(writes) => outcome.writes += writes,
                 Err(error) => {
-                    outcome.error = Some(error.context("remove front ends without Service"));
+                    outcome.error = Some(error.context("remove frontends without Service"));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Which front ends each Service port has on this node, and which endpoints it
+//! Which frontends each Service port has on this node, and which endpoints it
 //! uses (S31–S37).
 //!
 //! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
@@ -59,7 +59,7 @@ pub struct DesiredPort<F: Family> {
     /// Session affinity: seconds without a new connection after which a client
     /// is forgotten (S72). Nothing or 0: none.
     pub affinity: Option<u32>,
-    /// Clients that may use the restricted front ends (S58).
+    /// Clients that may use the restricted frontends (S58).
     pub source_ranges: Vec<Cidr<F>>,
     /// What happens to a new flow when the cluster set is empty.
     pub cluster_empty: WhenEmpty,

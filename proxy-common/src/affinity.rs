@@ -12,7 +12,7 @@ use crate::{
 pub struct AffinityKey<A> {
     /// The client, as it is before any masquerade (S71).
     pub client: A,
-    /// Row of `SERVICES`: affinity is per Service port, over all its front ends.
+    /// Row of `SERVICES`: affinity is per Service port, over all its frontends.
     pub service: u32,
     /// 0 for the cluster set, 1 for the local set.
     pub set: u32,

@@ -49,7 +49,7 @@ counters! {
     FlowReselected => "flow_reselected",
     /// New flows refused because the flow table is full.
     FlowTableFull => "flow_table_full",
-    /// New flows refused because one client port talks to too many front ends.
+    /// New flows refused because one client port talks to too many frontends.
     TooManyFrontends => "too_many_frontends",
     /// Packets refused because the Service has no usable endpoint.
     NoEndpoint => "no_endpoint",
@@ -89,7 +89,7 @@ counters! {
     SctpFragment => "sctp_fragment",
     /// Calls of sockets refused because the Service has no usable endpoint or no such port.
     SocketRefused => "socket_refused",
-    /// Unconnected sockets left to the packet path because they talk to too many front ends.
+    /// Unconnected sockets left to the packet path because they talk to too many frontends.
     SocketCrowded => "socket_crowded",
     /// Packets of host processes dropped because this node does not forward packets.
     ForwardingOff => "forwarding_off",

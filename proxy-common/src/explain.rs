@@ -44,7 +44,7 @@ pub struct Answer {
     pub remembered: u8,
     /// Row of `BACKENDS` that is chosen, if the decision is to forward.
     pub backend: u32,
-    /// The front end, if there is one; its [`Frontend::LOCAL_SET`] says which
+    /// The frontend, if there is one; its [`Frontend::LOCAL_SET`] says which
     /// set is used for this client.
     pub frontend: Frontend,
     /// The set that is chosen from.

@@ -15,13 +15,13 @@ pub struct FlowKey<A> {
     pub addr: A,
     pub port: BePort,
     pub protocol: Protocol,
-    /// 0, except where one client port talks to several front ends: then they
+    /// 0, except where one client port talks to several frontends: then they
     /// take 0, 1, 2 … up to [`FlowKey::MAX_INDEX`].
     pub index: u8,
 }
 
 impl<A: Address> FlowKey<A> {
-    /// Front ends that one client port can talk to at a time, less one.
+    /// Frontends that one client port can talk to at a time, less one.
     pub const MAX_INDEX: u8 = 15;
 
     /// The client's first record.
@@ -92,16 +92,16 @@ pub struct Flow<A> {
 impl<A> Flow<A> {
     /// The backend must see an address of this node instead of the client's.
     pub const MASQUERADE: u8 = 1;
-    /// Another front end leads the same client port to the same backend: this
+    /// Another frontend leads the same client port to the same backend: this
     /// flow's packets need another port, or its replies would look like the
     /// other one's.
     pub const CHANGE_PORT: u8 = 2;
     /// With [`Flow::MASQUERADE`]: client and backend are both this host, which
-    /// refuses packets from its own addresses; use the front end's address.
+    /// refuses packets from its own addresses; use the frontend's address.
     pub const FRONTEND_ADDRESS: u8 = 4;
     /// A connection that this node opens itself from a port that is also a
-    /// NodePort, so that its replies are not taken for clients of that. Front
-    /// end and backend are its other end, and the masquerade tuple is the
+    /// NodePort, so that its replies are not taken for clients of that. Frontend
+    /// and backend are its other end, and the masquerade tuple is the
     /// client's own; with another port, where a masqueraded flow has that one.
     pub const OUTGOING: u8 = 8;
     /// The client came in by a bridge whose host is the backend's gateway to it:

@@ -65,7 +65,7 @@ pub struct Frontend {
     pub service: u32,
     /// [`Frontend::LOCAL_SET`] and the other flags.
     pub flags: u8,
-    /// What kind of front end this is: [`Frontend::CLUSTER_IP`] and the others.
+    /// What kind of frontend this is: [`Frontend::CLUSTER_IP`] and the others.
     /// In an address entry, the kind of the address.
     pub kind: u8,
     /// [`FrontendKey::tag`]. A hash element may be freed and given to another
@@ -77,14 +77,14 @@ pub struct Frontend {
 impl Frontend {
     /// Service row of an address entry.
     pub const NO_SERVICE: u32 = u32::MAX;
-    /// The traffic policy for this kind of front end is Local: internal for
+    /// The traffic policy for this kind of frontend is Local: internal for
     /// cluster IPs, where it holds for everyone, external for all others, where
     /// pods and this node's own processes are exempt (S39).
     pub const LOCAL_SET: u8 = 1;
     /// Only clients that `SOURCE_RANGES` has for the Service may (S58).
     pub const SOURCE_RANGES: u8 = 2;
     /// With [`Frontend::SOURCE_RANGES`]: so may packets that come from the
-    /// front end's own address (S59).
+    /// frontend's own address (S59).
     pub const ALLOW_ITSELF: u8 = 4;
 
     /// A Service's cluster IP.

@@ -69,7 +69,7 @@ impl fmt::Debug for BePort {
 pub struct Protocol(pub u8);
 
 impl Protocol {
-    /// Stands for every protocol in a wildcard front end.
+    /// Stands for every protocol in a wildcard frontend.
     pub const ANY: Self = Self(0);
     pub const ICMP: Self = Self(1);
     pub const TCP: Self = Self(6);

@@ -1,11 +1,11 @@
 //! `PREFILTER`: a Bloom filter with one hash that answers "not ours" for
 //! nearly all other traffic in one cached load (E11).
 //!
-//! Four filters per family: addresses of front ends, backends (with port),
+//! Four filters per family: addresses of frontends, backends (with port),
 //! addresses that replies to masqueraded flows come to, and NodePorts, where
 //! each has a bit of its own. A set bit means "look it up". The agent sets its filters before the entries they stand
 //! for and clears bits only in its periodic comparison, which keeps those of
-//! flows that outlive their front end or backend. The programs set the third,
+//! flows that outlive their frontend or backend. The programs set the third,
 //! and nobody clears it: a node has few addresses.
 
 use crate::{
@@ -31,7 +31,7 @@ pub struct Filter {
     pub words: [u64; WORDS],
 }
 
-/// Index of the filter of front-end addresses.
+/// Index of the filter of frontend addresses.
 pub const FRONTENDS: u32 = 0;
 /// Index of the filter of backends.
 pub const BACKENDS: u32 = 1;
@@ -42,7 +42,7 @@ pub const NODE_PORTS: u32 = 3;
 /// Number of filters.
 pub const FILTERS: usize = 4;
 
-/// Bit of a front-end or masquerade address.
+/// Bit of a frontend or masquerade address.
 #[inline(always)]
 pub fn frontend_bit<A: Address>(addr: &A) -> u32 {
     mix(addr, 0) >> SHIFT

@@ -57,7 +57,7 @@ impl Stickiness {
 }
 
 /// Value of `SERVICES`: one row for each Service port and family, shared by
-/// all of its front ends.
+/// all of its frontends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -70,7 +70,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A row that no front end uses.
+    /// A row that no frontend uses.
     pub const FREE: Self = Self {
         cluster: Run::reject(),
         local: Run::reject(),

@@ -9,7 +9,7 @@ use crate::{
     pod,
 };
 
-/// How many front ends an unconnected socket may talk to at one time (E16).
+/// How many frontends an unconnected socket may talk to at one time (E16).
 pub const PEERS: usize = 4;
 
 /// Value of `SOCKETS`. All programs that use it hold the socket's lock.
@@ -29,13 +29,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The socket talks to more front ends than can be kept apart here. All
+    /// The socket talks to more frontends than can be kept apart here. All
     /// its datagrams are the packet path's then: if only some were, its flows
     /// would take the replies of the others for theirs.
     pub const CROWDED: u32 = 1;
 }
 
-/// A front end that the socket dialled and the backend it got.
+/// A frontend that the socket dialled and the backend it got.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -47,7 +47,7 @@ pub struct Peer {
     /// Row of `BACKENDS` and the generation it had.
     pub backend: u32,
     pub generation: u32,
-    /// When the front end was dialled last, in flow ticks (see
+    /// When the frontend was dialled last, in flow ticks (see
     /// [`crate::flow::ticks`]).
     pub last_used: u32,
     pub protocol: Protocol,
@@ -82,7 +82,7 @@ impl Peer {
             && self.backend_addr == *addr
     }
 
-    /// Whether this is the front end of an entry that is in use.
+    /// Whether this is the frontend of an entry that is in use.
     #[inline(always)]
     pub fn has_frontend(&self, addr: &AddrV6, port: BePort) -> bool {
         self.frontend_port != BePort::ZERO

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Dialled {
-    /// Not a front end.
+    /// Not a frontend.
     NotOurs,
     /// An address of a Service, but no port of it.
     UnknownPort,
@@ -79,7 +79,7 @@ pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
     }
 }
 
-/// Whether what the packet in scratch memory is addressed to is a front end of
+/// Whether what the packet in scratch memory is addressed to is a frontend of
 /// this row of `SERVICES`, and for its sender.
 #[inline(never)]
 pub fn is_dialled_as<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
@@ -126,7 +126,7 @@ fn may_be_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
         && tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, headers.ip.protocol)
 }
 
-/// The front end with this very address and port.
+/// The frontend with this very address and port.
 #[inline(always)]
 pub fn exact<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
     read::<F>(&FrontendKey::new(*addr, port, protocol))

@@ -47,7 +47,7 @@ pub fn device_flags(ifindex: u32) -> u32 {
     device(ifindex).map_or(0, |device| device.flags)
 }
 
-/// Makes the front end in scratch memory use the set that this client gets:
+/// Makes the frontend in scratch memory use the set that this client gets:
 /// pods and this host are exempt from an external policy Local (S39). Returns
 /// whether the policy is Local all the same.
 #[inline(never)]
@@ -74,14 +74,14 @@ pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
     F::local_addrs().get(&key).copied()
 }
 
-/// Whether the client in scratch memory may use the front end there (S58).
+/// Whether the client in scratch memory may use the frontend there (S58).
 #[inline(never)]
 pub fn is_sender_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let ip = &scratch.headers.ip;
     is_admitted::<F>(scratch.frontend, &ip.src, &ip.dst)
 }
 
-/// Whether this client may use a front end, which has the address `dst` (S58).
+/// Whether this client may use a frontend, which has the address `dst` (S58).
 #[inline(always)]
 pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Addr) -> bool {
     let Frontend { service, flags, .. } = frontend;
@@ -106,7 +106,7 @@ pub enum Masquerade {
 /// Whether the scratch flow's backend must not see the client's address.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
-/// an external front end's sees masqueraded clients under policy Cluster (S64)
+/// an external frontend's sees masqueraded clients under policy Cluster (S64)
 /// and their own addresses under policy Local, this host's own apart (S39). A
 /// pod that reaches itself is masqueraded always (S65).
 ///

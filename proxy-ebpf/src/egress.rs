@@ -152,7 +152,7 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
             return Outcome::drop(Counter::RewriteFailed);
         }
     } else if frontend && is_routed(skb) && choose::frontend::<F>(scratch) == Dialled::Service {
-        // A forwarded packet to a front end that no ingress program
+        // A forwarded packet to a frontend that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);
         // the client's retry succeeds.
@@ -205,7 +205,7 @@ fn is_used_directly<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
     }
 }
 
-/// Backend to client: src := front end. `None`: not a reply of a flow.
+/// Backend to client: src := frontend. `None`: not a reply of a flow.
 #[inline(never)]
 fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let headers = &mut scratch.headers;

@@ -39,7 +39,7 @@ pub fn get<F: Tables>(key: &FlowKey<F::Addr>) -> Option<Record<F>> {
     NonNull::new(F::flows().get_ptr_mut(key)?)
 }
 
-/// The client's flow to this front end. Sets the key's index to it.
+/// The client's flow to this frontend. Sets the key's index to it.
 #[inline(never)]
 pub fn to_frontend<F: Tables>(
     key: &mut FlowKey<F::Addr>,
@@ -49,7 +49,7 @@ pub fn to_frontend<F: Tables>(
     find::<F>(key, |flow| is_to::<F>(flow, addr, port))
 }
 
-/// The record of this very key, if it is the client's flow to this front end: two
+/// The record of this very key, if it is the client's flow to this frontend: two
 /// packets that open flows at the same time may have chosen one key.
 #[inline(always)]
 pub fn opened<F: Tables>(
@@ -241,7 +241,7 @@ pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
     (lasts == 0 || flow.backend_state & state::SEEN == 0) && idle(flow) > patience
 }
 
-/// Whether a packet towards the front end must not follow the flow's record,
+/// Whether a packet towards the frontend must not follow the flow's record,
 /// but have a backend chosen anew.
 #[inline(always)]
 pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
@@ -257,9 +257,9 @@ pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -
     }
 }
 
-/// Whether a flow is to be compared with its front end again: of protocols
+/// Whether a flow is to be compared with its frontend again: of protocols
 /// without connections about once a second, because such a flow ends with its
-/// front end, however busy it is.
+/// frontend, however busy it is.
 #[inline(always)]
 pub fn is_due<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     !headers.ip.protocol.has_connections() && flow.last_seen != now()

@@ -24,7 +24,7 @@ pub enum Hint {
     Opened,
     /// Led to its backend; its source must still be masqueraded.
     Masquerade,
-    /// Not addressed to a front end when it entered; may still be a reply.
+    /// Not addressed to a frontend when it entered; may still be a reply.
     Entered,
     /// As `Entered`, a datagram from a client straight to the backend of its flow:
     /// see `egress::is_used_directly`.

@@ -1,4 +1,4 @@
-//! Processes of this host as clients of front ends.
+//! Processes of this host as clients of frontends.
 //!
 //! Their packets enter by no device, so they are translated where they leave
 //! and sent on to where the backend is; replies are handed back as if they had
@@ -36,7 +36,7 @@ use crate::{
 const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// The slow path of packets that this host's own processes send to what may be
-/// a front end: a program of its own, for the verifier's sake.
+/// a frontend: a program of its own, for the verifier's sake.
 #[inline(always)]
 pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
     let (_, link) = hint::resume(skb);
@@ -68,7 +68,7 @@ fn unknown_fragment<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Outcome {
     }
 }
 
-/// Host to front end: dst := backend, and off to the backend's device.
+/// Host to frontend: dst := backend, and off to the backend's device.
 #[inline(never)]
 fn to_frontend<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if scratch.headers.ip.protocol == F::ICMP
@@ -186,7 +186,7 @@ pub fn longest<F: IpHeader>(skb: &Skb, headers: &Headers<F::Addr>) -> u32 {
 }
 
 /// Client and backend are both this host. It refuses packets that come in with
-/// an address of its own as source, so the client gets the front end's.
+/// an address of its own as source, so the client gets the frontend's.
 #[inline(never)]
 fn to_itself<F: IpHeader + Route>(
     skb: &Skb,

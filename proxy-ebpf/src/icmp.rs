@@ -328,7 +328,7 @@ fn unmasquerade<F: IpHeader>(
 }
 
 /// Makes an error about a request what the client itself would see: about a
-/// packet from it to the front end.
+/// packet from it to the frontend.
 #[inline(never)]
 fn at_client<F: IpHeader>(
     skb: &Skb,

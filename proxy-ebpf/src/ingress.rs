@@ -101,7 +101,7 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
     if headers.ip.part == Part::Later && !fragment::complete::<F>(headers, Hook::Ingress) {
         return unknown_fragment::<F>(&skb, scratch);
     }
-    // Replies first: the filter may take this node's address for a front end's.
+    // Replies first: the filter may take this node's address for a frontend's.
     if tables::slow::may_be_masquerade::<F>(&headers.ip.dst)
         && Arrival::of(skb) != Arrival::Foreign
         && let Some(outcome) = masquerade::reply::<F>(&skb, scratch)
@@ -120,7 +120,7 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
     Outcome::NEXT
 }
 
-/// A packet that is not addressed to a front end.
+/// A packet that is not addressed to a frontend.
 #[inline(never)]
 fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
@@ -135,7 +135,7 @@ fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     hint::set(*skb, hint);
 }
 
-/// Whether the packet may be addressed to a front end, or to what would be one.
+/// Whether the packet may be addressed to a frontend, or to what would be one.
 #[inline(never)]
 fn is_dialled<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     tables::may_be_frontend::<F>(&headers.ip.dst)
@@ -178,7 +178,7 @@ impl Arrival {
     }
 }
 
-/// Client to front end: dst := backend.
+/// Client to frontend: dst := backend.
 #[inline(never)]
 fn to_frontend<F: IpHeader + Route>(
     skb: &Skb,

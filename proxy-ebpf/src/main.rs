@@ -14,12 +14,12 @@
 //!
 //! | packet | hook | write | where |
 //! |---|---|---|---|
-//! | client → front end | ingress, client's device | dst := backend | `ingress` |
-//! | backend → client | egress, client's device | src := front end | `egress` |
+//! | client → frontend | ingress, client's device | dst := backend | `ingress` |
+//! | backend → client | egress, client's device | src := frontend | `egress` |
 //! | client → backend, masqueraded | egress, backend's device | src := device's address | `masquerade` |
 //! | backend → masquerade address | ingress, backend's device | dst := client | `masquerade` |
-//! | host → front end | egress | dst := backend, redirected | `host` |
-//! | backend → host | ingress | src := front end, redirected | `host` |
+//! | host → frontend | egress | dst := backend, redirected | `host` |
+//! | backend → host | ingress | src := frontend, redirected | `host` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -126,8 +126,8 @@ pub fn egress_slow_v6(ctx: TcContext) -> i32 {
     egress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
-/// Slow path of `egress` for IPv4 packets of this host's own processes to front
-/// ends.
+/// Slow path of `egress` for IPv4 packets of this host's own processes to frontends
+/// .
 #[classifier]
 pub fn host_slow_v4(ctx: TcContext) -> i32 {
     host::slow::<V4>(Skb::new(&ctx, Link::Ethernet))

@@ -82,8 +82,8 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
         }
     }
     let Some(port) = allocate::<F>(skb, scratch, record, &addr) else {
-        // Of a process of the host the answer would have to look like the front
-        // end's; it was refused before, where it got its changed port.
+        // Of a process of the host the answer would have to look like the frontend
+        // 's; it was refused before, where it got its changed port.
         return Some(if flow.flags & Flow::<F::Addr>::HOST == 0 && !outgoing {
             refuse::answer::<F>(skb, scratch, Opened::PortsExhausted, To::Client)
         } else {
@@ -395,7 +395,7 @@ pub fn is_reply<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
 }
 
 /// Backend to masquerade address at the backend's device: dst := client, and
-/// for a process of this host src := front end. `None`: not a reply of a flow.
+/// for a process of this host src := frontend. `None`: not a reply of a flow.
 #[inline(never)]
 pub fn reply<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let skb = *skb;

@@ -49,7 +49,7 @@ pub enum Origin {
 pub enum Opened {
     /// The record is in the table.
     Flow,
-    /// The packet is not addressed to a front end.
+    /// The packet is not addressed to a frontend.
     NotOurs,
     NoEndpoint,
     NoLocalEndpoint,
@@ -58,7 +58,7 @@ pub enum Opened {
     FlowTableFull,
     /// Its packets towards the backend need a port, and none is free.
     PortsExhausted,
-    /// The front end is not for this client.
+    /// The frontend is not for this client.
     Denied,
     /// A reset of a connection that is long gone.
     Reset,
@@ -88,7 +88,7 @@ impl Opened {
 }
 
 /// Opens the flow of the packet in scratch memory, or moves a stale record of
-/// the same client and front end to another backend.
+/// the same client and frontend to another backend.
 #[inline(always)]
 pub fn open<F: IpHeader + Route>(
     skb: &Skb,
@@ -161,7 +161,7 @@ fn try_open<F: IpHeader + Route>(
     ));
     // The host's own flows always are: their replies have to be told from those
     // to its sockets (E5). So they get another port, too: the kernel may give one
-    // port to a connection to the front end and to one to the backend. It never
+    // port to a connection to the frontend and to one to the backend. It never
     // chooses privileged ports by itself, and servers may insist on them.
     if host && scratch.headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
         scratch.flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
@@ -249,7 +249,7 @@ pub enum Place {
     /// All records of the client port are in use.
     None,
     Free,
-    /// The client's record for the same front end, or one that is closing.
+    /// The client's record for the same frontend, or one that is closing.
     Replace,
 }
 

@@ -56,7 +56,7 @@ pub fn is_pretended_slowly<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     is_pretended::<F>(headers)
 }
 
-/// The hint for a packet that came in and is not addressed to a front end.
+/// The hint for a packet that came in and is not addressed to a frontend.
 #[inline(always)]
 pub fn entered(is_pretended: bool) -> Hint {
     if is_pretended {

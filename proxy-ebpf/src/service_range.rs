@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Whether the packet opens a flow, or is of a protocol that does not tell, to
-/// an address for cluster IPs. For packets whose address is no front end's.
+/// an address for cluster IPs. For packets whose address is no frontend's.
 #[inline(always)]
 pub fn is_entered<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     if headers.ip.protocol.has_connections() && !headers.opens_connection() {

@@ -5,8 +5,8 @@
 //! |---|---|
 //! | `connect` | destination := backend |
 //! | `sendto`, `sendmsg` of an unconnected UDP socket | destination := backend |
-//! | `recvfrom`, `recvmsg` of a UDP socket | source := front end |
-//! | `getpeername` | peer := front end |
+//! | `recvfrom`, `recvmsg` of a UDP socket | source := frontend |
+//! | `getpeername` | peer := frontend |
 //!
 //! What is not served here goes on untranslated and is the packet path's: both
 //! give the same answer, so leaving a call to it is always right (E17).

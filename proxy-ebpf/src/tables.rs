@@ -125,7 +125,7 @@ pub struct SlowPath {
     pub ingress: Slow,
     /// Packets that leave.
     pub egress: Slow,
-    /// Packets of this host's own processes that leave for a front end.
+    /// Packets of this host's own processes that leave for a frontend.
     pub host: Slow,
     /// Translated replies that leave by their client's uplink.
     pub uplink: Slow,
@@ -508,7 +508,7 @@ pub fn share<F: Tables>() -> Option<*mut Share> {
     SHARES.get_ptr_mut(F::SWEEP)
 }
 
-/// Whether `addr` may be a front end's.
+/// Whether `addr` may be a frontend's.
 #[inline(always)]
 pub fn may_be_frontend<F: Tables>(addr: &F::Addr) -> bool {
     bit::<F>(prefilter::FRONTENDS, prefilter::frontend_bit(addr))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Datapath ── the programs and tables, loaded as the agent loads them
-//!  ├─ ServicePort   what the tables hold, with its FrontEnds
+//!  ├─ ServicePort   what the tables hold, with its Frontends
 //!  ├─ Packet        what goes in, and what must come out
 //!  └─ Ran           verdict, packet and counters of one run
 //! ```
@@ -17,7 +17,7 @@ pub mod check;
 mod datapath;
 mod describe;
 mod fill;
-mod front_end;
+mod frontend;
 mod icmp;
 mod run;
 
@@ -28,5 +28,5 @@ pub use describe::{
     Body, Extension, Fragment, MAC_BRIDGE, MAC_OTHER, MAC_PEER, MAC_SELF, Packet, chunk,
 };
 pub use fill::ServicePort;
-pub use front_end::FrontEnd;
+pub use frontend::Frontend;
 pub use run::{Hook, Ran, Runner, Verdict};

@@ -93,7 +93,7 @@ fn affinity_is_switched_on_and_off(
                     let server = eventually("affinity", SOON, || pinned(client, target, ask));
                     servers.push(server.with_context(context)?);
                 }
-                // S71: one client, two front ends of a port, one endpoint.
+                // S71: one client, two frontends of a port, one endpoint.
                 ensure!(servers[0] == servers[1], "{protocol}: {servers:?}");
             }
         }

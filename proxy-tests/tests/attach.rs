@@ -25,18 +25,18 @@ fn services_work(
     let _agents = lab.start_agents(&AgentOptions::with(&["--attach", attach]))?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for host in [&*client, &*lab.nodes[0], &lab.external] {
             let context = |what| move || format!("{family}, {}, {what}", host.name());
             for _ in 0..10 {
-                host.run(|| ask_tcp(front_end))
+                host.run(|| ask_tcp(frontend))
                     .with_context(context("TCP"))?;
-                host.run(|| ask_udp(front_end, 64))
+                host.run(|| ask_udp(frontend, 64))
                     .with_context(context("UDP"))?;
             }
-            host.run(|| Dial::to(front_end).connect()?.upload(3_000_000))
+            host.run(|| Dial::to(frontend).connect()?.upload(3_000_000))
                 .with_context(context("upload"))?;
-            host.run(|| Dial::to(front_end).connect()?.download(3_000_000))
+            host.run(|| Dial::to(frontend).connect()?.download(3_000_000))
                 .with_context(context("download"))?;
         }
     }

@@ -159,9 +159,9 @@ fn programs_that_somebody_takes_off_come_back(#[values("tcx", "clsact")] mode: &
 
 fn expect_service(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
-        client.run(|| ask_udp(front_end, 64))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
+        client.run(|| ask_udp(frontend, 64))?;
     }
     Ok(())
 }

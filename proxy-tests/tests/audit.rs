@@ -17,7 +17,7 @@ use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, 
 /// Several comparisons.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
 
-/// A front end that somebody deletes comes back in each family, and the log
+/// A frontend that somebody deletes comes back in each family, and the log
 /// says so once.
 #[test]
 fn what_somebody_deletes_comes_back() -> Result<()> {
@@ -30,12 +30,12 @@ fn what_somebody_deletes_comes_back() -> Result<()> {
     let agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms"]))?;
 
     let pins = Pins::new(node.pins().path());
-    delete_front_end::<V4>(&pins)?;
-    delete_front_end::<V6>(&pins)?;
+    delete_frontend::<V4>(&pins)?;
+    delete_frontend::<V6>(&pins)?;
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        eventually("the front end is back", REPAIRED_WITHIN, || {
-            Ok(client.run(|| ask_tcp(front_end))?)
+        let frontend = service.at(family, ECHO_PORT);
+        eventually("the frontend is back", REPAIRED_WITHIN, || {
+            Ok(client.run(|| ask_tcp(frontend))?)
         })?;
     }
     eventually("both repairs are logged", REPAIRED_WITHIN, || {
@@ -101,7 +101,7 @@ fn the_filters_forget_what_nobody_needs() -> Result<()> {
     expect_bits::<V6>(&pins, [0, 0])
 }
 
-/// Waits for so many bits in the filters of front ends and of backends.
+/// Waits for so many bits in the filters of frontends and of backends.
 fn expect_bits<F: KernelFamily>(pins: &Pins, expected: [u32; 2]) -> Result<()> {
     eventually("the bits that are needed", REPAIRED_WITHIN, || {
         let tables = KernelTables::<F>::open(pins, Access::Read)?.read()?;
@@ -127,12 +127,12 @@ fn forget_flows<F: KernelFamily>(pins: &Pins) -> Result<()> {
 }
 
 /// One only: a comparison may happen between two.
-fn delete_front_end<F: KernelFamily>(pins: &Pins) -> Result<()> {
+fn delete_frontend<F: KernelFamily>(pins: &Pins) -> Result<()> {
     let mut tables = KernelTables::<F>::open(pins, Access::Write)?;
     let found = tables.read()?.frontends;
     let key = found
         .into_keys()
         .find(|key| key.port.get() == ECHO_PORT && key.protocol == Protocol::TCP)
-        .with_context(|| format!("no {} front end", F::NAME))?;
+        .with_context(|| format!("no {} frontend", F::NAME))?;
     Ok(tables.write(&Write::DeleteFrontend { key })?)
 }

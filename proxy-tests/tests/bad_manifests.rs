@@ -81,9 +81,9 @@ fn other_objects_work(#[values(true, false)] before_start: bool) -> Result<()> {
     for &family in lab.families().list() {
         client.run(|| ask_tcp(service.at(family, ECHO_PORT)))?;
         client.run(|| ask_udp(service.at(family, ECHO_PORT), 64))?;
-        let front_end = later.at(family, ECHO_PORT);
+        let frontend = later.at(family, ECHO_PORT);
         eventually("a Service written later", SOON, || {
-            Ok(client.run(|| ask_tcp(front_end))?)
+            Ok(client.run(|| ask_tcp(frontend))?)
         })?;
     }
     Ok(())

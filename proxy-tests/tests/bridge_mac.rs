@@ -54,9 +54,9 @@ fn pods_reach_pods_on_the_bridge(
         share_mac(node, owner.node_device())?;
     }
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         client
-            .run(|| expect_everything(front_end))
+            .run(|| expect_everything(frontend))
             .with_context(|| family.to_string())?;
     }
     Ok(())
@@ -103,9 +103,9 @@ fn clients_outside_reach_backends_on_the_uplinks_bridge(
     lab.manifests.write(&service)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
     for &family in lab.families().list() {
-        let front_end = node.at(family, NODE_PORT);
+        let frontend = node.at(family, NODE_PORT);
         lab.external
-            .run(|| expect_everything(front_end))
+            .run(|| expect_everything(frontend))
             .with_context(|| family.to_string())?;
     }
     Ok(())

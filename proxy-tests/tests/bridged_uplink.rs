@@ -78,8 +78,8 @@ fn everybody_is_served(
     for &family in lab.families().list() {
         for host in [&*client, &*local, node, &lab.external] {
             for service in &services {
-                let front_end = service.at(family, ECHO_PORT);
-                host.run(|| expect_everything(front_end))
+                let frontend = service.at(family, ECHO_PORT);
+                host.run(|| expect_everything(frontend))
                     .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
             }
         }

@@ -66,16 +66,16 @@ fn pods_reach_local_and_remote_backends(#[case] topology: Topology) -> Result<()
 }
 
 fn tcp_servers(service: &Service, family: Family, client: &Host) -> Result<BTreeSet<String>> {
-    let front_end = service.at(family, ECHO_PORT);
+    let frontend = service.at(family, ECHO_PORT);
     let mut servers = BTreeSet::new();
     for attempt in 0..ENOUGH {
-        let mut connection = Dial::to(front_end)
+        let mut connection = Dial::to(frontend)
             .connect()
             .with_context(|| format!("attempt {attempt}"))?;
         assert_eq!(connection.answer.client, connection.local_addr()?);
         assert_eq!(connection.answer.client.ip(), client.address(family));
         assert_eq!(connection.answer.local.port(), ECHO_TARGET);
-        assert_eq!(connection.peer_addr()?, front_end);
+        assert_eq!(connection.peer_addr()?, frontend);
         connection.start_echo()?;
         connection.echo(b"again")?;
         servers.insert(connection.answer.server);
@@ -84,16 +84,16 @@ fn tcp_servers(service: &Service, family: Family, client: &Host) -> Result<BTree
 }
 
 fn udp_servers(service: &Service, family: Family, client: &Host) -> Result<BTreeSet<String>> {
-    let front_end = service.at(family, ECHO_PORT);
+    let frontend = service.at(family, ECHO_PORT);
     let mut servers = BTreeSet::new();
     for attempt in 0..ENOUGH {
-        let socket = UdpClient::connect(front_end)?;
+        let socket = UdpClient::connect(frontend)?;
         let answer = socket
             .ask(b"question")
             .with_context(|| format!("attempt {attempt}"))?;
         assert_eq!(answer.client, socket.local_addr()?);
         assert_eq!(answer.client.ip(), client.address(family));
-        assert_eq!(socket.peer_addr()?, front_end);
+        assert_eq!(socket.peer_addr()?, frontend);
         // A flow stays where it is.
         assert_eq!(socket.ask(b"another")?.server, answer.server);
         servers.insert(answer.server);
@@ -114,10 +114,10 @@ fn flows_spread_evenly() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for shares in [
-            client.run(|| spread_tcp(front_end, FLOWS))?,
-            client.run(|| spread_udp(front_end, FLOWS))?,
+            client.run(|| spread_tcp(frontend, FLOWS))?,
+            client.run(|| spread_udp(frontend, FLOWS))?,
         ] {
             // 100 each; 60 is five standard deviations off.
             let fair = shares.values().all(|&share| share > 60);

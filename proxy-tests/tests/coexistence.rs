@@ -46,11 +46,11 @@ fn foreign_filters_keep_running(
         add_filters(node, &devices)?;
     }
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for host in [&*client, &lab.external, node] {
-            host.run(|| ask_tcp(front_end))
+            host.run(|| ask_tcp(frontend))
                 .with_context(|| host.name().to_owned())?;
-            host.run(|| ask_udp(front_end, 64))
+            host.run(|| ask_udp(frontend, 64))
                 .with_context(|| host.name().to_owned())?;
         }
     }
@@ -120,13 +120,13 @@ fn the_middle_sees_pods(#[case] topology: Topology) -> Result<()> {
     for &family in lab.families().list() {
         for host in [&*client, &lab.external] {
             for (service, backend) in services.iter().zip(&backends) {
-                let front_end = service.at(family, ECHO_PORT);
+                let frontend = service.at(family, ECHO_PORT);
                 node.nft(&middle(host.address(family), backend.address(family)))?;
                 host.run(|| -> Result<()> {
-                    Dial::to(front_end).connect()?.upload(100_000)?;
-                    Dial::to(front_end).connect()?.download(100_000)?;
-                    ask_udp(front_end, 64)?;
-                    ask_udp_patiently(front_end, 2000)?;
+                    Dial::to(frontend).connect()?.upload(100_000)?;
+                    Dial::to(frontend).connect()?.download(100_000)?;
+                    ask_udp(frontend, 64)?;
+                    ask_udp_patiently(frontend, 2000)?;
                     Ok(())
                 })?;
                 let [there, back, other] = ["there", "back", "other"].map(|name| {
@@ -236,18 +236,18 @@ fn route_through(lab: &Lab, service: &Service, client: &Host, router: &Host) -> 
 
 fn expect_answers_of(lab: &Lab, service: &Service, client: &Host, server: &Host) -> Result<()> {
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for answer in [
             client
-                .run(|| ask_tcp(front_end))
+                .run(|| ask_tcp(frontend))
                 .with_context(|| format!("{family} TCP"))?,
             client
-                .run(|| ask_udp(front_end, 2000))
+                .run(|| ask_udp(frontend, 2000))
                 .with_context(|| format!("{family} UDP"))?,
         ] {
             assert_eq!(answer.server, server.name());
             assert_eq!(answer.client.ip(), client.address(family));
-            assert_eq!(answer.local, front_end);
+            assert_eq!(answer.local, frontend);
         }
     }
     Ok(())

@@ -114,9 +114,9 @@ fn expect_service(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
         eventually("first answer", HOOKED_WITHIN, || {
             Ok(client.run(|| quick(service, family))?)
         })?;
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
-        client.run(|| ask_udp(front_end, 64))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
+        client.run(|| ask_udp(frontend, 64))?;
     }
     Ok(())
 }

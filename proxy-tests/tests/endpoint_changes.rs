@@ -24,10 +24,10 @@ fn flows_of_removed_endpoints() -> Result<()> {
 
     for &family in lab.families().list() {
         for gone in &backends {
-            let front_end = all.at(family, ECHO_PORT);
+            let frontend = all.at(family, ECHO_PORT);
             // Flows that have chosen the endpoint about to be removed.
             let socket = eventually("UDP flow", SOON, || {
-                let socket = client.run(|| UdpClient::connect(front_end))?;
+                let socket = client.run(|| UdpClient::connect(frontend))?;
                 ensure!(
                     socket.ask(b"who?")?.server == gone.name(),
                     "the other endpoint"
@@ -35,7 +35,7 @@ fn flows_of_removed_endpoints() -> Result<()> {
                 Ok(socket)
             })?;
             let mut connection = eventually("TCP flow", SOON, || {
-                let connection = client.run(|| Dial::to(front_end).connect())?;
+                let connection = client.run(|| Dial::to(frontend).connect())?;
                 ensure!(
                     connection.answer.server == gone.name(),
                     "the other endpoint"
@@ -54,17 +54,17 @@ fn flows_of_removed_endpoints() -> Result<()> {
                 Ok(server)
             })?;
             assert_ne!(heir, gone.name());
-            assert_eq!(socket.peer_addr()?, front_end);
+            assert_eq!(socket.peer_addr()?, frontend);
             connection.echo(b"after")?;
             for _ in 0..20 {
-                assert_eq!(client.run(|| ask_tcp(front_end))?.server, heir);
+                assert_eq!(client.run(|| ask_tcp(frontend))?.server, heir);
             }
             connection.echo(b"long after")?;
 
             lab.manifests.write(&all)?;
             eventually("endpoint is back", SOON, || {
                 ensure!(
-                    client.run(|| ask_tcp(front_end))?.server == gone.name(),
+                    client.run(|| ask_tcp(frontend))?.server == gone.name(),
                     "not chosen"
                 );
                 Ok(())
@@ -96,10 +96,10 @@ fn a_thousand_changes_fail_no_connection() -> Result<()> {
 
     let (mut loads, mut beats) = (Vec::new(), Vec::new());
     for &family in lab.families().list() {
-        let front_end = changing.at(family, ECHO_PORT);
-        loads.push(ConnectLoad::tcp(&client, front_end));
-        loads.push(ConnectLoad::udp(&client, front_end));
-        beats.push(Heartbeat::tcp(&client, front_end, BEAT)?);
+        let frontend = changing.at(family, ECHO_PORT);
+        loads.push(ConnectLoad::tcp(&client, frontend));
+        loads.push(ConnectLoad::udp(&client, frontend));
+        beats.push(Heartbeat::tcp(&client, frontend, BEAT)?);
         let unconcerned = steady.at(family, ECHO_PORT);
         beats.push(Heartbeat::udp(&client, unconcerned, BEAT)?);
     }

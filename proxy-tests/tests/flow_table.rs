@@ -73,10 +73,10 @@ fn a_flood_harms_no_flow_that_carries_traffic(
 
     let mut beats = Vec::new();
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for _ in 0..OPEN {
-            beats.push(Heartbeat::tcp(&client, front_end, BEAT)?);
-            beats.push(Heartbeat::udp(&client, front_end, BEAT)?);
+            beats.push(Heartbeat::tcp(&client, frontend, BEAT)?);
+            beats.push(Heartbeat::udp(&client, frontend, BEAT)?);
         }
     }
     for &family in lab.families().list() {
@@ -110,11 +110,11 @@ fn a_flood_harms_no_flow_that_carries_traffic(
             .try_for_each(|flood| flood.join().expect("no panic"))
     })?;
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         eventually("new flows", RELIEF, || {
             ensure!(agents[0].counted("flow_expired")? > 0, "none expired");
-            client.run(|| ask_tcp(front_end)).context("TCP")?;
-            client.run(|| ask_udp(front_end, 16)).context("UDP")
+            client.run(|| ask_tcp(frontend)).context("TCP")?;
+            client.run(|| ask_udp(frontend, 16)).context("UDP")
         })?;
     }
     for beat in beats {
@@ -152,10 +152,10 @@ fn tables_keep_the_size_they_were_made_with() -> Result<()> {
     }
     ensure!(agents[0].counted("flow_table_full")? > 0, "it was not full");
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         eventually("new flows", RELIEF, || {
-            client.run(|| ask_tcp(front_end)).context("TCP")?;
-            client.run(|| ask_udp(front_end, 16)).context("UDP")
+            client.run(|| ask_tcp(frontend)).context("TCP")?;
+            client.run(|| ask_udp(frontend, 16)).context("UDP")
         })?;
     }
     Ok(())
@@ -202,12 +202,12 @@ fn shout(source: SocketAddr, target: SocketAddr) -> io::Result<()> {
 }
 
 /// A host hears at once that there is no room for it.
-fn expect_refusal(client: &Host, front_end: SocketAddr) -> Result<()> {
+fn expect_refusal(client: &Host, frontend: SocketAddr) -> Result<()> {
     let start = Instant::now();
-    let tcp = client.run(|| ask_tcp(front_end));
+    let tcp = client.run(|| ask_tcp(frontend));
     let kind = tcp.as_ref().err().map(io::Error::kind);
     ensure!(kind == Some(ErrorKind::ConnectionRefused), "{tcp:?}");
-    let udp = client.run(|| ask_udp(front_end, 16));
+    let udp = client.run(|| ask_udp(frontend, 16));
     // "Administratively prohibited": each family has its own word for it.
     let code = udp.as_ref().err().and_then(io::Error::raw_os_error);
     let prohibited = [Some(libc::EHOSTUNREACH), Some(libc::EACCES)].contains(&code);

@@ -34,21 +34,21 @@ fn a_pod_reaches_itself(#[case] topology: Topology) -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         let nodes_own = node.device_addresses(family)?;
         let tcp = pod
-            .run(|| ask_tcp(front_end))
+            .run(|| ask_tcp(frontend))
             .with_context(|| format!("{family} TCP"))?;
         assert!(nodes_own.contains(&tcp.client.ip()), "{tcp:?}");
         let udp = pod
-            .run(|| ask_udp(front_end, 64))
+            .run(|| ask_udp(frontend, 64))
             .with_context(|| format!("{family} UDP"))?;
         assert!(nodes_own.contains(&udp.client.ip()), "{udp:?}");
-        pod.run(|| Dial::to(front_end).connect()?.upload(LARGE))
+        pod.run(|| Dial::to(frontend).connect()?.upload(LARGE))
             .with_context(|| format!("{family} upload"))?;
-        pod.run(|| Dial::to(front_end).connect()?.download(LARGE))
+        pod.run(|| Dial::to(frontend).connect()?.download(LARGE))
             .with_context(|| format!("{family} download"))?;
-        let socket = pod.run(|| UdpClient::connect(front_end))?;
+        let socket = pod.run(|| UdpClient::connect(frontend))?;
         for length in [1, 1400, 2000, 8000, 30_000] {
             let answer = socket.ask(&vec![7; length]);
             answer.with_context(|| format!("{family} UDP, {length} bytes"))?;
@@ -75,11 +75,11 @@ fn a_pod_is_one_of_several_endpoints(#[case] topology: Topology) -> Result<()> {
 
     let pod = &backends[0];
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         pod.run(|| -> Result<()> {
             let mut connections = Vec::new();
             for _ in 0..50 {
-                let mut connection = Dial::to(front_end).connect()?;
+                let mut connection = Dial::to(frontend).connect()?;
                 connection.start_echo()?;
                 connections.push(connection);
             }
@@ -99,7 +99,7 @@ fn a_pod_is_one_of_several_endpoints(#[case] topology: Topology) -> Result<()> {
                 let own = connection.answer.client.ip() == pod.address(family);
                 assert_eq!(own, connection.answer.server != pod.name());
             }
-            assert_eq!(spread_udp(front_end, 50)?.len(), backends.len());
+            assert_eq!(spread_udp(frontend, 50)?.len(), backends.len());
             Ok(())
         })
         .with_context(|| family.to_string())?;

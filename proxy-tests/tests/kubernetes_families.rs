@@ -61,7 +61,7 @@ fn a_service_has_the_families_it_asks_for(
     only_these_are_served(&namespace, families)
 }
 
-/// In a family a Service does not have, no node has a front end of it.
+/// In a family a Service does not have, no node has a frontend of it.
 fn only_these_are_served(namespace: &Namespace<'_>, families: &[Family]) -> Result<()> {
     for node in 0..namespace.lab().nodes.len() {
         for family in Family::BOTH {

@@ -51,12 +51,12 @@ fn everybody_reaches_everybody(#[values("tcx", "clsact")] attach: &str) -> Resul
     for &family in lab.families().list() {
         for client in clients {
             for (backend, service) in &services {
-                let front_end = service.at(family, ECHO_PORT);
+                let frontend = service.at(family, ECHO_PORT);
                 // Seen as it is, if it is a pod and another one than the backend.
                 let is_pod = [member.name(), local.name()].contains(&client.name());
                 let kept = is_pod && client.name() != backend.name();
                 client
-                    .run(|| exchange(front_end, kept.then(|| client.address(family))))
+                    .run(|| exchange(frontend, kept.then(|| client.address(family))))
                     .with_context(|| {
                         format!("{family}, {} to {}", client.name(), backend.name())
                     })?;
@@ -76,18 +76,18 @@ fn tunnels(lab: &Lab) -> Result<(TunnelHost, TunnelHost)> {
 
 /// TCP both ways, and UDP in one piece and in several. `source` is what the
 /// backend has to see.
-fn exchange(front_end: SocketAddr, source: Option<std::net::IpAddr>) -> Result<()> {
-    let connection = Dial::to(front_end).connect().context("TCP")?;
+fn exchange(frontend: SocketAddr, source: Option<std::net::IpAddr>) -> Result<()> {
+    let connection = Dial::to(frontend).connect().context("TCP")?;
     if let Some(source) = source {
         assert_eq!(connection.answer.client.ip(), source);
     }
-    assert_eq!(connection.peer_addr()?, front_end);
+    assert_eq!(connection.peer_addr()?, frontend);
     connection.upload(1_000_000).context("upload")?;
-    Dial::to(front_end)
+    Dial::to(frontend)
         .connect()?
         .download(1_000_000)
         .context("download")?;
-    let socket = UdpClient::connect(front_end)?;
+    let socket = UdpClient::connect(frontend)?;
     for length in [1, 1400, 2000, 8000] {
         let answer = socket
             .ask(&vec![7; length])
@@ -116,18 +116,18 @@ fn refusals_reach_everybody() -> Result<()> {
     let clients: [&Host; 5] = [&member, &guest, &local, &lab.nodes[0], &lab.external];
     for &family in lab.families().list() {
         for client in clients {
-            for front_end in [
+            for frontend in [
                 empty.at(family, ECHO_PORT),
                 empty.at(family, 81),
                 closed.at(family, ECHO_PORT),
             ] {
-                let context = format!("{} to {front_end}", client.name());
+                let context = format!("{} to {frontend}", client.name());
                 let tcp = client
-                    .run(|| ask_tcp(front_end))
+                    .run(|| ask_tcp(frontend))
                     .map_err(|error| error.kind());
                 assert_eq!(tcp, Err(ErrorKind::ConnectionRefused), "TCP, {context}");
                 let udp = client
-                    .run(|| ask_udp(front_end, 9))
+                    .run(|| ask_udp(frontend, 9))
                     .map_err(|error| error.kind());
                 assert_eq!(udp, Err(ErrorKind::ConnectionRefused), "UDP, {context}");
             }

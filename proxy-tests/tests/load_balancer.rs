@@ -162,7 +162,7 @@ fn expect_dropped(agent: &Agent, event: &str, client: &Host, target: SocketAddr)
 }
 
 /// S57, S58: ranges say who may dial a load balancer, pods and processes of the
-/// node among them; whoever dials another front end of the Service may do so.
+/// node among them; whoever dials another frontend of the Service may do so.
 /// They count for new flows only.
 #[test]
 fn source_ranges_are_for_everybody() -> Result<()> {

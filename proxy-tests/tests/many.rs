@@ -19,9 +19,9 @@ const NODE_PORT: u16 = 30_080;
 
 fn is_served(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
-        client.run(|| ask_udp(front_end, 64))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
+        client.run(|| ask_udp(frontend, 64))?;
     }
     Ok(())
 }
@@ -129,8 +129,8 @@ fn expect_own_address(lab: &Lab, node: &Node) -> Result<()> {
     for &family in lab.families().list() {
         let own = node.address(family).to_string();
         ensure!(rows.contains(&format!("\"{own}/")), "{own} is not there");
-        let front_end = node.at(family, NODE_PORT);
-        lab.external.run(|| ask_tcp(front_end))?;
+        let frontend = node.at(family, NODE_PORT);
+        lab.external.run(|| ask_tcp(frontend))?;
     }
     Ok(())
 }

@@ -81,29 +81,29 @@ fn check(lab: &Lab, client: &Host) -> Result<()> {
 }
 
 fn use_service(service: &Service, family: Family, masquerade: &[IpAddr]) -> Result<()> {
-    let front_end = service.at(family, ECHO_PORT);
-    let connection = Dial::to(front_end).connect().context("TCP")?;
+    let frontend = service.at(family, ECHO_PORT);
+    let connection = Dial::to(frontend).connect().context("TCP")?;
     assert_eq!(connection.answer.server, service.name());
     assert!(
         masquerade.contains(&connection.answer.client.ip()),
         "TCP: {:?}",
         connection.answer
     );
-    assert_eq!(connection.peer_addr()?, front_end);
+    assert_eq!(connection.peer_addr()?, frontend);
     connection.upload(LARGE).context("upload")?;
-    Dial::to(front_end)
+    Dial::to(frontend)
         .connect()?
         .download(LARGE)
         .context("download")?;
 
-    let socket = UdpClient::connect(front_end)?;
+    let socket = UdpClient::connect(frontend)?;
     let answer = socket.ask(b"question").context("UDP")?;
     assert_eq!(answer.server, service.name());
     assert!(masquerade.contains(&answer.client.ip()), "UDP: {answer:?}");
-    assert_eq!(socket.peer_addr()?, front_end);
+    assert_eq!(socket.peer_addr()?, frontend);
     for length in [2000, 8000, 30_000] {
         // The tunnel is narrower than the uplink.
-        ask_udp_patiently(front_end, length)
+        ask_udp_patiently(frontend, length)
             .with_context(|| format!("UDP in fragments, {length} bytes"))?;
     }
     Ok(())

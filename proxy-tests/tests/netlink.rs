@@ -52,8 +52,8 @@ fn requests_of_others_are_not_taken_for_answers() -> Result<()> {
         added
     })?;
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
     }
     let log = agents[0].log();
     ensure!(!log.contains("cannot follow"), "{log}");

@@ -98,8 +98,8 @@ fn programs_of_another_layout_are_replaced(
     let line = line.with_context(|| check.clone())?;
     assert!(line.contains(&format!("/{layout}")), "{line}");
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        assert_eq!(client.run(|| ask_tcp(front_end))?.server, "former");
+        let frontend = service.at(family, ECHO_PORT);
+        assert_eq!(client.run(|| ask_tcp(frontend))?.server, "former");
     }
 
     lab.manifests.delete(&deleted)?;
@@ -119,9 +119,9 @@ fn programs_of_another_layout_are_replaced(
             is_refused(host, &lab, &deleted)
         })?;
         for &family in lab.families().list() {
-            let front_end = service.at(family, ECHO_PORT);
+            let frontend = service.at(family, ECHO_PORT);
             for _ in 0..10 {
-                assert_eq!(host.run(|| ask_tcp(front_end))?.server, "present");
+                assert_eq!(host.run(|| ask_tcp(frontend))?.server, "present");
             }
         }
     }
@@ -161,8 +161,8 @@ fn open_flows_are_carried_over(#[values(OLDER, NEWER)] layout: &str) -> Result<(
             beats.push(Heartbeat::udp(&client, cluster_ip, BEAT)?);
         }
         for _ in 0..8 {
-            for (host, front_end) in [(&*client, cluster_ip), (&lab.external, node_port)] {
-                let mut connection = host.run(|| Dial::to(front_end).connect())?;
+            for (host, frontend) in [(&*client, cluster_ip), (&lab.external, node_port)] {
+                let mut connection = host.run(|| Dial::to(frontend).connect())?;
                 connection.start_echo()?;
                 connections.push(connection);
             }
@@ -260,9 +260,9 @@ fn open_flows_of_the_layout_before_are_carried_over() -> Result<()> {
             (node, cluster_ip),
             (&lab.external, node_port),
         ];
-        for (host, front_end) in clients {
+        for (host, frontend) in clients {
             for _ in 0..8 {
-                let mut connection = host.run(|| Dial::to(front_end).connect())?;
+                let mut connection = host.run(|| Dial::to(frontend).connect())?;
                 connection.start_echo()?;
                 connections.push(connection);
             }

@@ -177,10 +177,10 @@ fn an_overlap_of_agents_loses_nothing() -> Result<()> {
     older.wait_ready()?;
     let (mut beats, mut loads) = (Vec::new(), Vec::new());
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        beats.push(Heartbeat::udp(client, front_end, BEAT)?);
-        beats.push(Heartbeat::tcp(client, front_end, BEAT)?);
-        loads.push(ConnectLoad::tcp(client, front_end));
+        let frontend = service.at(family, ECHO_PORT);
+        beats.push(Heartbeat::udp(client, frontend, BEAT)?);
+        beats.push(Heartbeat::tcp(client, frontend, BEAT)?);
+        loads.push(ConnectLoad::tcp(client, frontend));
     }
     let newer = churn.during(|| {
         let newer = Agent::start(node, &lab, &options)?;

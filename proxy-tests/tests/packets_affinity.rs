@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use proxy_common::local_addr::LocalAddr;
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -14,15 +14,15 @@ const TIMEOUT: u32 = 100;
 
 /// The backend of a new connection of this client.
 #[track_caller]
-fn dial(datapath: &Datapath, client: SocketAddr, front_end: SocketAddr, tcp: bool) -> SocketAddr {
+fn dial(datapath: &Datapath, client: SocketAddr, frontend: SocketAddr, tcp: bool) -> SocketAddr {
     let request = if tcp {
-        Packet::syn(client, front_end)
+        Packet::syn(client, frontend)
     } else {
-        Packet::udp(client, front_end)
+        Packet::udp(client, frontend)
     };
     let ran = datapath.run(Hook::Ingress, &request);
     let flows = datapath.flows_of(client);
-    let Some(flow) = flows.iter().find(|flow| flow.front_end == front_end) else {
+    let Some(flow) = flows.iter().find(|flow| flow.frontend == frontend) else {
         panic!("{ran:?}");
     };
     flow.backend
@@ -33,14 +33,14 @@ fn spread(
     datapath: &Datapath,
     cast: Cast,
     index: u8,
-    front_end: SocketAddr,
+    frontend: SocketAddr,
 ) -> BTreeSet<SocketAddr> {
     (0..32)
         .map(|port| {
             dial(
                 datapath,
                 cast.pod_with(index, 21_000 + port),
-                front_end,
+                frontend,
                 true,
             )
         })
@@ -73,27 +73,27 @@ fn a_client_keeps_its_backend(
     assert!(backends.len() > 1, "clients are spread all the same");
 }
 
-/// One client, one backend, over all front ends of a port (S71).
+/// One client, one backend, over all frontends of a port (S71).
 #[rstest]
-fn all_front_ends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: Family) {
+fn all_frontends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     let public = SocketAddr::new(cast.stranger().ip(), 443);
     datapath.serve(
         &ServicePort::tcp(cast.vip(), &cast.endpoints(8))
-            .with(FrontEnd::node_port(30_080))
-            .with(FrontEnd::load_balancer(public))
+            .with(Frontend::node_port(30_080))
+            .with(Frontend::load_balancer(public))
             .sticky(TIMEOUT),
     );
     let first = dial(&datapath, cast.outsider_with(1, 20_000), cast.vip(), true);
-    for (number, front_end) in [
+    for (number, frontend) in [
         (20_001, SocketAddr::new(cast.node(), 30_080)),
         (20_002, public),
         (20_003, cast.vip()),
     ] {
-        let next = dial(&datapath, cast.outsider_with(1, number), front_end, true);
-        assert_eq!(next, first, "{front_end}");
+        let next = dial(&datapath, cast.outsider_with(1, number), frontend, true);
+        assert_eq!(next, first, "{frontend}");
     }
 }
 
@@ -231,11 +231,11 @@ fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: F
     let [here, there] = [cast.endpoint(1), cast.endpoint(2)];
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    let front_end = SocketAddr::new(cast.node(), 30_080);
+    let frontend = SocketAddr::new(cast.node(), 30_080);
     datapath.serve(
         &ServicePort::tcp(cast.vip(), &[here, there])
             .here(&[here])
-            .with(FrontEnd::node_port(30_080).local())
+            .with(Frontend::node_port(30_080).local())
             .sticky(TIMEOUT),
     );
     let remote = (1..=32)
@@ -251,7 +251,7 @@ fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: F
     let by_node_port = dial(
         &datapath,
         cast.outsider_with(remote, 20_001),
-        front_end,
+        frontend,
         true,
     );
     assert_eq!(by_node_port, here);

@@ -7,7 +7,7 @@ use proxy_common::{counter::Counter, local_addr::LocalAddr};
 use proxy_tests::{
     Family,
     packet::{
-        Body, Cast, Datapath, FrontEnd, Hook, Lease, MAC_OTHER, Packet, ServicePort, Verdict,
+        Body, Cast, Datapath, Frontend, Hook, Lease, MAC_OTHER, Packet, ServicePort, Verdict,
     },
 };
 use rstest::rstest;
@@ -18,8 +18,8 @@ fn serve(cast: Cast) -> (Lease, [SocketAddr; 3]) {
     let addresses = [cast.vip(), cast.vip_with(11, 80), cast.vip_with(12, 80)];
     let [cluster_ip, external_ip, load_balancer] = addresses;
     let port = ServicePort::tcp(cluster_ip, &cast.endpoints(1))
-        .with(FrontEnd::external_ip(external_ip))
-        .with(FrontEnd::load_balancer(load_balancer));
+        .with(Frontend::external_ip(external_ip))
+        .with(Frontend::load_balancer(load_balancer));
     datapath.serve(&port);
     (datapath, addresses)
 }

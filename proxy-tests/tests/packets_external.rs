@@ -9,7 +9,7 @@ use proxy_common::{
 };
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -35,15 +35,15 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 3] = [Self::NodePort, Self::ExternalIp, Self::LoadBalancer];
 
-    fn front_end(self, cast: Cast) -> (SocketAddr, FrontEnd) {
+    fn frontend(self, cast: Cast) -> (SocketAddr, Frontend) {
         let public = SocketAddr::new(cast.stranger().ip(), 443);
         match self {
             Self::NodePort => (
                 SocketAddr::new(cast.node(), NODE_PORT),
-                FrontEnd::node_port(NODE_PORT),
+                Frontend::node_port(NODE_PORT),
             ),
-            Self::ExternalIp => (public, FrontEnd::external_ip(public)),
-            Self::LoadBalancer => (public, FrontEnd::load_balancer(public)),
+            Self::ExternalIp => (public, Frontend::external_ip(public)),
+            Self::LoadBalancer => (public, Frontend::load_balancer(public)),
         }
     }
 }
@@ -63,20 +63,20 @@ fn enters_by(datapath: &mut Datapath, from: From) {
     datapath.device(|device| device.flags = flags);
 }
 
-/// One endpoint here and one elsewhere, and what `front_end` reaches of them
+/// One endpoint here and one elsewhere, and what `frontend` reaches of them
 /// from many ports: each backend with the address that it sees.
 fn reached(
     datapath: &mut Datapath,
     cast: Cast,
     from: From,
-    front_end: SocketAddr,
+    frontend: SocketAddr,
 ) -> BTreeSet<(SocketAddr, bool)> {
     datapath.forget_flows();
     enters_by(datapath, from);
     (0..48)
         .map(|index| {
             let client = client(cast, from, 20_000 + index);
-            let request = Packet::syn(client, front_end);
+            let request = Packet::syn(client, frontend);
             let ran = datapath.run(Hook::Ingress, &request);
             let flows = datapath.flows_of(client);
             assert_eq!(flows.len(), 1, "{ran:?}");
@@ -120,12 +120,12 @@ fn policies_decide_by_the_client(
             });
         }
         datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-        let (address, mut front_end) = kind.front_end(cast);
-        front_end.local = local;
+        let (address, mut frontend) = kind.frontend(cast);
+        frontend.local = local;
         datapath.serve(
             &ServicePort::tcp(cast.vip(), &[here, there])
                 .here(&[here])
-                .with(front_end),
+                .with(frontend),
         );
         let is_pod = detector && from != From::Outside;
         let expected: BTreeSet<_> = match (local, is_pod) {
@@ -151,24 +151,24 @@ fn policies_decide_by_the_client(
     }
 }
 
-/// `internalTrafficPolicy` says nothing about external front ends, and
+/// `internalTrafficPolicy` says nothing about external frontends, and
 /// `externalTrafficPolicy` nothing about cluster IPs.
 #[rstest]
-fn policies_keep_to_their_own_front_ends(#[values(Family::V4, Family::V6)] family: Family) {
+fn policies_keep_to_their_own_frontends(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let [here, there] = both(cast);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     let mut internal = ServicePort::tcp(cast.vip(), &[here, there])
         .here(&[here])
-        .with(FrontEnd::node_port(NODE_PORT));
+        .with(Frontend::node_port(NODE_PORT));
     internal.local = true;
     let external = ServicePort::tcp(cast.vip_with(11, 80), &[here, there])
         .here(&[here])
-        .with(FrontEnd::node_port(NODE_PORT + 1).local());
+        .with(Frontend::node_port(NODE_PORT + 1).local());
     datapath.serve_all(&[internal, external]);
-    let backends = |datapath: &mut Datapath, front_end| -> BTreeSet<_> {
-        let reached = reached(datapath, cast, From::Outside, front_end);
+    let backends = |datapath: &mut Datapath, frontend| -> BTreeSet<_> {
+        let reached = reached(datapath, cast, From::Outside, frontend);
         reached.into_iter().map(|(backend, _)| backend).collect()
     };
     let node = |port| SocketAddr::new(cast.node(), port);
@@ -183,7 +183,7 @@ fn policies_keep_to_their_own_front_ends(#[values(Family::V4, Family::V6)] famil
 #[rstest]
 #[case::kept(true)]
 #[case::masqueraded(false)]
-fn replies_come_from_the_front_end(
+fn replies_come_from_the_frontend(
     #[values(Family::V4, Family::V6)] family: Family,
     #[case] local: bool,
     #[values(Kind::NodePort, Kind::LoadBalancer)] kind: Kind,
@@ -191,13 +191,13 @@ fn replies_come_from_the_front_end(
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    let (address, mut front_end) = kind.front_end(cast);
-    front_end.local = local;
+    let (address, mut frontend) = kind.frontend(cast);
+    frontend.local = local;
     let backend = cast.endpoint(1);
     datapath.serve(
         &ServicePort::tcp(cast.vip(), &[backend])
             .here(&[backend])
-            .with(front_end),
+            .with(frontend),
     );
     let client = cast.outsider();
     let request = Packet::syn(client, address);
@@ -225,7 +225,7 @@ fn node_ports_are_on_addresses_that_take_them(#[values(Family::V4, Family::V6)] 
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     datapath.local_addr(cast.router(), 0);
     let backend = cast.endpoint(1);
-    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]).with(FrontEnd::node_port(NODE_PORT)));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT)));
     for (ip, taken) in [
         (cast.node(), true),
         (cast.router(), false),
@@ -261,7 +261,7 @@ fn flows_of_strangers_do_not_end_with_a_node_port(
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     datapath.local_addr(cast.router(), 0);
     let backend = cast.endpoint(1);
-    let port = ServicePort::udp(cast.vip(), &[backend]).with(FrontEnd::node_port(NODE_PORT));
+    let port = ServicePort::udp(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT));
     let strangers = [cast.router(), cast.stranger().ip()].map(|ip| {
         let server = SocketAddr::new(ip, NODE_PORT);
         [
@@ -303,7 +303,7 @@ fn nobody_else_dials_the_loopback(#[values(Family::V4, Family::V6)] family: Fami
     };
     datapath.local_addr(loopback, LocalAddr::NODE_PORTS | LocalAddr::LOOPBACK);
     datapath.serve(
-        &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(FrontEnd::node_port(NODE_PORT)),
+        &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(Frontend::node_port(NODE_PORT)),
     );
     for client in [cast.outsider(), cast.pod()] {
         let request = Packet::syn(client, SocketAddr::new(loopback, NODE_PORT));
@@ -321,16 +321,16 @@ fn exact_addresses_come_before_node_ports(#[values(Family::V4, Family::V6)] fami
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     let address = SocketAddr::new(cast.node(), NODE_PORT);
     datapath.serve_all(&[
-        ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(FrontEnd::node_port(NODE_PORT)),
+        ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(Frontend::node_port(NODE_PORT)),
         ServicePort::tcp(cast.vip_with(11, 80), &[cast.endpoint(2)])
-            .with(FrontEnd::external_ip(address)),
+            .with(Frontend::external_ip(address)),
     ]);
     let request = Packet::syn(cast.outsider(), address);
     let ran = datapath.run(Hook::Ingress, &request);
     ran.passed_as(&request.to(cast.endpoint(2)));
 }
 
-/// S43 for external front ends: nobody anywhere is refused, nobody here is
+/// S43 for external frontends: nobody anywhere is refused, nobody here is
 /// dropped for clients from outside, while pods go elsewhere (S40).
 #[rstest]
 fn without_endpoints_here(
@@ -340,9 +340,9 @@ fn without_endpoints_here(
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    let (address, front_end) = kind.front_end(cast);
+    let (address, frontend) = kind.frontend(cast);
     let there = cast.endpoint(2);
-    datapath.serve(&ServicePort::tcp(cast.vip(), &[there]).with(front_end.local()));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[there]).with(frontend.local()));
     enters_by(&mut datapath, From::Outside);
     let request = Packet::syn(cast.outsider(), address);
     let ran = datapath.run(Hook::Ingress, &request);
@@ -352,7 +352,7 @@ fn without_endpoints_here(
     let ran = datapath.run(Hook::Ingress, &from_pod);
     ran.passed_as(&from_pod.to(there));
 
-    datapath.serve(&ServicePort::tcp(cast.vip(), &[]).with(front_end.local()));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[]).with(frontend.local()));
     let ran = datapath.run(Hook::Ingress, &request);
     ran.counted(&[Counter::NoEndpoint]);
 }
@@ -371,15 +371,15 @@ fn source_ranges_restrict_load_balancers(
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let (address, front_end) = Kind::LoadBalancer.front_end(cast);
+    let (address, frontend) = Kind::LoadBalancer.frontend(cast);
     let endpoints: &[_] = if served { &[cast.endpoint(1)] } else { &[] };
     let other = SocketAddr::new(address.ip(), 444);
     datapath.serve_all(&[
         ServicePort::tcp(cast.vip(), endpoints)
-            .with(front_end.restricted())
+            .with(frontend.restricted())
             .for_clients(&only(cast.outsider().ip())),
         ServicePort::tcp(cast.vip_with(11, 80), &[cast.endpoint(2)])
-            .with(FrontEnd::load_balancer(other)),
+            .with(Frontend::load_balancer(other)),
     ]);
     let admitted = Packet::syn(cast.outsider(), address);
     let ran = datapath.run(Hook::Ingress, &admitted);
@@ -411,15 +411,15 @@ fn an_address_may_reach_itself_where_the_node_is_in_range(
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let (address, front_end) = Kind::LoadBalancer.front_end(cast);
-    let front_end = if allowed {
-        front_end.restricted_but_for_itself()
+    let (address, frontend) = Kind::LoadBalancer.frontend(cast);
+    let frontend = if allowed {
+        frontend.restricted_but_for_itself()
     } else {
-        front_end.restricted()
+        frontend.restricted()
     };
     datapath.serve(
         &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)])
-            .with(front_end)
+            .with(frontend)
             .for_clients(&only(cast.outsider().ip())),
     );
     let request = Packet::syn(SocketAddr::new(address.ip(), 40_000), address);
@@ -436,13 +436,13 @@ fn an_address_may_reach_itself_where_the_node_is_in_range(
 fn a_changed_policy_leaves_open_flows_alone(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let (address, front_end) = Kind::LoadBalancer.front_end(cast);
+    let (address, frontend) = Kind::LoadBalancer.frontend(cast);
     let port = ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]);
-    datapath.serve(&port.clone().with(front_end));
+    datapath.serve(&port.clone().with(frontend));
     datapath.run(Hook::Ingress, &Packet::syn(cast.outsider(), address));
     datapath.serve(
         &port
-            .with(front_end.restricted().local())
+            .with(frontend.restricted().local())
             .for_clients(&only(cast.pod().ip())),
     );
     let data = Packet::data(cast.outsider(), address);
@@ -453,7 +453,7 @@ fn a_changed_policy_leaves_open_flows_alone(#[values(Family::V4, Family::V6)] fa
     ran.dropped_for(Counter::SourceRangeDenied);
 }
 
-/// What becomes of a Service's front end.
+/// What becomes of a Service's frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     OtherNodePort,
@@ -463,10 +463,10 @@ enum Change {
     SourceRangesNarrowed,
 }
 
-/// A front end that is gone, or not for the client any more, ends its UDP flows
+/// A frontend that is gone, or not for the client any more, ends its UDP flows
 /// within a second or so, however busy they are; TCP goes on (S79).
 #[rstest]
-fn udp_flows_end_with_their_front_end(
+fn udp_flows_end_with_their_frontend(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(Protocol::TCP, Protocol::UDP)] protocol: Protocol,
     #[values(
@@ -489,7 +489,7 @@ fn udp_flows_end_with_their_front_end(
     };
     let ranged = |range: &str| {
         port(10, 80)
-            .with(FrontEnd::load_balancer(other).restricted())
+            .with(Frontend::load_balancer(other).restricted())
             .for_clients(range)
     };
     let client_range = if family == Family::V4 {
@@ -499,18 +499,18 @@ fn udp_flows_end_with_their_front_end(
     };
     let (before, after, dialled) = match change {
         Change::OtherNodePort => (
-            port(10, 80).with(FrontEnd::node_port(30_080)),
-            port(10, 80).with(FrontEnd::node_port(30_081)),
+            port(10, 80).with(Frontend::node_port(30_080)),
+            port(10, 80).with(Frontend::node_port(30_081)),
             SocketAddr::new(node, 30_080),
         ),
         Change::OtherPort => (port(10, 80), port(10, 81), cast.vip_with(10, 80)),
         Change::ExternalIpWithdrawn => (
-            port(10, 80).with(FrontEnd::external_ip(other)),
+            port(10, 80).with(Frontend::external_ip(other)),
             port(10, 80),
             other,
         ),
         Change::LoadBalancerWithdrawn => (
-            port(10, 80).with(FrontEnd::load_balancer(other)),
+            port(10, 80).with(Frontend::load_balancer(other)),
             port(10, 80),
             other,
         ),

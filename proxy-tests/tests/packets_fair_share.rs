@@ -34,8 +34,8 @@ fn datapath(cast: Cast) -> Datapath {
 
 /// Opens a connection that is answered and used. Whether that was admitted.
 fn establish(datapath: &Datapath, cast: Cast, client: SocketAddr) -> bool {
-    let (front_end, backend) = (cast.vip(), cast.endpoint(1));
-    let syn = Packet::syn(client, front_end).bytes();
+    let (frontend, backend) = (cast.vip(), cast.endpoint(1));
+    let syn = Packet::syn(client, frontend).bytes();
     if datapath.run_uncounted(Hook::Ingress, &syn).0 != Verdict::Next {
         return false;
     }

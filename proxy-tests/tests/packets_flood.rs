@@ -150,7 +150,7 @@ fn idle_connections_make_room_the_longest_idle_first(
     let cast = Cast::of(family);
     let mut datapath = datapath(cast, 1);
     datapath.configure(|config| config.timeouts = settings::timeouts());
-    let (front_end, backend) = (cast.vip(), cast.endpoint(1));
+    let (frontend, backend) = (cast.vip(), cast.endpoint(1));
     let quarter = u16::try_from(SIZE / 4).expect("a port");
     let hours = |hours: u32| ticks_from_seconds(hours * 3600);
     // Idle for 23 hours, two hours, seven minutes, and not at all.
@@ -159,9 +159,9 @@ fn idle_connections_make_room_the_longest_idle_first(
         for n in 0..quarter {
             let client = cast.pod_with(host, 1024 + n);
             for (hook, packet) in [
-                (Hook::Ingress, Packet::syn(client, front_end)),
+                (Hook::Ingress, Packet::syn(client, frontend)),
                 (Hook::Egress, Packet::syn_ack(backend, client)),
-                (Hook::Ingress, Packet::data(client, front_end)),
+                (Hook::Ingress, Packet::data(client, frontend)),
             ] {
                 datapath.run_uncounted(hook, &packet.bytes());
             }
@@ -169,7 +169,7 @@ fn idle_connections_make_room_the_longest_idle_first(
         // Those of the hosts before grow older with it.
         datapath.age_all(family, later);
     }
-    let newcomer = Packet::syn(cast.pod_with(9, 1024), front_end);
+    let newcomer = Packet::syn(cast.pod_with(9, 1024), frontend);
     let refused = datapath.run(Hook::Ingress, &newcomer);
     assert_eq!(refused.verdict, Verdict::Redirect, "the table is full");
     assert!(datapath.sweep_and_tell(family));

@@ -24,7 +24,7 @@ const HOOKS: [Hook; 5] = [
     Hook::EgressLayer3,
 ];
 
-/// Both families have a front end and flows, so that all tables have entries.
+/// Both families have a frontend and flows, so that all tables have entries.
 fn busy() -> impl std::ops::Deref<Target = Datapath> {
     let mut datapath = Datapath::load();
     for family in Family::BOTH {

@@ -1,4 +1,4 @@
-//! Client to front end and back.
+//! Client to frontend and back.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use proxy_tests::{
 use rstest::rstest;
 
 /// The first packet of a flow reaches a backend, the reply comes from the
-/// front end, and nothing else in either of them changes.
+/// frontend, and nothing else in either of them changes.
 #[rstest]
 fn both_directions_are_translated_and_nothing_else_changes(
     #[values(Family::V4, Family::V6)] family: Family,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proxy_common::counter::Counter;
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -88,14 +88,14 @@ fn later_fragments_of_replies_before_the_first_are_dropped(
     let index = usize::from(changed_port);
     let flow = datapath.flows_of(client)[index];
     for fragment in fragments(backend, flow.between, 6) {
-        let answer = fragment.clone().from(flow.front_end).to(client);
+        let answer = fragment.clone().from(flow.frontend).to(client);
         datapath.run(Hook::Egress, &fragment).passed_as(&answer);
     }
     let [first, second, third] = fragments(backend, flow.between, 7);
     let ran = datapath.run(Hook::Egress, &third);
     ran.dropped_for(Counter::FragmentUnknown);
     for fragment in [first, second] {
-        let answer = fragment.clone().from(flow.front_end).to(client);
+        let answer = fragment.clone().from(flow.frontend).to(client);
         datapath.run(Hook::Egress, &fragment).passed_as(&answer);
     }
     let direct = fragments(SocketAddr::new(backend.ip(), 9), client, 8);
@@ -134,10 +134,10 @@ fn fragments_that_are_not_ours_pass(#[values(Family::V4, Family::V6)] family: Fa
     }
 }
 
-/// Nor are those to an address that was a front end's, or to another port of an
+/// Nor are those to an address that was a frontend's, or to another port of an
 /// external IP (S48), although the filter may take both for ours.
 #[rstest]
-fn fragments_to_former_front_ends_pass(
+fn fragments_to_former_frontends_pass(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(Hook::Ingress, Hook::HostEgress)] hook: Hook,
 ) {
@@ -146,7 +146,7 @@ fn fragments_to_former_front_ends_pass(
     let dialled = SocketAddr::new(cast.stranger().ip(), 53);
     let other = SocketAddr::new(dialled.ip(), 54);
     let port =
-        ServicePort::udp(cast.vip(), &cast.endpoints(1)).with(FrontEnd::external_ip(dialled));
+        ServicePort::udp(cast.vip(), &cast.endpoints(1)).with(Frontend::external_ip(dialled));
     datapath.serve(&port);
     for fragment in fragments(cast.pod(), other, 5) {
         datapath.run(hook, &fragment).left_alone(&fragment.bytes());

@@ -111,15 +111,15 @@ fn idle_connections_expire_by_their_state(
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let (client, front_end, backend) = (cast.pod(), cast.vip(), cast.endpoint(1));
-    datapath.serve(&ServicePort::tcp(front_end, &[backend]));
-    datapath.run(Hook::Ingress, &Packet::syn(client, front_end));
+    let (client, frontend, backend) = (cast.pod(), cast.vip(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(frontend, &[backend]));
+    datapath.run(Hook::Ingress, &Packet::syn(client, frontend));
     for packet in packets {
         let (hook, packet) = match *packet {
             "syn-ack" => (Hook::Egress, Packet::syn_ack(backend, client)),
-            "data" => (Hook::Ingress, Packet::data(client, front_end)),
+            "data" => (Hook::Ingress, Packet::data(client, frontend)),
             "reply" => (Hook::Egress, Packet::data(backend, client)),
-            "fin" => (Hook::Ingress, Packet::fin(client, front_end)),
+            "fin" => (Hook::Ingress, Packet::fin(client, frontend)),
             "reply-fin" => (Hook::Egress, Packet::fin(backend, client)),
             _ => (Hook::Egress, Packet::rst(backend, client)),
         };
@@ -149,20 +149,20 @@ fn idle_times_are_the_agents(
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     datapath.configure(|config| config.timeouts = settings::timeouts());
-    let (client, front_end, backend) = (cast.pod(), cast.vip(), cast.endpoint(1));
+    let (client, frontend, backend) = (cast.pod(), cast.vip(), cast.endpoint(1));
     let (port, first, next): (_, Packet, fn(_, _) -> _) = if tcp {
-        let port = ServicePort::tcp(front_end, &[backend]);
-        (port, Packet::syn(client, front_end), Packet::data)
+        let port = ServicePort::tcp(frontend, &[backend]);
+        (port, Packet::syn(client, frontend), Packet::data)
     } else {
-        let port = ServicePort::udp(front_end, &[backend]);
-        (port, Packet::udp(client, front_end), Packet::udp)
+        let port = ServicePort::udp(frontend, &[backend]);
+        (port, Packet::udp(client, frontend), Packet::udp)
     };
     datapath.serve(&port);
     datapath.run(Hook::Ingress, &first);
     if answered {
         for _ in 0..2 {
             datapath.run(Hook::Egress, &next(backend, client));
-            datapath.run(Hook::Ingress, &next(client, front_end));
+            datapath.run(Hook::Ingress, &next(client, frontend));
         }
     }
     // A tick may pass while the test runs.

@@ -225,7 +225,7 @@ fn packets_without_ethernet_header_are_translated(
     ran.passed_as(&fragment.clone().from(cast.vip()));
 }
 
-/// A forwarded packet to a front end that no ingress program saw (E23). A frame
+/// A forwarded packet to a frontend that no ingress program saw (E23). A frame
 /// that this host only bridges is somebody else's (E12), here and on a device
 /// below, where nothing tells any more what the first hook knew.
 #[rstest]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::{counter::Counter, local_addr::LocalAddr};
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -28,7 +28,7 @@ fn data(tcp: bool, src: SocketAddr, dst: SocketAddr) -> Packet {
     }
 }
 
-/// Serves the front end by one backend and leads a packet of the client there.
+/// Serves the frontend by one backend and leads a packet of the client there.
 fn open(cast: Cast, client: SocketAddr, tcp: bool) -> impl std::ops::Deref<Target = Datapath> {
     let mut datapath = Datapath::load();
     let backend = cast.endpoint(1);
@@ -42,7 +42,7 @@ fn open(cast: Cast, client: SocketAddr, tcp: bool) -> impl std::ops::Deref<Targe
 }
 
 /// A router between node and backend, or the backend itself, has bad news for
-/// the client: about a packet to the front end.
+/// the client: about a packet to the frontend.
 #[rstest]
 #[case::too_big(Packet::too_big)]
 #[case::port_unreachable(Packet::port_unreachable)]
@@ -137,7 +137,7 @@ fn errors_about_replies_of_node_ports_reach_the_backend(
     } else {
         ServicePort::udp
     };
-    let port = of(cast.vip(), &[backend]).with(FrontEnd::node_port(NODE_PORT));
+    let port = of(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT));
     datapath.serve(&port);
     datapath.run(Hook::Ingress, &data(tcp, client, dialled));
     for quoted in QUOTED {
@@ -209,7 +209,7 @@ fn bytes_behind_an_error_are_not_looked_at(
     datapath.run(Hook::Egress, &inside).passed_as(&left);
 }
 
-/// A redirect about a translated packet would move the front end's address to
+/// A redirect about a translated packet would move the frontend's address to
 /// another machine (E3).
 #[rstest]
 fn redirects_about_our_flows_are_dropped(

@@ -28,11 +28,11 @@ fn open(datapath: &Datapath, request: &Packet, backend: SocketAddr) -> SocketAdd
 
 /// A backend's reply takes the way back through both hooks.
 #[track_caller]
-fn returns(datapath: &Datapath, reply: &Packet, client: SocketAddr, front_end: SocketAddr) {
+fn returns(datapath: &Datapath, reply: &Packet, client: SocketAddr, frontend: SocketAddr) {
     let back = reply.clone().to(client);
     datapath.run(Hook::Ingress, reply).passed_as(&back);
     let last = datapath.run(Hook::Egress, &back);
-    last.passed_as(&back.from(front_end));
+    last.passed_as(&back.from(frontend));
 }
 
 /// What makes a flow masqueraded.
@@ -48,7 +48,7 @@ enum Why {
 
 /// Out with the device's address and a port of ours, and back.
 #[rstest]
-fn the_backend_sees_the_device_and_the_client_the_front_end(
+fn the_backend_sees_the_device_and_the_client_the_frontend(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(true, false)] tcp: bool,
     #[values(Why::Outsider, Why::Hairpin, Why::All)] why: Why,
@@ -86,7 +86,7 @@ fn the_backend_sees_the_device_and_the_client_the_front_end(
     assert_eq!(datapath.reply_tuples(family), 1);
 }
 
-/// Two front ends lead one client port to one backend. Between the hooks and
+/// Two frontends lead one client port to one backend. Between the hooks and
 /// for the backend the flows differ, and each reply and each error, about
 /// either direction, finds its own way.
 #[rstest]
@@ -101,14 +101,14 @@ fn flows_of_one_port_to_one_backend_are_told_apart(
         Why::Hairpin => SocketAddr::new(backend.ip(), 40_000),
         _ => cast.outsider(),
     };
-    let front_ends = [1, 2, 3].map(|index| cast.vip_with(index, 53));
-    for front_end in front_ends {
-        datapath.serve(&ServicePort::udp(front_end, &[backend]));
+    let frontends = [1, 2, 3].map(|index| cast.vip_with(index, 53));
+    for frontend in frontends {
+        datapath.serve(&ServicePort::udp(frontend, &[backend]));
     }
     let (mut between, mut outside) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..2 {
-        for (index, front_end) in front_ends.into_iter().enumerate() {
-            let request = Packet::udp(client, front_end);
+        for (index, frontend) in frontends.into_iter().enumerate() {
+            let request = Packet::udp(client, frontend);
             let ran = datapath.run(Hook::Ingress, &request);
             let inner = datapath.flows_of(client)[index].between;
             let led = request.clone().from(inner).to(backend);
@@ -122,13 +122,13 @@ fn flows_of_one_port_to_one_backend_are_told_apart(
             let reply = Packet::udp(backend, outer);
             let back = reply.clone().to(inner);
             datapath.run(Hook::Ingress, &reply).passed_as(&back);
-            let answer = Packet::udp(front_end, client);
+            let answer = Packet::udp(frontend, client);
             datapath.run(Hook::Egress, &back).passed_as(&answer);
 
             let error = Packet::port_unreachable(backend.ip(), &seen, 8);
             let mut back = Packet::port_unreachable(backend.ip(), &led, 8);
             datapath.run(Hook::Ingress, &error).passed_as(&back);
-            let told = Packet::port_unreachable(front_end.ip(), &request, 8);
+            let told = Packet::port_unreachable(frontend.ip(), &request, 8);
             datapath.run(Hook::Egress, &back).passed_as(&told);
 
             let error = Packet::port_unreachable(client.ip(), &answer, 8);
@@ -156,9 +156,9 @@ fn fragments_of_such_flows_are_told_apart(#[values(Family::V4, Family::V6)] fami
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     let (client, backend) = (cast.outsider(), cast.endpoint(1));
-    let front_ends = [cast.vip_with(1, 53), cast.vip_with(2, 53)];
-    for front_end in front_ends {
-        datapath.serve(&ServicePort::udp(front_end, &[backend]));
+    let frontends = [cast.vip_with(1, 53), cast.vip_with(2, 53)];
+    for frontend in frontends {
+        datapath.serve(&ServicePort::udp(frontend, &[backend]));
     }
     let pieces = |src, dst, id| {
         [(0, true), (64, false)].map(|(offset, more)| {
@@ -167,9 +167,9 @@ fn fragments_of_such_flows_are_told_apart(#[values(Family::V4, Family::V6)] fami
                 .with_fragment(id, offset, more)
         })
     };
-    for (index, front_end) in front_ends.into_iter().enumerate() {
+    for (index, frontend) in frontends.into_iter().enumerate() {
         let mut flow = None;
-        for piece in pieces(client, front_end, 5) {
+        for piece in pieces(client, frontend, 5) {
             let ran = datapath.run(Hook::Ingress, &piece);
             let inner = datapath.flows_of(client)[index].between;
             let led = piece.from(inner).to(backend);
@@ -183,7 +183,7 @@ fn fragments_of_such_flows_are_told_apart(#[values(Family::V4, Family::V6)] fami
         for piece in pieces(backend, flow.masquerade, 6) {
             let back = piece.clone().to(flow.between);
             datapath.run(Hook::Ingress, &piece).passed_as(&back);
-            let answer = back.clone().from(front_end).to(client);
+            let answer = back.clone().from(frontend).to(client);
             datapath.run(Hook::Egress, &back).passed_as(&answer);
         }
     }
@@ -244,9 +244,9 @@ fn segments_outside_the_window_are_translated(
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let (client, front_end, backend) = (cast.outsider(), cast.vip(), cast.endpoint(1));
-    datapath.serve(&ServicePort::tcp(front_end, &[backend]));
-    let masquerade = open(&datapath, &Packet::syn(client, front_end), backend);
+    let (client, frontend, backend) = (cast.outsider(), cast.vip(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(frontend, &[backend]));
+    let masquerade = open(&datapath, &Packet::syn(client, frontend), backend);
     let shifted = |mut packet: Packet| {
         if let Body::Tcp { seq, ack, .. } = &mut packet.body {
             *seq = seq.wrapping_add(distance);
@@ -255,22 +255,18 @@ fn segments_outside_the_window_are_translated(
         packet
     };
     let answer = Packet::syn_ack(backend, masquerade);
-    returns(&datapath, &answer, client, front_end);
-    open(&datapath, &Packet::data(client, front_end), backend);
+    returns(&datapath, &answer, client, frontend);
+    open(&datapath, &Packet::data(client, frontend), backend);
     let data = Packet::data(backend, masquerade);
-    returns(&datapath, &data, client, front_end);
+    returns(&datapath, &data, client, frontend);
 
-    open(
-        &datapath,
-        &shifted(Packet::data(client, front_end)),
-        backend,
-    );
-    returns(&datapath, &shifted(data), client, front_end);
+    open(&datapath, &shifted(Packet::data(client, frontend)), backend);
+    returns(&datapath, &shifted(data), client, frontend);
     if reset {
         let reset = shifted(Packet::rst(backend, masquerade));
-        returns(&datapath, &reset, client, front_end);
+        returns(&datapath, &reset, client, frontend);
     }
-    open(&datapath, &Packet::data(client, front_end), backend);
+    open(&datapath, &Packet::data(client, frontend), backend);
 }
 
 /// Clients are told from pods by the device they come in by, whatever their
@@ -365,15 +361,15 @@ fn moving_to_another_backend_leaves_no_reply_tuple(
     );
 }
 
-/// The prefilter may take the node's address for a front end's. That costs a
+/// The prefilter may take the node's address for a frontend's. That costs a
 /// look-up, not the reply.
 #[rstest]
 fn replies_pass_also_where_the_prefilter_errs(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     let backend = cast.endpoint(1);
-    let front_end = look_alike(cast.node());
-    datapath.serve(&ServicePort::tcp(front_end, &[backend]));
+    let frontend = look_alike(cast.node());
+    datapath.serve(&ServicePort::tcp(frontend, &[backend]));
     datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
     let masquerade = open(
         &datapath,

@@ -69,19 +69,19 @@ fn closed_connections_hold_no_ports(
 ) {
     let cast = Cast::of(family);
     let datapath = datapath(cast, 131_072, ports);
-    let (front_end, backend) = (cast.vip(), cast.endpoint(1));
+    let (frontend, backend) = (cast.vip(), cast.endpoint(1));
     let mut lost = Vec::new();
     for batch in 0..6 {
         let mut dropped = 0;
         for host in 1..=6 {
             for port in 0..each {
                 let client = cast.outsider_with(host, 1024 + batch * each + port);
-                let syn = Packet::syn(client, front_end);
+                let syn = Packet::syn(client, frontend);
                 let Some(masquerade) = lead(&datapath, cast, &syn) else {
                     dropped += 1;
                     continue;
                 };
-                close(&datapath, client, front_end, masquerade, backend);
+                close(&datapath, client, frontend, masquerade, backend);
             }
         }
         lost.push(dropped);
@@ -93,11 +93,11 @@ fn closed_connections_hold_no_ports(
 fn close(
     datapath: &Datapath,
     client: SocketAddr,
-    front_end: SocketAddr,
+    frontend: SocketAddr,
     masquerade: SocketAddr,
     backend: SocketAddr,
 ) {
-    let there = Packet::fin(client, front_end).bytes();
+    let there = Packet::fin(client, frontend).bytes();
     let (_, led) = datapath.run_uncounted(Hook::Ingress, &there);
     datapath.run_uncounted(Hook::Egress, &led);
     let back = Packet::fin(backend, masquerade).bytes();
@@ -110,12 +110,12 @@ fn close(
 fn nearly_all_ports_are_found(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let datapath = datapath(cast, 131_072, PortRange::UNPRIVILEGED);
-    let (front_end, backend) = (cast.vip(), cast.endpoint(1));
+    let (frontend, backend) = (cast.vip(), cast.endpoint(1));
     let mut seen = BTreeSet::new();
     for host in 1..=6 {
         for port in 0..10_000 {
             let client = cast.outsider_with(host, 1024 + port);
-            let request = Packet::udp(client, front_end);
+            let request = Packet::udp(client, frontend);
             let masquerade = lead(&datapath, cast, &request);
             let masquerade = masquerade.unwrap_or_else(|| panic!("no port for {client}"));
             assert!(seen.insert(masquerade), "{masquerade} twice");
@@ -136,10 +136,10 @@ fn the_longest_unanswered_gives_way(
 ) {
     let cast = Cast::of(family);
     let mut datapath = datapath(cast, 64, TWO_PORTS);
-    let (front_end, backend) = (cast.vip(), cast.endpoint(1));
+    let (frontend, backend) = (cast.vip(), cast.endpoint(1));
     let open = |datapath: &Datapath, host| {
         let client = cast.outsider_with(host, 5000);
-        lead(datapath, cast, &request(tcp)(client, front_end))
+        lead(datapath, cast, &request(tcp)(client, frontend))
     };
     let ports = [1, 2].map(|host| open(&datapath, host).expect("a free port"));
     assert_eq!(open(&datapath, 3), None, "both have just come");
@@ -154,11 +154,11 @@ fn the_longest_unanswered_gives_way(
         let (_, back) = datapath.run_uncounted(Hook::Ingress, &reply(backend, masquerade).bytes());
         datapath.run_uncounted(Hook::Egress, &back);
         if tcp {
-            lead(&datapath, cast, &Packet::data(client, front_end));
+            lead(&datapath, cast, &Packet::data(client, frontend));
         }
         datapath.age(client, 50);
     }
-    let late = request(tcp)(cast.outsider_with(5, 5000), front_end);
+    let late = request(tcp)(cast.outsider_with(5, 5000), frontend);
     let led = late.clone().to(backend);
     datapath.run(Hook::Ingress, &late).passed_as(&led);
     // The limit of refusals is one of time.
@@ -176,7 +176,7 @@ fn the_longest_unanswered_gives_way(
     } else {
         &told[22..38]
     };
-    let expected = match front_end.ip() {
+    let expected = match frontend.ip() {
         std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
         std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
     };

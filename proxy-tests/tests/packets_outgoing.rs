@@ -7,7 +7,7 @@ use proxy_agent::settings;
 use proxy_common::{flow::ticks_from_seconds, local_addr::LocalAddr};
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -22,8 +22,8 @@ fn datapath(cast: Cast) -> impl std::ops::DerefMut<Target = Datapath> {
     datapath.configure(|config| config.timeouts = settings::timeouts());
     let endpoints = [cast.endpoint(1)];
     datapath.serve_all(&[
-        ServicePort::tcp(cast.vip(), &endpoints).with(FrontEnd::node_port(NODE_PORT)),
-        ServicePort::udp(cast.vip(), &endpoints).with(FrontEnd::node_port(NODE_PORT)),
+        ServicePort::tcp(cast.vip(), &endpoints).with(Frontend::node_port(NODE_PORT)),
+        ServicePort::udp(cast.vip(), &endpoints).with(Frontend::node_port(NODE_PORT)),
     ]);
     datapath
 }

@@ -10,7 +10,7 @@ use proptest::{
 use proxy_common::local_addr::LocalAddr;
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, FlowRecord, FrontEnd, Hook, Packet, ServicePort},
+    packet::{Cast, Datapath, FlowRecord, Frontend, Hook, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -37,7 +37,7 @@ fn datapath(cast: Cast) -> impl std::ops::DerefMut<Target = Datapath> {
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     let (one, two) = (cast.endpoints(1), cast.endpoints(2));
-    let node_port = || FrontEnd::node_port(NODE_PORT);
+    let node_port = || Frontend::node_port(NODE_PORT);
     datapath.serve_all(&[
         ServicePort::tcp(cast.vip(), &two).with(node_port()),
         ServicePort::udp(cast.vip(), &two).with(node_port()),

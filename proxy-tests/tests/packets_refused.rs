@@ -136,7 +136,7 @@ fn padding_is_not_quoted(
     ran.answered_by(&error.answering(&refused));
 }
 
-/// A port of a front end's address that no Service has.
+/// A port of a frontend's address that no Service has.
 #[rstest]
 fn other_ports_of_the_address_are_refused(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);

@@ -9,7 +9,7 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
-/// An endpoint on the front end's own port, or on another.
+/// An endpoint on the frontend's own port, or on another.
 fn endpoint(cast: Cast, same_port: bool) -> SocketAddr {
     let mut endpoint = cast.endpoint(1);
     if same_port {
@@ -18,7 +18,7 @@ fn endpoint(cast: Cast, same_port: bool) -> SocketAddr {
     endpoint
 }
 
-/// Client to front end and back, with finished checksums, which must be right
+/// Client to frontend and back, with finished checksums, which must be right
 /// afterwards, and with those that the network card has yet to fill in, which
 /// must still be zero.
 #[rstest]

@@ -1,4 +1,4 @@
-//! One client port that talks to several front ends.
+//! One client port that talks to several frontends.
 
 use std::{
     hint,
@@ -13,9 +13,9 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
-/// Each front end has a record of its own, and replies come from the right one.
+/// Each frontend has a record of its own, and replies come from the right one.
 #[rstest]
-fn one_client_port_may_dial_many_front_ends(#[values(Family::V4, Family::V6)] family: Family) {
+fn one_client_port_may_dial_many_frontends(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     for index in 0..16 {
@@ -41,7 +41,7 @@ fn one_client_port_may_dial_many_front_ends(#[values(Family::V4, Family::V6)] fa
 
 /// The seventeenth is refused.
 #[rstest]
-fn there_is_a_limit_to_front_ends_of_one_port(#[values(Family::V4, Family::V6)] family: Family) {
+fn there_is_a_limit_to_frontends_of_one_port(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     for index in 0..=16 {
@@ -61,7 +61,7 @@ fn there_is_a_limit_to_front_ends_of_one_port(#[values(Family::V4, Family::V6)] 
     ran.counted(&[Counter::TooManyFrontends]);
 }
 
-/// Two CPUs with the first packets from one client port to two front ends look
+/// Two CPUs with the first packets from one client port to two frontends look
 /// for a free record at the same moment; each packet goes where it was sent to.
 #[rstest]
 fn flows_that_open_at_once_are_told_apart(#[values(Family::V4, Family::V6)] family: Family) {
@@ -120,7 +120,7 @@ fn flows_of_one_port_avoid_each_other(#[values(Family::V4, Family::V6)] family: 
 }
 
 /// Where there is none, the second one gets another port towards the backend,
-/// and back at the client replies come from the right front end: whether or
+/// and back at the client replies come from the right frontend: whether or
 /// not they pass the ingress hook of the backend's device on the way.
 #[rstest]
 fn flows_of_one_port_to_one_backend_are_told_apart(
@@ -134,8 +134,8 @@ fn flows_of_one_port_to_one_backend_are_told_apart(
         datapath.serve(&ServicePort::udp(cast.vip_with(index, 53), &[backend]));
     }
     for index in 0..3 {
-        let front_end = cast.vip_with(index, 53);
-        let request = Packet::udp(cast.pod(), front_end);
+        let frontend = cast.vip_with(index, 53);
+        let request = Packet::udp(cast.pod(), frontend);
         let ran = datapath.run(Hook::Ingress, &request);
         let flow = datapath.flows_of(cast.pod())[usize::from(index)];
         let seen = flow.between;
@@ -152,7 +152,7 @@ fn flows_of_one_port_to_one_backend_are_told_apart(
                 .left_alone(&reply.bytes());
         }
         let ran = datapath.run(Hook::Egress, &reply);
-        ran.passed_as(&reply.from(front_end).to(cast.pod()));
+        ran.passed_as(&reply.from(frontend).to(cast.pod()));
     }
     assert_eq!(datapath.reply_tuples(family), 2);
 }
@@ -165,7 +165,7 @@ fn the_sweeper_keeps_record_0_for_its_siblings(#[values(Family::V4, Family::V6)]
     for index in 0..2 {
         let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
         datapath.serve(&port);
-        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.front_end));
+        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.frontend));
     }
     datapath.age(cast.pod(), 100);
     // The second flow still has traffic.
@@ -182,7 +182,7 @@ fn the_sweeper_keeps_record_0_for_its_siblings(#[values(Family::V4, Family::V6)]
 }
 
 /// A client reaches a backend directly from a port that it used through the
-/// front end before (E13).
+/// frontend before (E13).
 #[rstest]
 fn a_direct_connection_takes_over_a_closed_flow(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
@@ -288,7 +288,7 @@ fn a_vacant_record_takes_no_packets(#[values(Family::V4, Family::V6)] family: Fa
     for index in 0..2 {
         let port = ServicePort::udp(cast.vip_with(index, 53), &[cast.endpoint(index)]);
         datapath.serve(&port);
-        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.front_end));
+        datapath.run(Hook::Ingress, &Packet::udp(cast.pod(), port.frontend));
     }
     datapath.run(Hook::Through, &Packet::udp(cast.pod(), cast.endpoint(0)));
     let direct = Packet::udp(cast.endpoint(0), cast.pod());
@@ -309,14 +309,14 @@ fn a_vacant_record_takes_no_packets(#[values(Family::V4, Family::V6)] family: Fa
     let sibling = Packet::udp(cast.endpoint(1), cast.pod());
     let ran = datapath.run(Hook::Egress, &sibling);
     ran.passed_as(&sibling.from(cast.vip_with(1, 53)));
-    // Its place is free for the next front end.
+    // Its place is free for the next frontend.
     let again = Packet::udp(cast.pod(), cast.vip_with(0, 53));
     let ran = datapath.run(Hook::Ingress, &again);
     ran.passed_as(&again.to(cast.endpoint(0)));
     assert_eq!(datapath.flows_of(cast.pod()).len(), 2);
 }
 
-/// A client that opens the connection through the front end again gets its
+/// A client that opens the connection through the frontend again gets its
 /// answer from there.
 #[rstest]
 fn the_last_connection_a_client_opens_is_the_one_accepted(
@@ -346,9 +346,9 @@ fn peers_may_dial_each_other(
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     let peers = [cast.endpoint(1), cast.endpoint(2)];
-    let front_ends = [cast.vip_with(1, 7946), cast.vip_with(2, 7946)];
-    for (peer, front_end) in peers.into_iter().zip(front_ends) {
-        datapath.serve(&ServicePort::udp(front_end, &[peer]));
+    let frontends = [cast.vip_with(1, 7946), cast.vip_with(2, 7946)];
+    for (peer, frontend) in peers.into_iter().zip(frontends) {
+        datapath.serve(&ServicePort::udp(frontend, &[peer]));
     }
     let datagram = |src, dst| Packet {
         tags: tags.to_vec(),
@@ -356,7 +356,7 @@ fn peers_may_dial_each_other(
     };
     for round in 0..3 {
         for (own, other) in [(0, 1), (1, 0)] {
-            let question = datagram(peers[own], front_ends[other]);
+            let question = datagram(peers[own], frontends[other]);
             let ran = datapath.run(Hook::Ingress, &question);
             ran.passed_as(&question.clone().to(peers[other]));
             if round == 0 && own == 0 {
@@ -367,7 +367,7 @@ fn peers_may_dial_each_other(
                 let ran = datapath.run(Hook::Ingress, &answer);
                 ran.left_alone(&answer.bytes());
                 let ran = datapath.run(Hook::Egress, &answer);
-                ran.passed_as(&answer.from(front_ends[from]));
+                ran.passed_as(&answer.from(frontends[from]));
                 ran.counted(&[]);
             }
         }

@@ -161,13 +161,13 @@ fn a_deleted_service_keeps_its_connections(#[values(Family::V4, Family::V6)] fam
     let service = ServicePort::tcp(cast.vip_with(20, 80), &cast.endpoints(1));
     let client = cast.pod();
     datapath.serve(&service);
-    datapath.run(Hook::Ingress, &Packet::syn(client, service.front_end));
+    datapath.run(Hook::Ingress, &Packet::syn(client, service.frontend));
     datapath.unserve(&service);
-    let data = Packet::data(client, service.front_end);
+    let data = Packet::data(client, service.frontend);
     datapath
         .run(Hook::Ingress, &data)
         .passed_as(&data.clone().to(cast.endpoint(1)));
-    let syn = Packet::syn(cast.pod_with(1, 40_001), service.front_end);
+    let syn = Packet::syn(cast.pod_with(1, 40_001), service.frontend);
     datapath
         .run(Hook::Ingress, &syn)
         .dropped_for(Counter::Unallocated);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use proxy_common::{counter::Counter, local_addr::LocalAddr};
 use proxy_tests::{
     Family,
-    packet::{Cast, Datapath, Extension, FrontEnd, Hook, Lease, MAC_PEER, Packet, ServicePort},
+    packet::{Cast, Datapath, Extension, Frontend, Hook, Lease, MAC_PEER, Packet, ServicePort},
 };
 use rstest::rstest;
 
@@ -20,8 +20,8 @@ fn serve(cast: Cast) -> Lease {
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     datapath.device(|device| device.mac = MAC_PEER);
     let port = ServicePort::tcp(cast.vip(), &cast.endpoints(1))
-        .with(FrontEnd::external_ip(cast.vip_with(11, 80)))
-        .with(FrontEnd::node_port(NODE_PORT));
+        .with(Frontend::external_ip(cast.vip_with(11, 80)))
+        .with(Frontend::node_port(NODE_PORT));
     datapath.serve(&port);
     datapath
 }

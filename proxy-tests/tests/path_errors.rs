@@ -76,17 +76,17 @@ fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
     Service::echo_as(name, number, lab.families())
 }
 
-fn transfer(front_end: SocketAddr) -> Result<()> {
-    Dial::to(front_end)
+fn transfer(frontend: SocketAddr) -> Result<()> {
+    Dial::to(frontend)
         .connect()?
         .upload(3_000_000)
         .context("up")?;
-    Dial::to(front_end)
+    Dial::to(frontend)
         .connect()?
         .download(3_000_000)
         .context("down")?;
     for length in [2000, 8000] {
-        ask_udp_patiently(front_end, length)
+        ask_udp_patiently(frontend, length)
             .with_context(|| format!("UDP in fragments, {length} bytes"))?;
     }
     Ok(())
@@ -186,30 +186,28 @@ fn closed_ports_refuse(#[case] topology: Topology) -> Result<()> {
 }
 
 fn expect_refusal(host: &Host, service: &Service, family: Family) {
-    let front_end = service.at(family, ECHO_PORT);
+    let frontend = service.at(family, ECHO_PORT);
     let context = format!("{family}: {} to {}", host.name(), service.name());
-    let tcp = host
-        .run(|| ask_tcp(front_end))
-        .map_err(|error| error.kind());
+    let tcp = host.run(|| ask_tcp(frontend)).map_err(|error| error.kind());
     assert_eq!(tcp, Err(ErrorKind::ConnectionRefused), "TCP, {context}");
     let udp = host
-        .run(|| ask_udp(front_end, 16))
+        .run(|| ask_udp(frontend, 16))
         .map_err(|error| error.kind());
     assert_eq!(udp, Err(ErrorKind::ConnectionRefused), "UDP, {context}");
-    let error = host.run(|| unreachable(front_end)).expect(&context);
+    let error = host.run(|| unreachable(frontend)).expect(&context);
     let port_unreachable = match family {
         Family::V4 => (3, 3),
         Family::V6 => (1, 4),
     };
     assert_eq!((error.kind, error.code), port_unreachable, "{context}");
     // Said by the Service about a packet to the Service.
-    assert_eq!(error.offender, front_end.ip(), "{context}");
-    assert_eq!(error.destination, front_end, "{context}");
+    assert_eq!(error.offender, frontend.ip(), "{context}");
+    assert_eq!(error.destination, frontend, "{context}");
 }
 
 /// The error that a datagram brings about.
-fn unreachable(front_end: SocketAddr) -> io::Result<PathError> {
-    let socket = UdpClient::connect(front_end)?;
+fn unreachable(frontend: SocketAddr) -> io::Result<PathError> {
+    let socket = UdpClient::connect(frontend)?;
     socket.keep_errors()?;
     socket.send(b"anybody?")?;
     socket.path_error()
@@ -236,13 +234,13 @@ fn redirects_never_reach_clients(#[case] topology: Topology) -> Result<()> {
     let agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         let before = agents[0].counted("redirect_dropped")?;
         for host in [&*client, &lab.external] {
             let redirects = host.run(|| Redirects::listen(family))?;
             for _ in 0..30 {
-                host.run(|| ask_tcp(front_end))?;
-                host.run(|| ask_udp(front_end, 64))?;
+                host.run(|| ask_tcp(frontend))?;
+                host.run(|| ask_udp(frontend, 64))?;
             }
             let count = redirects.count()?;
             assert_eq!(count, 0, "{family}: {} heard redirects", host.name());

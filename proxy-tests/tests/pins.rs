@@ -16,10 +16,10 @@ const REPAIRED_WITHIN: Duration = Duration::from_secs(20);
 
 fn is_served(clients: &[&Host], lab: &Lab, service: &Service) -> Result<()> {
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for client in clients {
-            client.run(|| ask_tcp(front_end))?;
-            client.run(|| ask_udp(front_end, 64))?;
+            client.run(|| ask_tcp(frontend))?;
+            client.run(|| ask_udp(frontend, 64))?;
         }
     }
     Ok(())
@@ -43,8 +43,8 @@ fn removed_pins_come_back(
     let clients = [&*client, &**node];
     let mut connections = Vec::new();
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        let mut connection = client.run(|| Dial::to(front_end).connect())?;
+        let frontend = service.at(family, ECHO_PORT);
+        let mut connection = client.run(|| Dial::to(frontend).connect())?;
         connection.start_echo()?;
         connections.push(connection);
     }

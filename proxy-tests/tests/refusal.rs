@@ -66,22 +66,18 @@ fn refuses_while_endpoints_are_gone() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
         lab.manifests.write(&service.clone().without_endpoints())?;
         eventually("refusal", AT_ONCE, || {
-            match client.run(|| ask_tcp(front_end)) {
+            match client.run(|| ask_tcp(frontend)) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
                 other => anyhow::bail!("{other:?}"),
             }
         })?;
-        expect_refusal(&client, front_end, "endpoints gone");
+        expect_refusal(&client, frontend, "endpoints gone");
         lab.manifests.write(&service)?;
-        eventually(
-            "service",
-            AT_ONCE,
-            || Ok(client.run(|| ask_tcp(front_end))?),
-        )?;
+        eventually("service", AT_ONCE, || Ok(client.run(|| ask_tcp(frontend))?))?;
     }
     Ok(())
 }

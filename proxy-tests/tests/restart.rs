@@ -36,16 +36,16 @@ fn a_crash_loses_no_packet(#[values(Sockets::Off, Sockets::All)] sockets: Socket
     let mut beats = Vec::new();
     let mut loads = Vec::new();
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        beats.push(Heartbeat::udp(&client, front_end, MILLISECOND)?);
-        beats.push(Heartbeat::tcp(&client, front_end, MILLISECOND)?);
-        loads.push(ConnectLoad::tcp(&client, front_end));
+        let frontend = service.at(family, ECHO_PORT);
+        beats.push(Heartbeat::udp(&client, frontend, MILLISECOND)?);
+        beats.push(Heartbeat::tcp(&client, frontend, MILLISECOND)?);
+        loads.push(ConnectLoad::tcp(&client, frontend));
     }
     for round in 0..3 {
         agent.crash()?;
         for &family in lab.families().list() {
-            let front_end = service.at(family, ECHO_PORT);
-            client.run(|| Dial::to(front_end).connect()?.upload(10_000_000))?;
+            let frontend = service.at(family, ECHO_PORT);
+            client.run(|| Dial::to(frontend).connect()?.upload(10_000_000))?;
         }
         // Found at the next start, taken back at the one after.
         let changed = if round % 2 == 0 {
@@ -56,15 +56,15 @@ fn a_crash_loses_no_packet(#[values(Sockets::Off, Sockets::All)] sockets: Socket
         lab.manifests.write(&changed)?;
         agent = Agent::start(node, &lab, &options)?;
         for &family in lab.families().list() {
-            let front_end = service.at(family, ECHO_PORT);
-            client.run(|| Dial::to(front_end).connect()?.download(10_000_000))?;
+            let frontend = service.at(family, ECHO_PORT);
+            client.run(|| Dial::to(frontend).connect()?.download(10_000_000))?;
         }
         agent.wait_ready()?;
     }
-    let front_end = service.at(lab.families().list()[0], ECHO_PORT);
+    let frontend = service.at(lab.families().list()[0], ECHO_PORT);
     eventually("the added endpoint is used", Duration::from_secs(2), || {
         ensure!(
-            client.run(|| ask_tcp(front_end))?.server == "added",
+            client.run(|| ask_tcp(frontend))?.server == "added",
             "only the kept one"
         );
         Ok(())
@@ -103,20 +103,20 @@ fn the_end_leaves_forwarding_and_cleanup_removes_it(
     assert!(status.success(), "{status}");
     assert!(!node.pins().pins()?.is_empty());
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for host in [&*client, node] {
-            host.run(|| ask_tcp(front_end))?;
-            host.run(|| ask_udp(front_end, 64))?;
+            host.run(|| ask_tcp(frontend))?;
+            host.run(|| ask_udp(frontend, 64))?;
         }
     }
 
     agent::command(node, &["cleanup"])?;
     assert_eq!(node.pins().pins()?, Vec::<std::path::PathBuf>::new());
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for host in [&*client, node] {
             let dial = || {
-                Dial::to(front_end)
+                Dial::to(frontend)
                     .within(Duration::from_millis(200))
                     .connect()
             };
@@ -154,9 +154,9 @@ fn the_end_waits_for_no_manifest() -> Result<()> {
     let status = agent.terminate()?;
     assert!(status.success(), "{status}");
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
-        client.run(|| ask_tcp(front_end))?;
-        client.run(|| ask_udp(front_end, 64))?;
+        let frontend = service.at(family, ECHO_PORT);
+        client.run(|| ask_tcp(frontend))?;
+        client.run(|| ask_udp(frontend, 64))?;
     }
     Ok(())
 }

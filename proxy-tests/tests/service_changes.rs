@@ -47,11 +47,11 @@ impl Scene {
     fn undisturbed(&self, lab: &Lab, change: impl FnOnce() -> Result<()>) -> Result<()> {
         let (mut loads, mut beats) = (Vec::new(), Vec::new());
         for &family in lab.families().list() {
-            let front_end = self.bystander.at(family, ECHO_PORT);
-            loads.push(ConnectLoad::tcp(&self.client, front_end));
-            loads.push(ConnectLoad::udp(&self.client, front_end));
-            beats.push(Heartbeat::tcp(&self.client, front_end, BEAT)?);
-            beats.push(Heartbeat::udp(&self.client, front_end, BEAT)?);
+            let frontend = self.bystander.at(family, ECHO_PORT);
+            loads.push(ConnectLoad::tcp(&self.client, frontend));
+            loads.push(ConnectLoad::udp(&self.client, frontend));
+            beats.push(Heartbeat::tcp(&self.client, frontend, BEAT)?);
+            beats.push(Heartbeat::udp(&self.client, frontend, BEAT)?);
         }
         change()?;
         for load in loads {
@@ -84,20 +84,20 @@ fn services_come_and_go() -> Result<()> {
             lab.manifests.write(&service)?;
             let mut conversations = Vec::new();
             for &family in lab.families().list() {
-                let front_end = service.at(family, ECHO_PORT);
-                served(&scene.client, front_end).with_context(|| format!("round {round}"))?;
-                let mut connection = scene.client.run(|| Dial::to(front_end).connect())?;
+                let frontend = service.at(family, ECHO_PORT);
+                served(&scene.client, frontend).with_context(|| format!("round {round}"))?;
+                let mut connection = scene.client.run(|| Dial::to(frontend).connect())?;
                 connection.start_echo()?;
-                let socket = scene.client.run(|| UdpClient::connect(front_end))?;
+                let socket = scene.client.run(|| UdpClient::connect(frontend))?;
                 socket.ask(b"before")?;
-                conversations.push((front_end, connection, socket));
+                conversations.push((frontend, connection, socket));
             }
             lab.manifests.delete(&service)?;
-            for (front_end, connection, socket) in &mut conversations {
-                gone(&scene.client, *front_end).with_context(|| format!("round {round}"))?;
+            for (frontend, connection, socket) in &mut conversations {
+                gone(&scene.client, *frontend).with_context(|| format!("round {round}"))?;
                 socket.set_patience(Duration::from_millis(100))?;
                 let late = socket.ask(b"after");
-                ensure!(late.is_err(), "{front_end} still answers: {late:?}");
+                ensure!(late.is_err(), "{frontend} still answers: {late:?}");
                 connection.echo(b"after").context("open connection")?;
             }
         }
@@ -119,21 +119,21 @@ fn ports_change() -> Result<()> {
 
     let mut connections = Vec::new();
     for &family in lab.families().list() {
-        let front_end = both(ECHO_PORT, ECHO_TARGET).at(family, ECHO_PORT);
-        let mut connection = scene.client.run(|| Dial::to(front_end).connect())?;
+        let frontend = both(ECHO_PORT, ECHO_TARGET).at(family, ECHO_PORT);
+        let mut connection = scene.client.run(|| Dial::to(frontend).connect())?;
         connection.start_echo()?;
         connections.push(connection);
     }
     let answers = |port, target| -> Result<()> {
         for &family in lab.families().list() {
-            let front_end = both(port, target).at(family, port);
+            let frontend = both(port, target).at(family, port);
             eventually("the new target", AT_ONCE, || {
-                for answer in ask_both(&scene.client, front_end)? {
+                for answer in ask_both(&scene.client, frontend)? {
                     ensure!(answer.local.port() == target, "{answer:?}");
                 }
                 Ok(())
             })
-            .with_context(|| front_end.to_string())?;
+            .with_context(|| frontend.to_string())?;
         }
         Ok(())
     };
@@ -246,40 +246,40 @@ fn types_change() -> Result<()> {
     })
 }
 
-fn ask_both(client: &Host, front_end: SocketAddr) -> Result<[Answer; 2]> {
+fn ask_both(client: &Host, frontend: SocketAddr) -> Result<[Answer; 2]> {
     client.run(|| {
         Ok([
-            ask_tcp(front_end).context("TCP")?,
-            ask_udp(front_end, 64).context("UDP")?,
+            ask_tcp(frontend).context("TCP")?,
+            ask_udp(frontend, 64).context("UDP")?,
         ])
     })
 }
 
-/// The front end is served at once, and from then on always.
-fn served(client: &Host, front_end: SocketAddr) -> Result<()> {
+/// The frontend is served at once, and from then on always.
+fn served(client: &Host, frontend: SocketAddr) -> Result<()> {
     eventually("service", AT_ONCE, || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(front_end).within(Duration::from_millis(200));
+            let dial = Dial::to(frontend).within(Duration::from_millis(200));
             dial.connect()?;
-            let socket = UdpClient::connect(front_end)?;
+            let socket = UdpClient::connect(frontend)?;
             socket.set_patience(Duration::from_millis(200))?;
             socket.ask(b"there?")?;
             Ok(())
         })
     })?;
     for _ in 0..10 {
-        ask_both(client, front_end)?;
+        ask_both(client, frontend)?;
     }
     Ok(())
 }
 
 /// Nobody answers there any more, soon and from then on.
-fn gone(client: &Host, front_end: SocketAddr) -> Result<()> {
+fn gone(client: &Host, frontend: SocketAddr) -> Result<()> {
     let silent = || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(front_end).within(Duration::from_millis(100));
+            let dial = Dial::to(frontend).within(Duration::from_millis(100));
             ensure!(dial.connect().is_err(), "TCP is answered");
-            let socket = UdpClient::connect(front_end)?;
+            let socket = UdpClient::connect(frontend)?;
             socket.set_patience(Duration::from_millis(100))?;
             ensure!(socket.ask(b"there?").is_err(), "UDP is answered");
             Ok(())
@@ -290,11 +290,11 @@ fn gone(client: &Host, front_end: SocketAddr) -> Result<()> {
 }
 
 /// Refused soon, in both protocols, and from then on.
-fn refused(client: &Host, front_end: SocketAddr) -> Result<()> {
+fn refused(client: &Host, frontend: SocketAddr) -> Result<()> {
     let refusal = || {
         for (protocol, outcome) in [
-            ("TCP", client.run(|| ask_tcp(front_end))),
-            ("UDP", client.run(|| ask_udp(front_end, 16))),
+            ("TCP", client.run(|| ask_tcp(frontend))),
+            ("UDP", client.run(|| ask_udp(frontend, 16))),
         ] {
             match outcome {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
@@ -304,5 +304,5 @@ fn refused(client: &Host, front_end: SocketAddr) -> Result<()> {
         Ok(())
     };
     eventually("refusal", AT_ONCE, refusal)?;
-    refusal().with_context(|| front_end.to_string())
+    refusal().with_context(|| frontend.to_string())
 }

@@ -60,8 +60,8 @@ fn shaped_pods_are_clients_and_backends(
     for &family in lab.families().list() {
         for host in [&*client, &*backends[0], &lab.external, node] {
             for service in &services {
-                let front_end = service.at(family, ECHO_PORT);
-                host.run(|| expect_everything(front_end))
+                let frontend = service.at(family, ECHO_PORT);
+                host.run(|| expect_everything(frontend))
                     .with_context(|| format!("{family}, {} to {}", host.name(), service.name()))?;
             }
         }

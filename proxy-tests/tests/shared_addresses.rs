@@ -1,5 +1,5 @@
 //! Addresses and ports that several things share: a load balancer's address that
-//! is the node's own, a client port that dials every front end of a Service
+//! is the node's own, a client port that dials every frontend of a Service
 //! (S41, S48, S51).
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,7 @@ const BRIDGE: Topology = Topology {
     ..Topology::ROUTED
 };
 
-/// A Service with every kind of front end there is.
+/// A Service with every kind of frontend there is.
 fn service(lab: &Lab) -> Service {
     let addresses = |number| Addresses::choose(lab.families(), |family| public(family, number));
     Service::echo(lab.families())
@@ -35,10 +35,10 @@ fn service(lab: &Lab) -> Service {
         .external_ips(addresses(EXTERNAL))
 }
 
-/// One source port for all front ends, one after the other and then all at once:
+/// One source port for all frontends, one after the other and then all at once:
 /// each answers for itself, although they lead to one backend.
 #[rstest]
-fn one_client_port_dials_every_front_end(
+fn one_client_port_dials_every_frontend(
     #[values(Topology::ROUTED, BRIDGE, Topology::FLANNEL)] topology: Topology,
     #[values(0, 1)] backends_node: usize,
 ) -> Result<()> {
@@ -54,7 +54,7 @@ fn one_client_port_dials_every_front_end(
 
     for &family in lab.families().list() {
         let node = lab.nodes[0].address(family);
-        let front_ends = [
+        let frontends = [
             service.at(family, ECHO_PORT),
             SocketAddr::new(public(family, BALANCED), ECHO_PORT),
             SocketAddr::new(public(family, EXTERNAL), ECHO_PORT),
@@ -62,16 +62,16 @@ fn one_client_port_dials_every_front_end(
         ];
         for host in [&*client, &lab.external] {
             let source = host.at(family, SOURCE);
-            host.run(|| dial_all(source, &front_ends))
+            host.run(|| dial_all(source, &frontends))
                 .with_context(|| format!("{} from {source}", host.name()))?;
         }
     }
     Ok(())
 }
 
-fn dial_all(source: SocketAddr, front_ends: &[SocketAddr]) -> Result<()> {
+fn dial_all(source: SocketAddr, frontends: &[SocketAddr]) -> Result<()> {
     let (mut connections, mut sockets) = (Vec::new(), Vec::new());
-    for &target in front_ends {
+    for &target in frontends {
         let context = || target.to_string();
         let dial = Dial::to(target).from(source);
         let mut connection = dial.connect().context("TCP").with_context(context)?;
@@ -85,12 +85,12 @@ fn dial_all(source: SocketAddr, front_ends: &[SocketAddr]) -> Result<()> {
         for (index, connection) in connections.iter_mut().enumerate() {
             connection
                 .echo(&[round; 100])
-                .with_context(|| format!("TCP {}", front_ends[index]))?;
+                .with_context(|| format!("TCP {}", frontends[index]))?;
         }
         for (index, socket) in sockets.iter().enumerate() {
             socket
                 .ask(&[round; 100])
-                .with_context(|| format!("UDP {}", front_ends[index]))?;
+                .with_context(|| format!("UDP {}", frontends[index]))?;
         }
     }
     Ok(())

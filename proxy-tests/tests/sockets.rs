@@ -52,7 +52,7 @@ fn both_paths_answer_alike(
     for (host, by_socket) in clients {
         let before = agent::flows(node)?;
         for &family in lab.families().list() {
-            let front_end = service.at(family, ECHO_PORT);
+            let frontend = service.at(family, ECHO_PORT);
             for way in Way::ALL {
                 if !way.fits(family) {
                     continue;
@@ -60,7 +60,7 @@ fn both_paths_answer_alike(
                 let context = || format!("{} {family} {way:?}", host.name());
                 let mut servers = BTreeSet::new();
                 for _ in 0..ENOUGH {
-                    let (answer, own) = host.run(|| way.ask(front_end)).with_context(context)?;
+                    let (answer, own) = host.run(|| way.ask(frontend)).with_context(context)?;
                     assert_eq!(answer.client.ip(), host.address(family), "{}", context());
                     // On the packet path processes of the node get another one.
                     if by_socket || host.name() == client.name() {
@@ -176,18 +176,18 @@ fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
 
     for &family in lab.families().list() {
         client.ip(&format!("route add unreachable {}", public(family, 9)))?;
-        let (front_end, direct) = (
+        let (frontend, direct) = (
             service.at(family, ECHO_PORT),
             backend.at(family, ECHO_TARGET),
         );
         client.run(|| -> Result<()> {
             let socket = UdpTalker::new(family)?;
-            for target in [front_end, direct, front_end, direct] {
+            for target in [frontend, direct, frontend, direct] {
                 assert_eq!(socket.ask(target)?.1, target);
             }
-            let socket = UdpClient::connect(front_end)?;
-            assert_eq!(socket.peer_addr()?, front_end);
-            for target in [direct, front_end] {
+            let socket = UdpClient::connect(frontend)?;
+            assert_eq!(socket.peer_addr()?, frontend);
+            for target in [direct, frontend] {
                 socket.connect_again(target)?;
                 assert_eq!(socket.peer_addr()?, target);
                 socket.ask(b"question")?;
@@ -195,11 +195,11 @@ fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
             let nowhere = SocketAddr::new(public(family, 9), ECHO_PORT);
             let error = socket.connect_again(nowhere).err();
             ensure!(error.is_some(), "{family}: there is a way to nowhere");
-            assert_eq!(socket.peer_addr()?, front_end, "it stays connected");
+            assert_eq!(socket.peer_addr()?, frontend, "it stays connected");
             socket.ask(b"question")?;
             let socket = socket.disconnect()?;
             assert_eq!(socket.ask(direct)?.1, direct, "unconnected");
-            assert_eq!(socket.ask(front_end)?.1, front_end);
+            assert_eq!(socket.ask(frontend)?.1, frontend);
             Ok(())
         })?;
     }
@@ -222,8 +222,8 @@ fn sockets_of_removed_udp_backends_are_ended() -> Result<()> {
 
     for host in [&*client, &**node] {
         for family in Family::BOTH {
-            let front_end = service.at(family, ECHO_PORT);
-            let targets = BTreeSet::from([front_end, mapped(front_end)]);
+            let frontend = service.at(family, ECHO_PORT);
+            let targets = BTreeSet::from([frontend, mapped(frontend)]);
             for target in targets {
                 lab.manifests.write(&service)?;
                 wait_for_backends(node, 2)?;
@@ -270,10 +270,10 @@ fn sockets_bound_to_a_device_go_by_packets() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         for kind in [socket2::Type::STREAM, socket2::Type::DGRAM] {
             let before = agent::flows(node)?;
-            node.run(|| ask_as(front_end, kind, |socket| socket.bind_device(Some(b"eth0"))))
+            node.run(|| ask_as(frontend, kind, |socket| socket.bind_device(Some(b"eth0"))))
                 .with_context(|| format!("{family}, {kind:?}"))?;
             assert_eq!(agent::flows(node)?, before + 1, "{family}, {kind:?}");
         }
@@ -283,21 +283,21 @@ fn sockets_bound_to_a_device_go_by_packets() -> Result<()> {
 
 /// Asks by a socket that was prepared; returns it.
 fn ask_as(
-    front_end: SocketAddr,
+    frontend: SocketAddr,
     kind: socket2::Type,
     prepare: impl FnOnce(&socket2::Socket) -> std::io::Result<()>,
 ) -> Result<socket2::Socket> {
-    let domain = socket2::Domain::for_address(front_end);
+    let domain = socket2::Domain::for_address(frontend);
     let socket = socket2::Socket::new(domain, kind, None)?;
     prepare(&socket)?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    socket.connect_timeout(&front_end.into(), PATIENCE)?;
+    socket.connect_timeout(&frontend.into(), PATIENCE)?;
     if kind == socket2::Type::DGRAM {
         socket.send(b"question")?;
     }
     let mut answer = [0; 64];
     let length = (&socket).read(&mut answer)?;
-    ensure!(length > 0, "{front_end}: no answer");
+    ensure!(length > 0, "{frontend}: no answer");
     Ok(socket)
 }
 
@@ -352,16 +352,16 @@ fn fast_open_is_served() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         let before = agent::flows(node)?;
         client.run(|| -> Result<()> {
-            let domain = socket2::Domain::for_address(front_end);
+            let domain = socket2::Domain::for_address(frontend);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
             socket.set_read_timeout(Some(PATIENCE))?;
-            socket.send_to_with_flags(b"", &front_end.into(), libc::MSG_FASTOPEN)?;
+            socket.send_to_with_flags(b"", &frontend.into(), libc::MSG_FASTOPEN)?;
             let mut answer = [0; 64];
             ensure!((&socket).read(&mut answer)? > 0, "no answer");
-            assert_eq!(socket.peer_addr()?.as_socket(), Some(front_end));
+            assert_eq!(socket.peer_addr()?.as_socket(), Some(frontend));
             Ok(())
         })?;
         assert_eq!(agent::flows(node)?, before, "{family}");
@@ -395,10 +395,10 @@ fn connections_of_one_port_reach_one_backend() -> Result<()> {
             };
             let mut open = Vec::new();
             for service in &services {
-                let front_end = service.at(family, ECHO_PORT);
-                let ask = || ask_as(front_end, socket2::Type::STREAM, bind);
+                let frontend = service.at(family, ECHO_PORT);
+                let ask = || ask_as(frontend, socket2::Type::STREAM, bind);
                 let socket = host.run(ask);
-                open.push(socket.with_context(|| format!("{} to {front_end}", host.name()))?);
+                open.push(socket.with_context(|| format!("{} to {frontend}", host.name()))?);
             }
         }
     }
@@ -430,8 +430,8 @@ fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
     );
 
     for family in Family::BOTH {
-        let front_end = service.at(family, ECHO_PORT);
-        for target in BTreeSet::from([front_end, mapped(front_end)]) {
+        let frontend = service.at(family, ECHO_PORT);
+        for target in BTreeSet::from([frontend, mapped(frontend)]) {
             lab.manifests.write(&service)?;
             wait_for_backends(node, 2)?;
             client.run(|| -> Result<()> {
@@ -450,8 +450,8 @@ fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
         lab.manifests.write(&service)?;
         wait_for_backends(node, 2)?;
         let before = agent::flows(node)?;
-        client.run(|| Dial::to(front_end).connect())?;
-        node.run(|| UdpClient::connect(front_end)?.ask(b"question"))?;
+        client.run(|| Dial::to(frontend).connect())?;
+        node.run(|| UdpClient::connect(frontend)?.ask(b"question"))?;
         assert_eq!(
             agent::flows(node)?,
             before,

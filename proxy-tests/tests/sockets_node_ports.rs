@@ -1,4 +1,4 @@
-//! External front ends in the calls of sockets: what the host reaches, also on
+//! External frontends in the calls of sockets: what the host reaches, also on
 //! its loopback, what pods reach, and what is the packet path's.
 
 use std::collections::BTreeSet;
@@ -104,7 +104,7 @@ fn loopback_node_ports_are_the_hosts(
 /// address: host and pods reach every backend, whatever the external policy
 /// says (S39, S40), by whichever path.
 #[rstest]
-fn external_front_ends_answer_alike(
+fn external_frontends_answer_alike(
     #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
     #[values("Cluster", "Local")] policy: &str,
 ) -> Result<()> {
@@ -151,7 +151,7 @@ fn external_front_ends_answer_alike(
 }
 
 /// Session affinity holds on the loopback, where no packet could be led; at
-/// other front ends it is the packet path's, which knows the client.
+/// other frontends it is the packet path's, which knows the client.
 #[test]
 fn affinity_holds() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
@@ -261,7 +261,7 @@ fn at_own_address(lab: &Lab, node: &Host, name: &str, number: u16) -> Service {
         )
 }
 
-/// The node's own processes and front ends at its own addresses, as load
+/// The node's own processes and frontends at its own addresses, as load
 /// balancers report them that run on the nodes: the client's address is the one
 /// that is dialled, so that affinity and source ranges hold.
 #[rstest]

@@ -37,15 +37,15 @@ fn macvlan_pods_reach_services() -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for family in Family::BOTH {
-        let front_end = service.at(family, ECHO_PORT);
+        let frontend = service.at(family, ECHO_PORT);
         client.run(|| -> Result<()> {
-            let connection = Dial::to(front_end).connect().context("TCP")?;
+            let connection = Dial::to(frontend).connect().context("TCP")?;
             assert_eq!(connection.answer.server, "backend");
             assert_eq!(connection.answer.client.ip(), client.address(family));
-            assert_eq!(connection.peer_addr()?, front_end);
-            ask_udp(front_end, 64).context("connected UDP")?;
-            let (_, source) = UdpTalker::new(family)?.ask(front_end).context("UDP")?;
-            assert_eq!(source, front_end);
+            assert_eq!(connection.peer_addr()?, frontend);
+            ask_udp(frontend, 64).context("connected UDP")?;
+            let (_, source) = UdpTalker::new(family)?.ask(frontend).context("UDP")?;
+            assert_eq!(source, frontend);
             Ok(())
         })?;
     }
@@ -188,11 +188,11 @@ fn the_mode_can_be_changed() -> Result<()> {
         let agent = Agent::start(node, &lab, &AgentOptions::with_sockets(sockets))?;
         agent.wait_ready()?;
         for family in Family::BOTH {
-            let front_end = service.at(family, ECHO_PORT);
+            let frontend = service.at(family, ECHO_PORT);
             for (host, expected) in [(&*client, pod_flows), (&**node, host_flows)] {
                 let before = agent::flows(node)?;
-                host.run(|| ask_tcp(front_end))?;
-                host.run(|| ask_udp(front_end, 64))?;
+                host.run(|| ask_tcp(frontend))?;
+                host.run(|| ask_udp(frontend, 64))?;
                 let found = agent::flows(node)? - before;
                 assert_eq!(found, expected, "{sockets:?} {family} {}", host.name());
             }

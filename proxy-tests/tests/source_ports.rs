@@ -127,9 +127,9 @@ fn a_port_is_used_again_after_a_reset(#[case] topology: Topology) -> Result<()> 
         for host in [&*client, &*lab.nodes[0], &lab.external] {
             let source = host.at(family, 43_000);
             for round in 0..20 {
-                let front_end = services[round / 2 % 2].at(family, ECHO_PORT);
+                let frontend = services[round / 2 % 2].at(family, ECHO_PORT);
                 host.run(|| -> Result<()> {
-                    let mut connection = Dial::to(front_end).from(source).connect()?;
+                    let mut connection = Dial::to(frontend).from(source).connect()?;
                     connection.start_echo()?;
                     connection.echo(b"once more")?;
                     Ok(connection.reset()?)
@@ -156,8 +156,8 @@ fn service_and_backend_from_one_port(
 
     for &family in lab.families().list() {
         let direct = backend.at(family, ECHO_TARGET);
-        let front_end = service.at(family, ECHO_PORT);
-        for (port, order) in [(41_000, [front_end, direct]), (42_000, [direct, front_end])] {
+        let frontend = service.at(family, ECHO_PORT);
+        for (port, order) in [(41_000, [frontend, direct]), (42_000, [direct, frontend])] {
             one_after_the_other(&client, family, port, order)
                 .with_context(|| format!("{family}, {order:?}"))?;
         }

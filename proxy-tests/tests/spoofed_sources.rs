@@ -51,21 +51,21 @@ fn packets_from_a_node_port_do_not_take_it_from_clients(
     let bridged = topology.wiring == Wiring::Bridge && client.name() == pod.name();
     let _agents = lab.start_agents(&AgentOptions::default())?;
     for &family in lab.families().list() {
-        let front_end = node.at(family, NODE_PORT);
+        let frontend = node.at(family, NODE_PORT);
         attacker.ip(&format!(
             "addr add {}/{} dev lo nodad",
-            front_end.ip(),
+            frontend.ip(),
             addressing::host_length(family)
         ))?;
         let spoofed =
-            attacker.run(|| UdpClient::connect_from(front_end, client.at(family, PORT)))?;
+            attacker.run(|| UdpClient::connect_from(frontend, client.at(family, PORT)))?;
         if bridged || family == Family::V6 {
             let listener = client.run(|| UdpSocket::bind(client.at(family, PORT)))?;
             listener.set_read_timeout(Some(Duration::from_millis(100)))?;
             eventually("the spoofed packets arrive", SOON, || {
                 spoofed.send(b"not from the node")?;
                 let (_, from) = listener.recv_from(&mut [0; 64])?;
-                ensure!(from == front_end, "{from}");
+                ensure!(from == frontend, "{from}");
                 Ok(())
             })
             .with_context(|| family.to_string())?;
@@ -73,7 +73,7 @@ fn packets_from_a_node_port_do_not_take_it_from_clients(
             // Dropped by routing, as the node's own source.
             spoofed.send(b"not from the node")?;
         }
-        let socket = client.run(|| UdpClient::connect_from(client.at(family, PORT), front_end))?;
+        let socket = client.run(|| UdpClient::connect_from(client.at(family, PORT), frontend))?;
         eventually("the client is served", SOON, || {
             let answer = socket.ask(b"from the client")?;
             ensure!(answer.server == server.name(), "{answer:?}");

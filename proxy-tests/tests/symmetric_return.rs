@@ -188,11 +188,11 @@ fn add_beyond(lab: &Lab) -> Result<Host> {
 }
 
 /// TCP both ways, and UDP in one piece and in several.
-fn exchange(front_end: SocketAddr) -> Result<()> {
-    let dial = Dial::to(front_end);
+fn exchange(frontend: SocketAddr) -> Result<()> {
+    let dial = Dial::to(frontend);
     dial.connect()?.upload(300_000).context("upload")?;
     dial.connect()?.download(300_000).context("download")?;
-    let socket = UdpClient::connect(front_end)?;
+    let socket = UdpClient::connect(frontend)?;
     for length in [1, 1400, 4000] {
         let answer = socket.ask(&vec![7; length]);
         answer.with_context(|| format!("UDP, {length} bytes"))?;
@@ -222,10 +222,10 @@ fn replies_leave_by_the_card_of_the_request(
         for client in scene.clients() {
             let first = scene.node().at(family, NODE_PORT);
             let second = SocketAddr::new(lan(family, SECOND, 11), NODE_PORT);
-            for front_end in [first, vip(family), second] {
+            for frontend in [first, vip(family), second] {
                 client
-                    .run(|| exchange(front_end))
-                    .with_context(|| format!("{} to {front_end}", client.name()))?;
+                    .run(|| exchange(frontend))
+                    .with_context(|| format!("{} to {frontend}", client.name()))?;
             }
         }
     }
@@ -247,12 +247,12 @@ fn refusals_of_backends_leave_by_the_card_of_the_request() -> Result<()> {
     scene.lab.manifests.write(&closed)?;
     let _agents = scene.lab.start_agents(&AgentOptions::default())?;
     for &family in scene.families() {
-        let front_end = scene.node().at(family, NODE_PORT);
+        let frontend = scene.node().at(family, NODE_PORT);
         for client in scene.clients() {
-            let tcp = client.run(|| ask_tcp(front_end)).expect_err("closed");
-            let udp = client.run(|| ask_udp(front_end, 64)).expect_err("closed");
+            let tcp = client.run(|| ask_tcp(frontend)).expect_err("closed");
+            let udp = client.run(|| ask_udp(frontend, 64)).expect_err("closed");
             for error in [tcp, udp] {
-                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{front_end}");
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{frontend}");
             }
         }
     }
@@ -322,15 +322,15 @@ fn nothing_changes_where_routing_agrees(#[values(false, true)] rules: bool) -> R
     for &family in scene.families() {
         let cluster_ip = Service::echo(scene.lab.families()).at(family, ECHO_PORT);
         let node_port = scene.node().at(family, NODE_PORT);
-        for front_end in [node_port, vip(family), cluster_ip] {
+        for frontend in [node_port, vip(family), cluster_ip] {
             for host in [&*client, &**scene.node()] {
-                host.run(|| exchange(front_end))
-                    .with_context(|| format!("{} to {front_end}", host.name()))?;
+                host.run(|| exchange(frontend))
+                    .with_context(|| format!("{} to {frontend}", host.name()))?;
             }
         }
         for host in outside {
-            for front_end in [node_port, vip(family)] {
-                host.run(|| exchange(front_end))?;
+            for frontend in [node_port, vip(family)] {
+                host.run(|| exchange(frontend))?;
             }
         }
     }
@@ -509,10 +509,10 @@ fn replies_leave_by_devices_without_ethernet_header(
     let _agents = scene.lab.start_agents(&AgentOptions::default())?;
     for &family in scene.families() {
         for client in clients {
-            for front_end in [scene.node().at(family, NODE_PORT), vip(family)] {
+            for frontend in [scene.node().at(family, NODE_PORT), vip(family)] {
                 client
-                    .run(|| exchange(front_end))
-                    .with_context(|| format!("{} to {front_end}", client.name()))?;
+                    .run(|| exchange(frontend))
+                    .with_context(|| format!("{} to {frontend}", client.name()))?;
             }
         }
     }
@@ -532,11 +532,11 @@ fn backends_hear_of_a_narrower_card() -> Result<()> {
     scene.node().ip("link set eth0 mtu 1400")?;
     let _agents = scene.lab.start_agents(&AgentOptions::default())?;
     for &family in scene.families() {
-        for front_end in [scene.node().at(family, NODE_PORT), vip(family)] {
+        for frontend in [scene.node().at(family, NODE_PORT), vip(family)] {
             scene
                 .beyond
-                .run(|| Dial::to(front_end).connect()?.download(300_000))
-                .with_context(|| format!("download from {front_end}"))?;
+                .run(|| Dial::to(frontend).connect()?.download(300_000))
+                .with_context(|| format!("download from {frontend}"))?;
         }
         let client = scene.beyond.address(family).to_string();
         let known = scene.local.exec("ip", &["route", "get", &client])?;

@@ -27,7 +27,7 @@ use proxy_tests::{
     Family,
     bpffs::PinDirectory,
     name,
-    packet::{Cast, FrontEnd, ServicePort},
+    packet::{Cast, Frontend, ServicePort},
 };
 
 /// A port with everything a port can have, and what it becomes.
@@ -42,9 +42,9 @@ fn changes(cast: Cast) -> [Vec<ServicePort>; 4] {
         .sticky(10_800)
         .for_clients(range)
         .for_clients(other)
-        .with(FrontEnd::node_port(30_080).local())
-        .with(FrontEnd::external_ip(cast.vip_with(20, 80)).local())
-        .with(FrontEnd::load_balancer(cast.vip_with(21, 80)).restricted_but_for_itself());
+        .with(Frontend::node_port(30_080).local())
+        .with(Frontend::external_ip(cast.vip_with(20, 80)).local())
+        .with(Frontend::load_balancer(cast.vip_with(21, 80)).restricted_but_for_itself());
     let mut other = full.clone();
     other.endpoints.pop();
     other.elsewhere = vec![cast.endpoint(3)];

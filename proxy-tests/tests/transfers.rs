@@ -69,15 +69,15 @@ fn large_transfers_arrive_intact(#[case] topology: Topology) -> Result<()> {
 }
 
 fn transfer(client: &Host, service: &Service, family: Family) -> Result<()> {
-    let front_end = service.at(family, ECHO_PORT);
+    let frontend = service.at(family, ECHO_PORT);
     let context = |way| move || format!("{family}, {}, {way}", service.name());
     client.run(|| -> Result<()> {
         let length = MEGABYTES << 20;
-        Dial::to(front_end)
+        Dial::to(frontend)
             .connect()?
             .upload(length)
             .with_context(context("up"))?;
-        Dial::to(front_end)
+        Dial::to(frontend)
             .connect()?
             .download(length)
             .with_context(context("down"))
@@ -98,17 +98,17 @@ fn odd_datagrams_arrive_intact(#[case] topology: Topology) -> Result<()> {
     let _agents = lab.start_agents(&AgentOptions::default())?;
     for &family in lab.families().list() {
         for service in &scene.services {
-            let front_end = service.at(family, ECHO_PORT);
+            let frontend = service.at(family, ECHO_PORT);
             let context = |what| move || format!("{family}, {}, {what}", service.name());
             scene.client.run(|| -> Result<()> {
                 for length in [1, 2000, 8000, 30_000] {
-                    ask_udp_patiently(front_end, length)
+                    ask_udp_patiently(frontend, length)
                         .with_context(|| format!("{length} bytes"))
                         .with_context(context("fragments"))?;
                 }
-                segments(&UdpClient::connect(front_end)?).with_context(context("segments"))?;
+                segments(&UdpClient::connect(frontend)?).with_context(context("segments"))?;
                 if family == Family::V4 {
-                    let socket = UdpClient::connect(front_end)?;
+                    let socket = UdpClient::connect(frontend)?;
                     socket.send_without_checksum()?;
                     socket
                         .ask(b"unchecked")

@@ -21,7 +21,7 @@ use aya::{
 use crate::dataplane::{bpf, load::Loaded, pins::Pins};
 
 /// The socket programs; each is named after its call. They are attached in this
-/// order: those that give front ends back before those that take them away.
+/// order: those that give frontends back before those that take them away.
 pub const SOCKET_PROGRAMS: [&str; 8] = [
     "recvmsg4",
     "recvmsg6",

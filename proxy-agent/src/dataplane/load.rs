@@ -112,7 +112,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Front ends there is room for, for each Service port.
+    /// Frontends there is room for, for each Service port.
     pub const FRONTENDS_PER_SERVICE: u32 = 4;
 
     /// What an agent makes unless told otherwise. Tables of devices and local

@@ -219,7 +219,7 @@ fn modernized<A>(mut flow: Flow<A>) -> Flow<A> {
     flow
 }
 
-/// Where our tables have front ends and backends.
+/// Where our tables have frontends and backends.
 struct Rows<'a, F: KernelFamily> {
     tables: &'a Tables<F>,
     /// Rows of `BACKENDS` with their generation, by Service port, address and

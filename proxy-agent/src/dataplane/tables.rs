@@ -161,7 +161,7 @@ impl<F: KernelFamily> KernelTables<F> {
 }
 
 impl<F: KernelFamily> KernelTables<F> {
-    /// The front end with this key.
+    /// The frontend with this key.
     pub fn frontend(&self, key: &FrontendKey<F::Addr>) -> Result<Option<Frontend>, TableError> {
         present(self.frontends.get(&F::FrontendKey::from(*key), 0)).map_err(|source| {
             TableError::Read {

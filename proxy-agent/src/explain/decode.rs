@@ -92,7 +92,7 @@ pub struct Facts {
     pub client: Client,
     pub kind: Option<FrontendKind>,
     pub service: Option<ServicePortName>,
-    /// The traffic policy that governs the front end is Local.
+    /// The traffic policy that governs the frontend is Local.
     pub local_policy: bool,
     /// The local set is chosen from.
     pub local_set: bool,

@@ -44,7 +44,7 @@ pub fn engine(directory: &Path, node: &NodeConfig, addresses: &[IpAddr]) -> anyh
 
 /// Tables in which the objects have room.
 fn sizes(objects: &Batch) -> Sizes {
-    let (mut ports, mut front_ends, mut endpoints) = (0, 0, 0);
+    let (mut ports, mut frontends, mut endpoints) = (0, 0, 0);
     for change in objects {
         match change {
             Change::Service(Update::Relist(services)) => {
@@ -57,7 +57,7 @@ fn sizes(objects: &Batch) -> Sizes {
                     ports += service.ports.len();
                     // Each address also has an entry of its own, and each port
                     // may be a NodePort.
-                    front_ends += (service.ports.len() + 1) * (addresses + 1);
+                    frontends += (service.ports.len() + 1) * (addresses + 1);
                 }
             }
             Change::EndpointSlice(Update::Relist(slices)) => {
@@ -73,7 +73,7 @@ fn sizes(objects: &Batch) -> Sizes {
     }
     let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(LEAST);
     Sizes {
-        services: size(ports).max(size(front_ends).div_ceil(Sizes::FRONTENDS_PER_SERVICE)),
+        services: size(ports).max(size(frontends).div_ceil(Sizes::FRONTENDS_PER_SERVICE)),
         endpoints: size(endpoints),
         flows: size(0),
         ..Sizes::DEFAULT

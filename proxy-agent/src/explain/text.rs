@@ -93,7 +93,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
     let Some(chosen) = facts.chosen else {
         return Vec::new();
     };
-    let (client, front_end) = (facts.flow.from.ip, facts.flow.to);
+    let (client, frontend) = (facts.flow.from.ip, facts.flow.to);
     let host = facts.client == Client::Host;
     let (there, back) = if host {
         (
@@ -108,7 +108,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
     };
     let mut rewrites = vec![(
         "there",
-        format!("{there}: destination {front_end} becomes {chosen}"),
+        format!("{there}: destination {frontend} becomes {chosen}"),
     )];
     if facts.masquerade {
         rewrites.push((
@@ -125,7 +125,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
         ));
     }
     let name = if facts.masquerade { "" } else { "back" };
-    rewrites.push((name, format!("{back}: source {chosen} becomes {front_end}")));
+    rewrites.push((name, format!("{back}: source {chosen} becomes {frontend}")));
     rewrites
 }
 
@@ -150,7 +150,7 @@ mod tests {
         Facts::new(flow, via, &Config::default())
     }
 
-    /// A flow to an external front end of policy Local.
+    /// A flow to an external frontend of policy Local.
     fn forwarded(from: &str, to: &str, via: Via, client: Client, endpoint: &str) -> Facts {
         let endpoint: SocketAddr = endpoint.parse().expect("an endpoint");
         Facts {

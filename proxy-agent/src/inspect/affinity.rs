@@ -31,7 +31,7 @@ pub struct AffinityRow {
     pub family: &'static str,
     /// As it is before any masquerade.
     pub client: IpAddr,
-    /// For front ends with which traffic policy.
+    /// For frontends with which traffic policy.
     pub set: &'static str,
     pub backend: SocketAddr,
     /// Time since the last new connection.

@@ -20,7 +20,7 @@ use crate::{
 /// A flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct FlowRow {
-    /// The Service the front end belongs to now; empty if it went.
+    /// The Service the frontend belongs to now; empty if it went.
     pub namespace: String,
     pub name: String,
     pub port: String,
@@ -154,7 +154,7 @@ pub fn rows<F: Family>(
         .collect()
 }
 
-/// The Service port of the flow's front end. The row that the flow names may
+/// The Service port of the flow's frontend. The row that the flow names may
 /// be another one's by now.
 fn owner<'a, F: Family>(
     flow: &Flow<F::Addr>,

@@ -129,7 +129,7 @@ impl ServiceRow {
     }
 }
 
-/// One row for each row of `SERVICES` that has a name or a front end.
+/// One row for each row of `SERVICES` that has a name or a frontend.
 pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<ServiceRow> {
     let mut used: BTreeMap<u32, Vec<FrontendOf<'_, F>>> = BTreeMap::new();
     for row in tables.names.keys() {

@@ -1,7 +1,7 @@
-//! Front ends and who owns them.
+//! Frontends and who owns them.
 //!
-//! Every Service port claims the front ends it wants. The first claim owns the
-//! front end; the others wait until it is withdrawn. But an address that a
+//! Every Service port claims the frontends it wants. The first claim owns the
+//! frontend; the others wait until it is withdrawn. But an address that a
 //! Service has as its cluster IP is not another's to have as an external IP,
 //! whoever came first: anybody may write that into a Service.
 
@@ -22,12 +22,12 @@ use crate::{
     select::DesiredPort,
 };
 
-/// Who wants a front end, and how: first its owner, then those that
+/// Who wants a frontend, and how: first its owner, then those that
 /// wait, by name. Hardly ever more than one, so it takes no more room.
 #[derive(Clone, Debug)]
 pub(super) struct Claim(Vec<(ServicePortName, Wanted)>);
 
-/// How a front end is wanted: see [`Frontend::flags`] and [`Frontend::kind`].
+/// How a frontend is wanted: see [`Frontend::flags`] and [`Frontend::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) flags: u8,
@@ -35,12 +35,12 @@ pub(super) struct Wanted {
 }
 
 impl Claim {
-    /// The claim of the first that wants the front end.
+    /// The claim of the first that wants the frontend.
     pub(super) fn of(owner: ServicePortName, wanted: Wanted) -> Self {
         Self(vec![(owner, wanted)])
     }
 
-    /// The port that has the front end, and how it wants it.
+    /// The port that has the frontend, and how it wants it.
     pub(super) fn owner(&self) -> Option<&(ServicePortName, Wanted)> {
         self.0.first()
     }
@@ -49,7 +49,7 @@ impl Claim {
         self.owner().is_some_and(|(owner, _)| owner == name)
     }
 
-    /// Notes a claim. Returns the owner that it takes the front end from.
+    /// Notes a claim. Returns the owner that it takes the frontend from.
     fn add(&mut self, name: &ServicePortName, wanted: Wanted) -> Option<ServicePortName> {
         let before = self.owner().map(|(owner, _)| owner.clone());
         if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
@@ -66,7 +66,7 @@ impl Claim {
         self.elect();
     }
 
-    /// Keeps the owner, unless another has more right to the front end, and
+    /// Keeps the owner, unless another has more right to the frontend, and
     /// those that wait by name.
     fn elect(&mut self) {
         let rank = |(_, how): &(ServicePortName, Wanted)| precedence(how.kind);
@@ -85,7 +85,7 @@ impl Claim {
 }
 
 impl<F: Family> Planner<F> {
-    /// Withdraws all claims of a port; returns the front ends they were for.
+    /// Withdraws all claims of a port; returns the frontends they were for.
     pub(super) fn release(&mut self, name: &ServicePortName) -> BTreeSet<FrontendKey<F::Addr>> {
         let Some(port) = self.ports.get_mut(name) else {
             return BTreeSet::new();
@@ -106,7 +106,7 @@ impl<F: Family> Planner<F> {
         }
     }
 
-    /// Brings a port's claims up to date; returns the front ends concerned.
+    /// Brings a port's claims up to date; returns the frontends concerned.
     pub(super) fn claim(
         &mut self,
         desired: &DesiredPort<F>,
@@ -218,7 +218,7 @@ impl<F: Family> Planner<F> {
         }
     }
 
-    /// The problem of who wants a front end, or the first port of an address,
+    /// The problem of who wants a frontend, or the first port of an address,
     /// that the table cannot hold.
     fn no_room_for(&self, key: &FrontendKey<F::Addr>) -> Option<Problem> {
         let (wanted, claim) = self.claims.range(key..).next()?;
@@ -230,7 +230,7 @@ impl<F: Family> Planner<F> {
         })
     }
 
-    /// Removes the front ends that no Service port claims.
+    /// Removes the frontends that no Service port claims.
     pub(super) fn remove_stray_frontends(&mut self, plan: &mut Plan<F>) {
         let (addresses, keys): (Vec<_>, Vec<_>) =
             self.frontends.keys().copied().partition(is_address);
@@ -257,7 +257,7 @@ impl<F: Family> Planner<F> {
     }
 }
 
-/// A port that wants a front end that another has.
+/// A port that wants a frontend that another has.
 fn taken<F: Family>(
     port: ServicePortName,
     key: &FrontendKey<F::Addr>,

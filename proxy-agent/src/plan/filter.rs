@@ -1,6 +1,6 @@
 //! Which bits of `PREFILTER` must be set, and when one may be cleared.
 //!
-//! A bit is needed by the front ends and backends in the tables, and by flows
+//! A bit is needed by the frontends and backends in the tables, and by flows
 //! that outlive theirs. Changes only set bits, before what they stand for is
 //! written. The periodic comparison sets those that are missing, and clears
 //! those that nothing needs, in this order:
@@ -11,8 +11,8 @@
 //! 3. [`Planner::clear_idle`]: what is left, and was idle for [`GRACE`]
 //!    already when reading began, is cleared.
 //!
-//! A flow that is opened meanwhile loses no bit. Its program has found front
-//! end and backend in the tables. Either they still are there, then their bits
+//! A flow that is opened meanwhile loses no bit. Its program has found frontend
+//! and backend in the tables. Either they still are there, then their bits
 //! are not in excess. Or they went, but a program runs far shorter than
 //! [`GRACE`] (E31): what went before the bit became idle and could still be
 //! found then is in a flow record by the time the flow table is read; what went
@@ -107,7 +107,7 @@ impl Filters {
 }
 
 impl<F: Family> Planner<F> {
-    /// Sets the bit of a front end: its address's, or its own if it is a
+    /// Sets the bit of a frontend: its address's, or its own if it is a
     /// NodePort.
     pub(super) fn set_frontend_bit(&mut self, key: &FrontendKey<F::Addr>, plan: &mut Plan<F>) {
         self.set_bit(frontend_bit(key), plan);
@@ -203,7 +203,7 @@ impl<F: Family> Planner<F> {
     }
 }
 
-/// The filter and bit of a front end.
+/// The filter and bit of a frontend.
 fn frontend_bit<A: Address>(key: &FrontendKey<A>) -> Bit {
     if key.addr.is_zero() {
         let bit = prefilter::node_port_bit(key.port, key.protocol);

@@ -135,14 +135,14 @@ impl<F: Family> Memory<F> {
         at(&mut self.tables.backends, row, capacity, free)
     }
 
-    /// What the programs would do with a new flow to this front end of a client
+    /// What the programs would do with a new flow to this frontend of a client
     /// that its traffic policy binds.
     pub fn resolve(&self, key: &FrontendKey<F::Addr>) -> Resolved<F> {
         self.resolve_from(key, true)
     }
 
     /// The same for a pod or process of this node, which a traffic policy of
-    /// other front ends than cluster IPs does not bind (S39).
+    /// other frontends than cluster IPs does not bind (S39).
     pub fn resolve_here(&self, key: &FrontendKey<F::Addr>) -> Resolved<F> {
         let frontend = self.tables.frontends.get(key);
         self.resolve_from(
@@ -197,7 +197,7 @@ impl<F: Family> Memory<F> {
         Resolved::Backends(backends)
     }
 
-    /// Whether the programs would let a client use this front end (S58, S59).
+    /// Whether the programs would let a client use this frontend (S58, S59).
     pub fn admits(&self, key: &FrontendKey<F::Addr>, client: F::Ip) -> bool {
         let Some(frontend) = self.tables.frontends.get(key) else {
             return true;

@@ -40,11 +40,11 @@ pub(super) struct Placed {
     pub(super) backends: Vec<u32>,
 }
 
-/// What a change of a port leaves for when its front ends stand.
+/// What a change of a port leaves for when its frontends stand.
 pub(super) struct Left<F: Family> {
     /// Backends that the port no longer has, still marked alive.
     pub(super) backends: Vec<Row>,
-    /// Stores to sets that no front end uses any more: a front end that
+    /// Stores to sets that no frontend uses any more: a frontend that
     /// switches from one set to the other finds the new one ready and the old
     /// one untouched. For the same reason marks of backends that left a set,
     /// and source ranges that go.
@@ -264,7 +264,7 @@ impl Placed {
     }
 }
 
-/// Whether any front end of the port uses the set.
+/// Whether any frontend of the port uses the set.
 fn is_used<F: Family>(desired: &DesiredPort<F>, set: Set) -> bool {
     desired.frontends.iter().any(|frontend| match set {
         Set::Cluster => frontend.uses_cluster_set(),

@@ -1,4 +1,4 @@
-//! Who may use the restricted front ends of a Service port: `SOURCE_RANGES`.
+//! Who may use the restricted frontends of a Service port: `SOURCE_RANGES`.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ impl<F: Family> Planner<F> {
     }
 
     /// Adds the source ranges of a port. Returns the writes that remove those
-    /// it no longer has, for when no front end needs them. Until then they take
+    /// it no longer has, for when no frontend needs them. Until then they take
     /// up room: see [`Planner::forget_ranges`].
     pub(super) fn place_ranges(
         &mut self,

@@ -123,7 +123,7 @@ fn plan_then_write_reaches_desired<F: TestFamily>(clusters: Vec<Cluster>) {
     }
 }
 
-/// While one Service changes, each of its front ends leads to what it led to
+/// While one Service changes, each of its frontends leads to what it led to
 /// before or to what it shall lead to, never to nowhere, and lets in whom it
 /// let in before or shall let in.
 fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) {
@@ -133,7 +133,7 @@ fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) 
     sync(&mut planner, &mut memory, &before, now).expect("writes succeed");
     let (old, new) = (expected::<F>(&before), expected::<F>(&after));
     let keys: BTreeSet<_> = old.keys().chain(new.keys()).copied().collect();
-    // A front end that passes from one Service port to another may be absent or
+    // A frontend that passes from one Service port to another may be absent or
     // shown as either's; one that stays must not be.
     let staying: Vec<_> = keys
         .iter()
@@ -172,7 +172,7 @@ fn assert_old_or_new<F: TestFamily>(
     new: &Answer<F>,
     write: &Write<F>,
 ) {
-    // A front end that goes from one set to the other, while another needs the
+    // A frontend that goes from one set to the other, while another needs the
     // first one changed, may see that change.
     let mut right = vec![&old.bound, &new.bound, &old.here, &new.here];
     if (old.kind, old.local_set) != (new.kind, new.local_set) {
@@ -193,7 +193,7 @@ fn assert_old_or_new<F: TestFamily>(
     }
 }
 
-/// The Service port that wants a front end, where only one does.
+/// The Service port that wants a frontend, where only one does.
 fn owner<F: TestFamily>(cluster: &Cluster, key: &FrontendKey<F::Addr>) -> Option<ServicePortName> {
     let wants = |port: &DesiredPort<F>| {
         let mut frontends = port.frontends.iter();

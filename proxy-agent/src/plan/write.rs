@@ -41,7 +41,7 @@ pub enum Write<F: Family> {
         first: u32,
         backends: Vec<u32>,
     },
-    /// Fills a row of `SERVICES` that no front end names.
+    /// Fills a row of `SERVICES` that no frontend names.
     Service {
         row: u32,
         service: Service,
@@ -57,7 +57,7 @@ pub enum Write<F: Family> {
         row: u32,
         stickiness: Stickiness,
     },
-    /// Lets clients use the restricted front ends of a Service port.
+    /// Lets clients use the restricted frontends of a Service port.
     SourceRange {
         key: RangeKey<F::Addr>,
     },

@@ -223,13 +223,13 @@ macro_rules! audits_repair {
 }
 
 audits_repair! {
-    audits_find_lost_front_ends(frontends_lost);
+    audits_find_lost_frontends(frontends_lost);
     audits_find_lost_sets(sets_lost);
     audits_find_affinity_off(affinity_off);
     audits_find_dead_backends(backend_dead);
     audits_find_lost_ranges(ranges_lost);
     audits_find_added_ranges(range_added);
-    audits_find_a_lost_filter_of_front_ends(filter_lost, 0);
+    audits_find_a_lost_filter_of_frontends(filter_lost, 0);
     audits_find_a_lost_filter_of_backends(filter_lost, 1);
     audits_find_a_lost_filter_of_node_ports(filter_lost, 3);
     audits_find_an_added_name(name_added);

@@ -45,7 +45,7 @@ impl<F: Family> Dialled<F> {
         })
     }
 
-    /// The front ends of a port. One address listed twice is the first of: the
+    /// The frontends of a port. One address listed twice is the first of: the
     /// cluster IP, a load balancer's address, an external IP.
     pub(super) fn frontends(
         &self,

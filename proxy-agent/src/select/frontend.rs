@@ -1,4 +1,4 @@
-//! What clients dial: the kinds of front ends and what each asks of a flow.
+//! What clients dial: the kinds of frontends and what each asks of a flow.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub struct DesiredFrontend<F: Family> {
     pub address: FrontendAddress<F>,
     pub port: u16,
     pub kind: FrontendKind,
-    /// The traffic policy for this kind of front end is Local.
+    /// The traffic policy for this kind of frontend is Local.
     pub local_set: bool,
     /// Only the port's source ranges may use it (S58).
     pub restricted: bool,
@@ -22,7 +22,7 @@ pub struct DesiredFrontend<F: Family> {
     pub allow_itself: bool,
 }
 
-/// The address of a front end.
+/// The address of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FrontendAddress<F: Family> {
     Ip(F::Ip),
@@ -30,7 +30,7 @@ pub enum FrontendAddress<F: Family> {
     AnyNode,
 }
 
-/// Where a front end comes from.
+/// Where a frontend comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrontendKind {
     ClusterIp,
@@ -42,7 +42,7 @@ pub enum FrontendKind {
 }
 
 impl<F: Family> DesiredFrontend<F> {
-    /// A front end with an address of its own that everyone may use.
+    /// A frontend with an address of its own that everyone may use.
     pub fn new(kind: FrontendKind, ip: F::Ip, port: u16) -> Self {
         Self {
             address: FrontendAddress::Ip(ip),

@@ -210,8 +210,8 @@ fn an_empty_local_set_means(#[case] conditions: &[(bool, bool)], #[case] expecte
     );
 }
 
-/// The front ends of a Service with every kind, as lines.
-fn front_ends<F: TestFamily>(service: &Service, node: &NodeContext) -> Vec<String> {
+/// The frontends of a Service with every kind, as lines.
+fn frontends<F: TestFamily>(service: &Service, node: &NodeContext) -> Vec<String> {
     let ports = select_service::<F>(service, [], node);
     let line = |frontend: &DesiredFrontend<F>| {
         let address = match frontend.address {
@@ -249,13 +249,13 @@ fn with_everything() -> Service {
 
 /// S3, S7, S8: every address has the port, in its own family.
 #[test]
-fn every_kind_of_front_end_is_served() {
+fn every_kind_of_frontend_is_served() {
     let service = Service {
         internal_local: true,
         ..with_everything()
     };
     assert_eq!(
-        front_ends::<V4>(&service, &node()),
+        frontends::<V4>(&service, &node()),
         [
             "ClusterIP 10.96.0.1 80 local",
             "NodePort * 30080",
@@ -268,7 +268,7 @@ fn every_kind_of_front_end_is_served() {
         ..with_everything()
     };
     assert_eq!(
-        front_ends::<V6>(&service, &node()),
+        frontends::<V6>(&service, &node()),
         [
             "ClusterIP fd00:60::1 80",
             "NodePort * 30080 local",
@@ -280,11 +280,11 @@ fn every_kind_of_front_end_is_served() {
 
 /// S3: without a cluster IP there is no NodePort of the family either.
 #[test]
-fn a_family_without_cluster_ip_has_no_front_end() {
+fn a_family_without_cluster_ip_has_no_frontend() {
     let mut service = with_everything();
     service.cluster_ips.v6 = None;
-    assert_eq!(front_ends::<V6>(&service, &node()), [""; 0]);
-    assert_eq!(front_ends::<V4>(&service, &node()).len(), 4);
+    assert_eq!(frontends::<V6>(&service, &node()), [""; 0]);
+    assert_eq!(frontends::<V4>(&service, &node()).len(), 4);
 }
 
 /// S7
@@ -294,7 +294,7 @@ fn external_ips_can_be_left_alone() {
         external_ips: false,
         ..node()
     };
-    let lines = front_ends::<V4>(&with_everything(), &node);
+    let lines = frontends::<V4>(&with_everything(), &node);
     assert!(!lines.iter().any(|line| line.starts_with("ExternalIP")));
     assert_eq!(lines.len(), 3);
 }
@@ -307,7 +307,7 @@ fn an_address_has_one_kind() {
     service.load_balancer_ips.push(V4::cluster_ip().into());
     service.external_ips.push(V6::cluster_ip().into());
     assert_eq!(
-        front_ends::<V4>(&service, &node()),
+        frontends::<V4>(&service, &node()),
         [
             "ClusterIP 10.96.0.1 80",
             "NodePort * 30080",
@@ -315,7 +315,7 @@ fn an_address_has_one_kind() {
         ]
     );
     assert_eq!(
-        front_ends::<V6>(&service, &node()),
+        frontends::<V6>(&service, &node()),
         [
             "ClusterIP fd00:60::1 80",
             "NodePort * 30080",
@@ -356,11 +356,11 @@ fn source_ranges_restrict(#[case] ranges: &[&str], #[case] v4: &str, #[case] v6:
         lines.into_iter().collect::<Vec<_>>()
     };
     assert_eq!(
-        restricted(front_ends::<V4>(&service, &node)),
+        restricted(frontends::<V4>(&service, &node)),
         expected("LoadBalancer 198.51.100.7 80", v4)
     );
     assert_eq!(
-        restricted(front_ends::<V6>(&service, &node)),
+        restricted(frontends::<V6>(&service, &node)),
         expected("LoadBalancer fd00:198::7 80", v6)
     );
     // Ranges that restrict nobody are none.
@@ -386,8 +386,8 @@ fn unreadable_source_ranges_restrict(#[case] ranges: &[&str], #[case] restricted
         unusable_source_ranges: true,
         ..with_everything()
     };
-    let v4 = front_ends::<V4>(&service, &node());
-    let v6 = front_ends::<V6>(&service, &node());
+    let v4 = frontends::<V4>(&service, &node());
+    let v6 = frontends::<V6>(&service, &node());
     let is_restricted = |lines: Vec<String>| lines.iter().any(|l| l.contains("restricted"));
     assert_eq!([v4, v6].map(is_restricted), restricted);
 }
@@ -424,7 +424,7 @@ proptest! {
         prop_assert_eq!(&forward, &twice);
     }
 
-    /// One port per Service port, in order, each with its own front end.
+    /// One port per Service port, in order, each with its own frontend.
     #[test]
     fn every_port_is_served(
         service in generators::service(),

@@ -28,7 +28,7 @@ use crate::{
     tables::{self, Tables},
 };
 
-/// How many backends are tried when one is taken by another front end of the
+/// How many backends are tried when one is taken by another frontend of the
 /// same socket.
 pub const ATTEMPTS: u32 = 4;
 
@@ -51,7 +51,7 @@ pub enum Decision {
 pub struct Target<A> {
     pub service: u32,
     pub run: Run,
-    /// Honoured only for front ends at this host's own addresses, whose packets
+    /// Honoured only for frontends at this host's own addresses, whose packets
     /// meet no other hook.
     pub stickiness: Stickiness,
     /// Whom affinity is for.
@@ -236,7 +236,7 @@ fn is_excepted(config: &Config) -> bool {
     false
 }
 
-/// The backend for a call to this front end; another one for each attempt, if
+/// The backend for a call to this frontend; another one for each attempt, if
 /// there are so many.
 #[inline(always)]
 pub fn backend<F: Wide>(

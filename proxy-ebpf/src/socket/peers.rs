@@ -13,7 +13,7 @@ use proxy_common::{
 use super::raw;
 use crate::{subprograms, tables::SOCKETS};
 
-/// How long a front end must not have been dialled before its entry is given
+/// How long a frontend must not have been dialled before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
 const IDLE: u32 = ticks_from_seconds(30);
 
@@ -65,8 +65,8 @@ pub fn replace(ctx: &SockAddrContext, peer: &Peer) -> bool {
     true
 }
 
-/// Adds one more front end, or gives one that is known another backend. False
-/// if another front end has the backend, or if there is no room.
+/// Adds one more frontend, or gives one that is known another backend. False
+/// if another frontend has the backend, or if there is no room.
 #[inline(always)]
 pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
     let Some(peers) = get_or_create(ctx) else {
@@ -92,9 +92,9 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
     true
 }
 
-/// Another front end has the backend.
+/// Another frontend has the backend.
 pub const CLASH: u32 = u32::MAX;
-/// The entry is the front end's own.
+/// The entry is the frontend's own.
 const OWN: u32 = u32::MAX - 1;
 /// The entry is not in use.
 const FREE: u32 = u32::MAX - 2;
@@ -175,7 +175,7 @@ pub fn by_backend<'a>(
     find(ctx, |peer| peer.has_backend(addr, port))
 }
 
-/// The entry with this front end.
+/// The entry with this frontend.
 #[inline(always)]
 pub fn by_frontend<'a>(
     ctx: &'a SockAddrContext,

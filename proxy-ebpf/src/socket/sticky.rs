@@ -1,4 +1,4 @@
-//! Session affinity of front ends at this host's own addresses, those of the
+//! Session affinity of frontends at this host's own addresses, those of the
 //! loopback included: the only ones with affinity that are served here. The
 //! packets of its processes to them leave by no device that has programs.
 

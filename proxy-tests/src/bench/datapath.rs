@@ -44,7 +44,7 @@ pub fn run() -> Result<()> {
         machine::describe()
     );
     println!("compare those of one run. \"hot\": one packet over and over in a loop;");
-    println!("the backend has the front end's address and port, so that the packet");
+    println!("the backend has the frontend's address and port, so that the packet");
     println!("stays as it is, and the checksum call for a changed port is left out.");
     println!("\"single\": one system call a packet, timed by the kernel's statistics,");
     println!("with a changed address and port.");
@@ -112,7 +112,7 @@ fn load(scale: u32) -> Datapath {
     datapath
 }
 
-/// The front end whose backend has its address and port.
+/// The frontend whose backend has its address and port.
 fn same(cast: Cast) -> SocketAddr {
     cast.vip_with(20, 80)
 }

@@ -20,7 +20,7 @@ const QUOTED: [usize; 2] = [8, 20];
 struct Way {
     protocol: u8,
     client: SocketAddr,
-    front_end: SocketAddr,
+    frontend: SocketAddr,
     /// The client, as the backend sees it.
     seen: SocketAddr,
     backend: SocketAddr,
@@ -84,16 +84,16 @@ impl Way {
     /// Nothing if the packet was sent to whom it was addressed to.
     fn of(asked: &Frame<'_>, sent: &[u8], host: bool) -> Result<Option<Self>> {
         let sent = Frame::of(sent, false).context("no packet")?;
-        let ((client, front_end), (seen, backend)) = (asked.ends(), sent.ends());
+        let ((client, frontend), (seen, backend)) = (asked.ends(), sent.ends());
         let way = Self {
             protocol: asked.protocol,
             client,
-            front_end,
+            frontend,
             seen,
             backend,
             host,
         };
-        if way.backend == way.front_end {
+        if way.backend == way.frontend {
             return Ok(None);
         }
         let backends = world::backends(Cast::of(asked.family));
@@ -103,7 +103,7 @@ impl Way {
 
     /// A packet of the client that opens nothing.
     fn request(&self) -> Packet {
-        let (src, dst) = (self.client, self.front_end);
+        let (src, dst) = (self.client, self.frontend);
         match self.protocol {
             TCP => Packet::data(src, dst),
             SCTP => Packet::sctp(src, dst, chunk::DATA),
@@ -125,10 +125,10 @@ impl Way {
         let bytes = self.back(player, &self.reply())?;
         let (src, dst) = Frame::of(&bytes, false).context("no packet")?.ends();
         ensure!(
-            (src, dst) == (self.front_end, self.client),
+            (src, dst) == (self.frontend, self.client),
             "{} gets its answer as one from {src} to {dst}, not from {}",
             self.client,
-            self.front_end
+            self.frontend
         );
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Way {
         let about = self.request().from(self.seen).to(self.backend);
         for quoted in QUOTED {
             let error = self.back(player, &Packet::too_big(router, &about, quoted))?;
-            let told = [self.client, self.client, self.front_end];
+            let told = [self.client, self.client, self.frontend];
             is_told(&error, told)?;
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Way {
 
     /// The client tells the backend that the answer reached nobody.
     fn tell_backend(&self, player: &mut Player) -> Result<()> {
-        let about = self.reply().from(self.front_end).to(self.client);
+        let about = self.reply().from(self.frontend).to(self.client);
         for quoted in QUOTED {
             let error = Packet::port_unreachable(self.client.ip(), &about, quoted);
             let ran = player.through(&error.bytes())?;
@@ -196,24 +196,24 @@ pub(super) fn ask_in_pieces(player: &mut Player, request: &[u8]) -> Result<()> {
     let Some(asked) = Frame::of(request, false) else {
         return Ok(());
     };
-    let (client, front_end) = asked.ends();
+    let (client, frontend) = asked.ends();
     let payload = asked.body().get(8..).unwrap_or_default().to_vec();
     ensure!(
         asked.protocol == UDP && payload.len() > CUTS[2],
         "no long datagram"
     );
-    let request = Packet::udp(client, front_end).with_payload(payload.clone());
+    let request = Packet::udp(client, frontend).with_payload(payload.clone());
     let Some((seen, backend)) = lead_pieces(player, &request)? else {
         return Ok(());
     };
-    if backend == front_end {
+    if backend == frontend {
         return Ok(());
     }
     let reply = Packet::udp(backend, seen).with_payload(payload);
     let ends = lead_pieces(player, &reply)?;
     ensure!(
-        ends == Some((front_end, client)),
-        "the answer in pieces comes as {ends:?}, not from {front_end} to {client}"
+        ends == Some((frontend, client)),
+        "the answer in pieces comes as {ends:?}, not from {frontend} to {client}"
     );
     player.answered += 1;
     Ok(())

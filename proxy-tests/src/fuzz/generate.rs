@@ -50,11 +50,11 @@ impl Generator<'_> {
         if host {
             client = SocketAddr::new(self.cast.node(), self.rng.u16(1024..30_000));
         }
-        let front_end = self.choose(&world::front_ends(self.cast));
+        let frontend = self.choose(&world::frontends(self.cast));
         let opener = match self.rng.u8(..3) {
-            0 => Packet::syn(client, front_end),
-            1 => Packet::udp(client, front_end).with_payload(self.payload()),
-            _ => Packet::init(client, front_end),
+            0 => Packet::syn(client, frontend),
+            1 => Packet::udp(client, frontend).with_payload(self.payload()),
+            _ => Packet::init(client, frontend),
         };
         Step {
             what: if host { What::HostAsks } else { What::Asks },
@@ -64,12 +64,12 @@ impl Generator<'_> {
 
     fn question_in_pieces(&mut self) -> Step {
         let client = self.choose(&world::clients(self.cast));
-        let front_end = self.choose(&world::front_ends(self.cast));
+        let frontend = self.choose(&world::frontends(self.cast));
         let length = self.rng.usize(49..150);
         let payload = (0..length).map(|_| self.rng.u8(..)).collect();
         Step {
             what: What::AsksInPieces,
-            packet: Packet::udp(client, front_end).with_payload(payload).bytes(),
+            packet: Packet::udp(client, frontend).with_payload(payload).bytes(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Generator<'_> {
             let mut other_port = flow.backend;
             other_port.set_port(self.choose(&[53, 8080]));
             return match self.rng.u8(..7) {
-                0 => (flow.client, flow.front_end),
+                0 => (flow.client, flow.frontend),
                 1 => (flow.backend, flow.client),
                 2 if flow.masquerade.port() != 0 => (flow.backend, flow.masquerade),
                 3 => (flow.between, flow.backend),
@@ -198,7 +198,7 @@ impl Generator<'_> {
     fn end(&mut self) -> SocketAddr {
         let all = match self.rng.u8(..8) {
             0 | 1 => world::clients(self.cast),
-            2 | 3 => world::front_ends(self.cast),
+            2 | 3 => world::frontends(self.cast),
             4 => world::refusing(self.cast),
             5 | 6 => world::backends(self.cast),
             _ => {

@@ -10,7 +10,7 @@ use proxy_common::{
 
 use crate::{
     Family,
-    packet::{Cast, Datapath, FrontEnd, MAC_PEER, ServicePort},
+    packet::{Cast, Datapath, Frontend, MAC_PEER, ServicePort},
 };
 
 pub(super) const NODE_PORT: u16 = 30_080;
@@ -79,9 +79,9 @@ fn services(cast: Cast, endpoints: Endpoints) -> Vec<ServicePort> {
     let of = |protocol| {
         [
             ServicePort::new(protocol, cast.vip(), &two)
-                .with(FrontEnd::node_port(NODE_PORT))
-                .with(FrontEnd::external_ip(cast.vip_with(11, 80)))
-                .with(FrontEnd::load_balancer(cast.vip_with(12, 80)).restricted())
+                .with(Frontend::node_port(NODE_PORT))
+                .with(Frontend::external_ip(cast.vip_with(11, 80)))
+                .with(Frontend::load_balancer(cast.vip_with(12, 80)).restricted())
                 .for_clients(&clients),
             ServicePort::new(protocol, cast.vip_with(13, 80), &two).sticky(100),
             ServicePort::new(protocol, cast.vip_with(14, 53), &[same_port]),
@@ -97,7 +97,7 @@ fn services(cast: Cast, endpoints: Endpoints) -> Vec<ServicePort> {
 }
 
 /// What clients dial where somebody answers.
-pub(super) fn front_ends(cast: Cast) -> Vec<SocketAddr> {
+pub(super) fn frontends(cast: Cast) -> Vec<SocketAddr> {
     vec![
         cast.vip(),
         cast.vip_with(11, 80),
@@ -109,7 +109,7 @@ pub(super) fn front_ends(cast: Cast) -> Vec<SocketAddr> {
     ]
 }
 
-/// Front ends where nobody does, or not everybody may.
+/// Frontends where nobody does, or not everybody may.
 pub(super) fn refusing(cast: Cast) -> Vec<SocketAddr> {
     vec![
         cast.vip_with(10, 81),
@@ -172,8 +172,8 @@ pub(super) fn special(cast: Cast) -> Vec<IpAddr> {
     own.into_iter().chain(others).collect()
 }
 
-/// Whether a packet from or to this address may be ours: it is one of a front
-/// end, of an endpoint or of the node, or lies in a range for cluster IPs.
+/// Whether a packet from or to this address may be ours: it is one of a frontend
+/// , of an endpoint or of the node, or lies in a range for cluster IPs.
 pub(super) fn may_be_ours(ip: IpAddr) -> bool {
     let cast = Cast::of(Family::of(ip));
     let same_net = |other: IpAddr| match (ip, other) {

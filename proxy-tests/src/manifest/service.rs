@@ -199,7 +199,7 @@ impl Service {
         cluster_ip(family, self.number)
     }
 
-    /// A front end of it.
+    /// A frontend of it.
     pub fn at(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.cluster_ip(family), port)
     }

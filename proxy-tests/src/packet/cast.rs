@@ -47,12 +47,12 @@ impl Cast {
         SocketAddr::new(ip, port)
     }
 
-    /// The front end most tests dial.
+    /// The frontend most tests dial.
     pub fn vip(self) -> SocketAddr {
         self.vip_with(10, 80)
     }
 
-    /// Front end number `index`.
+    /// Frontend number `index`.
     pub fn vip_with(self, index: u8, port: u16) -> SocketAddr {
         let ip = self.ip([10, 96, 0, index], [0x10, 0x96, 0, index.into()]);
         SocketAddr::new(ip, port)

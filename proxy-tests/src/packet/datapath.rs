@@ -159,14 +159,14 @@ impl Datapath {
         self.vlans.set_all(vlans).expect("room");
     }
 
-    /// Sets a Service port, in place of the one with the same front end.
+    /// Sets a Service port, in place of the one with the same frontend.
     pub fn serve(&mut self, port: &ServicePort) {
         self.serve_all(std::slice::from_ref(port));
     }
 
     /// Sets many Service ports at once. Those of one Service are all that it has.
     pub fn serve_all(&mut self, ports: &[ServicePort]) {
-        let (v4, v6): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.front_end.is_ipv4());
+        let (v4, v6): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.frontend.is_ipv4());
         self.v4.serve(&v4);
         self.v6.serve(&v6);
     }
@@ -182,7 +182,7 @@ impl Datapath {
 
     /// Removes a Service port.
     pub fn unserve(&mut self, port: &ServicePort) {
-        match Family::of(port.front_end.ip()) {
+        match Family::of(port.frontend.ip()) {
             Family::V4 => self.v4.unserve(port),
             Family::V6 => self.v6.unserve(port),
         }

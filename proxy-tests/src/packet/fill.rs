@@ -8,16 +8,16 @@ use proxy_agent::{
 };
 use proxy_common::{family::Family, net::Protocol};
 
-use super::FrontEnd;
+use super::Frontend;
 
 /// One Service port of one family.
 #[derive(Clone, Debug)]
 pub struct ServicePort {
     /// Its cluster IP.
-    pub front_end: SocketAddr,
+    pub frontend: SocketAddr,
     pub protocol: Protocol,
     /// What else clients dial.
-    pub others: Vec<FrontEnd>,
+    pub others: Vec<Frontend>,
     /// Endpoints that new flows may reach.
     pub endpoints: Vec<SocketAddr>,
     /// Those of `endpoints` that are on this node.
@@ -32,27 +32,27 @@ pub struct ServicePort {
     pub affinity: Option<u32>,
     /// Service and port name, if more than the cluster IP and port name it.
     pub name: Option<(String, String)>,
-    /// CIDRs of loadBalancerSourceRanges. Which front ends they restrict is
+    /// CIDRs of loadBalancerSourceRanges. Which frontends they restrict is
     /// said there.
     pub source_ranges: Vec<String>,
 }
 
 impl ServicePort {
-    pub fn tcp(front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
-        Self::new(Protocol::TCP, front_end, endpoints)
+    pub fn tcp(frontend: SocketAddr, endpoints: &[SocketAddr]) -> Self {
+        Self::new(Protocol::TCP, frontend, endpoints)
     }
 
-    pub fn udp(front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
-        Self::new(Protocol::UDP, front_end, endpoints)
+    pub fn udp(frontend: SocketAddr, endpoints: &[SocketAddr]) -> Self {
+        Self::new(Protocol::UDP, frontend, endpoints)
     }
 
-    pub fn sctp(front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
-        Self::new(Protocol::SCTP, front_end, endpoints)
+    pub fn sctp(frontend: SocketAddr, endpoints: &[SocketAddr]) -> Self {
+        Self::new(Protocol::SCTP, frontend, endpoints)
     }
 
-    pub fn new(protocol: Protocol, front_end: SocketAddr, endpoints: &[SocketAddr]) -> Self {
+    pub fn new(protocol: Protocol, frontend: SocketAddr, endpoints: &[SocketAddr]) -> Self {
         Self {
-            front_end,
+            frontend,
             protocol,
             others: Vec::new(),
             endpoints: endpoints.to_vec(),
@@ -66,9 +66,9 @@ impl ServicePort {
         }
     }
 
-    /// With one more front end.
+    /// With one more frontend.
     #[must_use]
-    pub fn with(mut self, other: FrontEnd) -> Self {
+    pub fn with(mut self, other: Frontend) -> Self {
         self.others.push(other);
         self
     }
@@ -87,7 +87,7 @@ impl ServicePort {
         self
     }
 
-    /// With clients that may use its restricted front ends.
+    /// With clients that may use its restricted frontends.
     #[must_use]
     pub fn for_clients(mut self, cidr: &str) -> Self {
         self.source_ranges.push(cidr.to_owned());
@@ -106,7 +106,7 @@ impl ServicePort {
         if let Some((service, _)) = &self.name {
             return ObjectKey::new("test", service.as_str());
         }
-        ObjectKey::new("test", format!("{}-{}", self.front_end, self.protocol))
+        ObjectKey::new("test", format!("{}-{}", self.frontend, self.protocol))
     }
 
     /// What the planner is to make of it.
@@ -117,12 +117,12 @@ impl ServicePort {
         } else {
             WhenEmpty::Drop
         };
-        let (ip, port) = address::<F>(self.front_end);
+        let (ip, port) = address::<F>(self.frontend);
         let cluster_ip = DesiredFrontend {
             local_set: self.local,
             ..DesiredFrontend::new(FrontendKind::ClusterIp, ip, port)
         };
-        let others = self.others.iter().map(FrontEnd::desired);
+        let others = self.others.iter().map(Frontend::desired);
         DesiredPort {
             name: ServicePortName {
                 service: self.service(),
@@ -164,7 +164,7 @@ impl ServicePort {
     }
 }
 
-impl FrontEnd {
+impl Frontend {
     fn desired<F: Family>(&self) -> DesiredFrontend<F> {
         let ip = self.ip.map(|ip| F::from_ip(ip).expect("of the family"));
         DesiredFrontend {

@@ -1,4 +1,4 @@
-//! A TCP connection and a UDP socket that talk to one front end for a while.
+//! A TCP connection and a UDP socket that talk to one frontend for a while.
 
 use std::net::SocketAddr;
 use std::time::Duration;

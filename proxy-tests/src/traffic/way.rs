@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Answer, Dial, UdpClient, UdpTalker};
 use crate::family::Family;
 
-/// How a process reaches a front end.
+/// How a process reaches a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Tcp,

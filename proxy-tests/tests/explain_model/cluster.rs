@@ -94,7 +94,7 @@ pub(crate) fn outside_ip(family: Family, number: u8) -> IpAddr {
     ip(family, [198, 51, 100, number], v6)
 }
 
-/// An address for front ends; those of net 0 are cluster IPs.
+/// An address for frontends; those of net 0 are cluster IPs.
 pub(crate) fn vip(family: Family, net: u8, number: u8) -> IpAddr {
     let v6 = [0xfd00, 0x96, net.into(), 0, 0, 0, 0, number.into()];
     ip(family, [10, 96, net, number], v6)

@@ -1,5 +1,5 @@
-//! Flows worth asking about in a cluster: every kind of client to every front
-//! end, and to what is near one.
+//! Flows worth asking about in a cluster: every kind of client to every frontend
+//! , and to what is near one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -64,7 +64,7 @@ fn clients(cluster: &Cluster, family: Family, to: IpAddr) -> Vec<(IpAddr, Place)
         (node_ip(family, 2, false), Place::External),
         // A pod of another node whose address is not hidden (S69).
         (pod_ip(family, 1, 200), Place::External),
-        // A front end's own address (S59).
+        // A frontend's own address (S59).
         (to, Place::External),
     ];
     // Endpoints of this node, which may reach themselves (S65).

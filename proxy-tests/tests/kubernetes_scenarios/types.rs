@@ -77,7 +77,7 @@ fn types_change_to_and_fro() -> Result<()> {
     Ok(())
 }
 
-/// S1: the label hands a Service with all its front ends to another proxy.
+/// S1: the label hands a Service with all its frontends to another proxy.
 #[test]
 fn another_proxy_takes_over_and_gives_back() -> Result<()> {
     let cluster = cluster()?;

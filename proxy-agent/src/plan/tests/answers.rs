@@ -20,7 +20,7 @@ use crate::{
     select::{DesiredFrontend, DesiredPort, EndpointUse, FrontendAddress, FrontendKind, WhenEmpty},
 };
 
-/// What a front end does with new flows.
+/// What a frontend does with new flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer<F: Family> {
     pub(super) kind: u8,
@@ -87,7 +87,7 @@ fn wanted_set<F: TestFamily>(
 
 pub(super) type Expected<F> = BTreeMap<FrontendKey<<F as Family>::Addr>, Vec<Answer<F>>>;
 
-/// The front ends that some Service of the cluster wants, with every answer
+/// The frontends that some Service of the cluster wants, with every answer
 /// that would be right: more than one where Services share an address.
 pub(super) fn expected<F: TestFamily>(cluster: &Cluster) -> Expected<F> {
     let mut expected = Expected::<F>::new();

@@ -133,7 +133,7 @@ pub(super) fn service_key(number: u8) -> ObjectKey {
     ObjectKey::new("default", format!("service-{number}"))
 }
 
-/// A client of each source range there is, and the address of each front end.
+/// A client of each source range there is, and the address of each frontend.
 pub(super) fn clients<F: TestFamily>() -> impl Iterator<Item = F::Ip> {
     let inside = (0..3).map(|range| F::nth(200 + range, 7));
     inside.chain((0..8).map(|vip| F::nth(96, vip)))

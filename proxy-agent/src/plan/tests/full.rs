@@ -21,7 +21,7 @@ const SMALL: Capacity = Capacity {
 };
 
 /// Services for which there was no room are tried again, and those alone. Once
-/// there are none, all are served; until then, no front end leads to nowhere.
+/// there are none, all are served; until then, no frontend leads to nowhere.
 pub(super) fn all_are_served_once_none_is_too_many<F: TestFamily>(clusters: Vec<Cluster>) {
     let mut planner = Planner::<F>::new(SMALL);
     let mut memory = Memory::new(SMALL);

@@ -173,7 +173,7 @@ fn tables(lab: &Lab) -> Result<()> {
     }
     narrator::step(
         "The same in the kernel",
-        "The beginning of the maps the programs look up: front ends, backends, flows.",
+        "The beginning of the maps the programs look up: frontends, backends, flows.",
     )?;
     for family in ["V4", "V6"] {
         for map in ["FRONTENDS", "BACKENDS", "FLOWS"] {

@@ -34,7 +34,7 @@ pub struct FlowRecord {
     pub client: SocketAddr,
     pub protocol: Protocol,
     pub index: u8,
-    pub front_end: SocketAddr,
+    pub frontend: SocketAddr,
     pub backend: SocketAddr,
     /// Port 0: none yet.
     pub masquerade: SocketAddr,
@@ -150,7 +150,7 @@ impl<F: TestFamily> Side<F> {
                     client: address(key.addr, key.port),
                     protocol: key.protocol,
                     index: key.index,
-                    front_end: address(flow.frontend_addr, flow.frontend_port),
+                    frontend: address(flow.frontend_addr, flow.frontend_port),
                     backend: address(flow.backend_addr, flow.backend_port),
                     masquerade: address(flow.masquerade_addr, flow.masquerade_port),
                     between: address(key.addr, flow.port_between(key.port)),

@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use proxy_agent::select::FrontendKind;
 
-/// A front end of a Service port.
+/// A frontend of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrontEnd {
+pub struct Frontend {
     pub kind: FrontendKind,
     /// Nothing: all of this node's addresses that take NodePorts.
     pub ip: Option<IpAddr>,
@@ -19,7 +19,7 @@ pub struct FrontEnd {
     pub allow_itself: bool,
 }
 
-impl FrontEnd {
+impl Frontend {
     pub fn node_port(port: u16) -> Self {
         Self {
             kind: FrontendKind::NodePort,
