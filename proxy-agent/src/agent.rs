@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     dataplane::{
         counters::Counters,
+        growth,
         load::{self, LoadOptions},
         log,
         mapped::Access,
@@ -171,6 +172,7 @@ async fn serve(
     };
     let keeper = Keeper::start(loaded, pins.clone(), options, news, metrics.clone());
     let mut keeper = keeper.await?;
+    growth::finish(&pins);
     let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics)?;
     keeper.replace(predecessors);
 

@@ -17,9 +17,11 @@
 pub mod attach;
 pub mod bpf;
 pub mod cgroup;
+mod copy;
 pub mod counters;
 pub mod devices;
 pub mod explain;
+pub mod growth;
 pub mod held;
 pub mod hooks;
 pub mod load;

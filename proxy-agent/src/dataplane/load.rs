@@ -11,6 +11,7 @@ use proxy_common::{LAYOUT_VERSION, config::Config, masquerade::PortRange};
 use tracing::warn;
 
 use crate::dataplane::{
+    growth,
     mapped::{Access, Mapped, MappedError},
     maps::Maps,
     pins::Pins,
@@ -99,7 +100,7 @@ pub enum LoadError {
 }
 
 /// Sizes of the tables, in entries of each family. They take effect when the
-/// tables are made; pinned ones keep theirs.
+/// tables are made; of pinned ones those of flows grow, and the others keep theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     pub services: u32,
@@ -182,6 +183,10 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             source,
         })?;
     let adopted = pins.map("CONFIG").exists();
+    growth::set_aside(pins, options.sizes).map_err(|source| LoadError::Folder {
+        path: pins.maps(),
+        source,
+    })?;
     let mut ebpf = load_object(
         Some(pins),
         options.sizes,
@@ -197,6 +202,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     {
         load_program(&mut ebpf, program)?;
     }
+    growth::carry_over(pins);
     enter_slow_programs(&mut ebpf)?;
     let (flows, reply_tuples) = compare_sizes(pins, options.sizes)?;
     Ok(Loaded {
@@ -235,7 +241,7 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<(u32, u32), LoadError> {
     }
     if !kept.is_empty() {
         warn!(
-            "tables keep the size they were made with: {}; `proxy-agent cleanup` before the start removes them, and with them all open flows",
+            "tables keep the size they were made with: {}; only those of flows grow. `proxy-agent cleanup` before the start removes all, and open flows with them",
             kept.join(", ")
         );
     }
@@ -374,7 +380,7 @@ pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
 }
 
 /// Entries of a map, where they are not fixed.
-fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
+pub(super) fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
     match name {
         "DEVICES" | "VLANS" => return Some(sizes.devices),
         "EXCEPTIONS" => return Some(4096),

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{MapData, MapError};
 use proxy_common::{
     FLOW_LAYOUT, FORMER_FLOW_LAYOUT,
     backend::Backend,
@@ -23,6 +23,7 @@ use proxy_common::{
 use crate::{
     dataplane::{
         Dataplane as _, bpf,
+        copy::{CopyError, copy},
         mapped::Access,
         maps::Maps,
         pins::{self, Pins},
@@ -31,18 +32,13 @@ use crate::{
     plan::write::Tables,
 };
 
-/// `bpf_map_update_elem`: create only.
-const NO_EXIST: u64 = 1;
-
 /// What another layout has left cannot be taken over or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum OtherLayoutError {
     #[error(transparent)]
     Table(#[from] TableError),
-    #[error("read a flow")]
-    Read(#[source] MapError),
-    #[error("write a flow")]
-    Write(#[source] MapError),
+    #[error("copy a flow")]
+    Copy(#[from] CopyError),
     #[error("read folder {path}")]
     Folder {
         path: PathBuf,
@@ -192,23 +188,6 @@ impl OtherLayout {
         }
         Ok(())
     }
-}
-
-fn copy<K: aya::Pod, V: aya::Pod>(
-    from: &HashMap<MapData, K, V>,
-    to: &mut HashMap<MapData, K, V>,
-    adapt: impl Fn(&K, V) -> V,
-) -> Result<usize, OtherLayoutError> {
-    let mut copied = 0;
-    for entry in from {
-        let (key, value) = entry.map_err(OtherLayoutError::Read)?;
-        match to.insert(key, adapt(&key, value), NO_EXIST) {
-            Ok(()) => copied += 1,
-            Err(error) if tables::is_there(&error) => {}
-            Err(error) => return Err(OtherLayoutError::Write(error)),
-        }
-    }
-    Ok(copied)
 }
 
 /// A flow of the layout before ours as it stands in ours.

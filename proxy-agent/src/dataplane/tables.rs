@@ -226,7 +226,8 @@ pub fn open_affinity<F: KernelFamily>(
     open_hash::<F, _, _>(maps, "AFFINITY")
 }
 
-fn table_name<F: Family>(table: &str) -> String {
+/// Name of a family's table, with its suffix.
+pub(super) fn table_name<F: Family>(table: &str) -> String {
     format!("{table}_{}", F::SUFFIX)
 }
 

@@ -10,11 +10,11 @@ use tracing::warn;
 const TROUBLES: [(Counter, &str); 8] = [
     (
         Counter::FlowTableFull,
-        "open flows are not harmed; for a larger --flow-table-size the tables have to be made anew",
+        "open flows are not harmed; start the agent with a larger --flow-table-size, which carries them over",
     ),
     (
         Counter::ClientOverShare,
-        "others have theirs; `proxy-agent get flows` shows whose the flows are; for a larger --flow-table-size the tables have to be made anew",
+        "others have theirs; `proxy-agent get flows` shows whose the flows are; a larger --flow-table-size takes effect with the next start and carries flows over",
     ),
     (
         Counter::MasqueradePortsExhausted,

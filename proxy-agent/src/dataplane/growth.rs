@@ -1,0 +1,141 @@
+//! Flow tables that an earlier agent made smaller than is asked for now: larger ones
+//! take their places, and what is in them is carried over.
+//!
+//! A table cannot grow. So the pin of the smaller one moves aside before the programs
+//! are loaded on a new one, and stays until these have taken the place of those that
+//! write to it. An agent that ends in between leaves it to the next one.
+
+use std::{fs, io};
+
+use aya::maps::{MapData, MapError};
+use proxy_common::family::{Family as _, V4, V6};
+use tracing::{info, warn};
+
+use crate::dataplane::{
+    copy::{CopyError, copy},
+    load::{Sizes, size_of_table},
+    maps::Maps,
+    pins::Pins,
+    tables::{self, KernelFamily, TableError},
+};
+
+/// Tables that grow, without the family's suffix. The others' rows are referred to by
+/// number, and keep the size that they were made with.
+const GROWING: [&str; 3] = ["FLOWS", "MASQ", "AFFINITY"];
+
+/// Flows cannot be carried over to a larger table.
+#[derive(Debug, thiserror::Error)]
+enum GrowthError {
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+}
+
+/// The tables that were moved aside.
+struct Former<'a>(&'a Pins);
+
+impl Former<'_> {
+    /// A pin beside that of the table itself.
+    fn name(table: &str) -> String {
+        format!("{table}-former")
+    }
+
+    fn has(&self, table: &str) -> bool {
+        self.0.map(&Self::name(table)).exists()
+    }
+}
+
+impl Maps for Former<'_> {
+    fn open(&self, name: &str) -> Result<MapData, MapError> {
+        self.0.open(&Self::name(name))
+    }
+}
+
+/// Moves tables aside that are smaller than they are to be. To be called before the
+/// programs are loaded.
+pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
+    for table in names() {
+        let Some(wanted) = size_of_table(&table, sizes) else {
+            continue;
+        };
+        // Nothing to tell of where there is no table yet, or none that can be read:
+        // loading says what is wrong.
+        let Some(size) = pins.open(&table).and_then(|map| map.info()).ok() else {
+            continue;
+        };
+        let size = size.max_entries();
+        // One that is still aside has flows that are not in this one.
+        if size >= wanted || Former(pins).has(&table) {
+            continue;
+        }
+        fs::rename(pins.map(&table), pins.map(&Former::name(&table)))?;
+        info!("table {table} grows from {size} to {wanted} entries, open flows are carried over");
+    }
+    Ok(())
+}
+
+/// Copies what is in tables that were moved aside to those in their places, except what
+/// is there. To be called before the new programs run, and once more when they are in
+/// place everywhere: the others open flows until then.
+pub fn carry_over(pins: &Pins) {
+    for (family, result) in [
+        (V4::NAME, carry_family_over::<V4>(pins)),
+        (V6::NAME, carry_family_over::<V6>(pins)),
+    ] {
+        if let Err(error) = result {
+            let error = anyhow::Error::new(error);
+            warn!(family, "some open flows are not carried over: {error:#}");
+        }
+    }
+}
+
+/// Removes the tables that were moved aside. What still uses one keeps it.
+pub fn finish(pins: &Pins) {
+    carry_over(pins);
+    for table in names().filter(|table| Former(pins).has(table)) {
+        let path = pins.map(&Former::name(&table));
+        if let Err(error) = fs::remove_file(&path) {
+            warn!("cannot remove {}: {error}", path.display());
+        }
+    }
+}
+
+fn carry_family_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
+    let former = Former(pins);
+    let has = |table| former.has(&tables::table_name::<F>(table));
+    // Reply tuples first: a flow without is a masqueraded one that gets no replies.
+    if has("MASQ") {
+        let (from, mut to) = (
+            tables::open_masquerades::<F>(&former)?,
+            tables::open_masquerades::<F>(pins)?,
+        );
+        copy(&from, &mut to, |_, client| client)?;
+    }
+    if has("FLOWS") {
+        let (from, mut to) = (
+            tables::open_flows::<F>(&former)?,
+            tables::open_flows::<F>(pins)?,
+        );
+        let flows = copy(&from, &mut to, |_, flow| flow)?;
+        info!(family = F::NAME, flows, "open flows carried over");
+    }
+    if has("AFFINITY") {
+        let (from, mut to) = (
+            tables::open_affinity::<F>(&former)?,
+            tables::open_affinity::<F>(pins)?,
+        );
+        copy(&from, &mut to, |_, affinity| affinity)?;
+    }
+    Ok(())
+}
+
+/// The tables that grow, suffixes included.
+fn names() -> impl Iterator<Item = String> {
+    GROWING.into_iter().flat_map(|table| {
+        [
+            tables::table_name::<V4>(table),
+            tables::table_name::<V6>(table),
+        ]
+    })
+}
