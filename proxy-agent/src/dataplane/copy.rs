@@ -18,7 +18,7 @@ pub enum CopyError {
 
 /// Copies all entries but those whose key is there, changed by `adapt`; returns how
 /// many.
-pub fn copy<K: aya::Pod, V: aya::Pod>(
+pub(super) fn copy<K: aya::Pod, V: aya::Pod>(
     from: &HashMap<MapData, K, V>,
     to: &mut HashMap<MapData, K, V>,
     adapt: impl Fn(&K, V) -> V,
