@@ -99,6 +99,10 @@ fn follow_route<F: IpHeader>(record: Record<F>, uplink: u32) {
     let flow = record.as_ptr();
     // SAFETY: see `Record`; an aligned store of four bytes.
     unsafe {
+        // One that a client elsewhere has opened from this address is the host's now.
+        if (*flow).flags & Flow::<F::Addr>::HOST == 0 {
+            (*flow).flags |= Flow::<F::Addr>::HOST;
+        }
         if (*flow).uplink != uplink {
             (*flow).uplink = uplink;
         }
