@@ -25,7 +25,7 @@ pub struct Affinity {
     /// Row of `BACKENDS`, with the generation and epoch it had.
     pub backend: u32,
     pub generation: u32,
-    /// [`crate::service::Stickiness::round`] at that time.
+    /// [`crate::service::SessionAffinity::round`] at that time.
     pub round: u32,
     /// Time of the last new connection, in flow ticks (see [`crate::flow::ticks`]).
     pub last_used: u32,

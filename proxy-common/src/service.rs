@@ -39,7 +39,7 @@ impl Run {
 /// Session affinity of a Service port, replaced by one eight-byte store.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Stickiness {
+pub struct SessionAffinity {
     /// Seconds without a new connection after which a client is forgotten
     /// (S72). 0: no affinity.
     pub seconds: u32,
@@ -48,7 +48,7 @@ pub struct Stickiness {
     pub round: u32,
 }
 
-impl Stickiness {
+impl SessionAffinity {
     /// No affinity.
     pub const NONE: Self = Self {
         seconds: 0,
@@ -66,7 +66,7 @@ pub struct Service {
     /// Backends for traffic policy Local.
     pub local: Run,
     /// sessionAffinity: ClientIP.
-    pub stickiness: Stickiness,
+    pub session_affinity: SessionAffinity,
 }
 
 impl Service {
@@ -74,7 +74,7 @@ impl Service {
     pub const FREE: Self = Self {
         cluster: Run::reject(),
         local: Run::reject(),
-        stickiness: Stickiness::NONE,
+        session_affinity: SessionAffinity::NONE,
     };
 }
 
@@ -104,4 +104,4 @@ const _: () = assert!(size_of::<Run>() == 8);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Slot>() == 4);
 const _: () = assert!(size_of::<ServiceName>() == 196);
-pod!(Run, Stickiness, Service, Slot, ServiceName);
+pod!(Run, SessionAffinity, Service, Slot, ServiceName);

@@ -5,7 +5,7 @@ use proxy_common::{
     backend::Backend,
     flow::ticks_from_seconds,
     frontend::Frontend,
-    service::Stickiness,
+    service::SessionAffinity,
 };
 
 use crate::{
@@ -15,15 +15,15 @@ use crate::{
 
 /// The affinity of a row of `SERVICES`.
 #[inline(always)]
-pub fn of<F: Tables>(service: u32) -> Stickiness {
+pub fn of<F: Tables>(service: u32) -> SessionAffinity {
     let Some(service) = F::services().get_ptr(service) else {
-        return Stickiness::NONE;
+        return SessionAffinity::NONE;
     };
     // SAFETY: a row of an array lives as long as the program; eight aligned
     // bytes, read in one access.
     unsafe {
-        core::mem::transmute::<u64, Stickiness>(
-            (&raw const (*service).stickiness)
+        core::mem::transmute::<u64, SessionAffinity>(
+            (&raw const (*service).session_affinity)
                 .cast::<u64>()
                 .read_volatile(),
         )
@@ -36,19 +36,19 @@ pub fn of<F: Tables>(service: u32) -> Stickiness {
 #[inline(never)]
 pub fn recall<F: Tables>(
     scratch: &mut Scratch<F::Addr>,
-    stickiness: Stickiness,
+    session_affinity: SessionAffinity,
     local: bool,
 ) -> Option<u32> {
     let own = u32::from(local);
-    by_set::<F>(scratch, stickiness, own, own)
-        .or_else(|| by_set::<F>(scratch, stickiness, own ^ 1, own))
+    by_set::<F>(scratch, session_affinity, own, own)
+        .or_else(|| by_set::<F>(scratch, session_affinity, own ^ 1, own))
 }
 
 /// What the client used by `set`, if `member` has it too.
 #[inline(never)]
 fn by_set<F: Tables>(
     scratch: &mut Scratch<F::Addr>,
-    stickiness: Stickiness,
+    session_affinity: SessionAffinity,
     set: u32,
     member: u32,
 ) -> Option<u32> {
@@ -67,7 +67,7 @@ fn by_set<F: Tables>(
     } else {
         Backend::<F::Addr>::LOCAL
     };
-    row::<F>(affinity, stickiness, scratch.frontend.service, wanted)
+    row::<F>(affinity, session_affinity, scratch.frontend.service, wanted)
 }
 
 /// The row of `BACKENDS` that an entry remembers, if it still counts: not for
@@ -75,12 +75,14 @@ fn by_set<F: Tables>(
 #[inline(always)]
 pub fn row<F: Tables>(
     affinity: &Affinity,
-    stickiness: Stickiness,
+    session_affinity: SessionAffinity,
     service: u32,
     wanted: u8,
 ) -> Option<u32> {
     let age = now().wrapping_sub(affinity.last_used);
-    if affinity.round != stickiness.round || age > ticks_from_seconds(stickiness.seconds) {
+    if affinity.round != session_affinity.round
+        || age > ticks_from_seconds(session_affinity.seconds)
+    {
         return None;
     }
     let row = affinity.backend;
@@ -96,8 +98,8 @@ pub fn row<F: Tables>(
 /// its Service has affinity.
 #[inline(never)]
 pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
-    let stickiness = of::<F>(scratch.frontend.service);
-    if stickiness.seconds == 0 {
+    let session_affinity = of::<F>(scratch.frontend.service);
+    if session_affinity.seconds == 0 {
         return;
     }
     let Some(backend) = F::backends().get(scratch.flow.backend) else {
@@ -111,7 +113,7 @@ pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
     scratch.affinity = Affinity {
         backend: scratch.flow.backend,
         generation: scratch.flow.generation,
-        round: stickiness.round,
+        round: session_affinity.round,
         last_used: now(),
         epoch: backend.epoch,
         zero: [0; 3],

@@ -6,7 +6,7 @@ use proxy_common::{
     flow::{Flow, FlowKey},
     frontend::Frontend,
     net::{Address as _, BePort},
-    service::Stickiness,
+    service::SessionAffinity,
 };
 
 use crate::{
@@ -213,9 +213,10 @@ pub fn explain<F: IpHeader + Route>(
     if let Some(run) = choose::run::<F>(scratch.frontend.service, local) {
         answer.run = run;
     }
-    let stickiness = affinity::of::<F>(scratch.frontend.service);
+    let session_affinity = affinity::of::<F>(scratch.frontend.service);
     answer.remembered = u8::from(
-        stickiness.seconds != 0 && affinity::recall::<F>(scratch, stickiness, local).is_some(),
+        session_affinity.seconds != 0
+            && affinity::recall::<F>(scratch, session_affinity, local).is_some(),
     );
     scratch.key = flow::client_key::<F>(&scratch.headers);
     match opaque(choose::<F>(scratch, Place::Free)) {
@@ -325,9 +326,14 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     flow.highest = 0;
     flow.changed_port = BePort::ZERO;
     let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    let stickiness = affinity::of::<F>(scratch.frontend.service);
-    if stickiness.seconds != 0 {
-        let chosen = opaque(sticky::<F>(scratch, hash, stickiness, local));
+    let session_affinity = affinity::of::<F>(scratch.frontend.service);
+    if session_affinity.seconds != 0 {
+        let chosen = opaque(with_session_affinity::<F>(
+            scratch,
+            hash,
+            session_affinity,
+            local,
+        ));
         if chosen == Opened::Flow && !alone && F::is_taken(scratch) {
             scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
         }
@@ -352,13 +358,13 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
 
 /// Chooses the backend that the client had before, or one to keep from now on.
 #[inline(never)]
-fn sticky<F: IpHeader>(
+fn with_session_affinity<F: IpHeader>(
     scratch: &mut Scratch<F::Addr>,
     hash: u64,
-    stickiness: Stickiness,
+    session_affinity: SessionAffinity,
     local: bool,
 ) -> Opened {
-    match affinity::recall::<F>(scratch, stickiness, local) {
+    match affinity::recall::<F>(scratch, session_affinity, local) {
         Some(row) => choose::take::<F>(scratch, row),
         None => choose::backend::<F>(scratch, hash, 0),
     }

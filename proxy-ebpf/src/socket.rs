@@ -18,8 +18,8 @@
 mod address;
 mod decide;
 pub mod peers;
+mod session_affinity;
 pub mod stale;
-mod sticky;
 
 use aya_ebpf::{
     EbpfContext as _, Global, cty::c_int, helpers::generated::bpf_set_retval,

@@ -83,8 +83,8 @@ fn affinity_is_switched_on_and_off(
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for turn in 0..2 {
-        let sticky = scene.service.clone().client_ip_affinity(LONG);
-        lab.manifests.write(&sticky)?;
+        let with_affinity = scene.service.clone().client_ip_affinity(LONG);
+        lab.manifests.write(&with_affinity)?;
         for &family in lab.families().list() {
             for (protocol, ask) in PROTOCOLS {
                 let mut servers = Vec::new();
@@ -123,8 +123,8 @@ fn affinity_ends_after_its_time() -> Result<()> {
     const SECONDS: u32 = 2;
     let lab = Lab::start(Topology::ROUTED)?;
     let scene = Scene::set(&lab)?;
-    let sticky = scene.service.clone().client_ip_affinity(SECONDS);
-    lab.manifests.write(&sticky)?;
+    let with_affinity = scene.service.clone().client_ip_affinity(SECONDS);
+    lab.manifests.write(&with_affinity)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     // Everybody has affinities of their own, so they may wait together.
@@ -188,11 +188,11 @@ fn forgotten(timeout: Duration, ask: impl Fn() -> Result<String>) -> Result<()> 
 fn affinity_outlives_no_endpoint() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let scene = Scene::set(&lab)?;
-    let sticky = scene.service.clone().client_ip_affinity(LONG);
+    let with_affinity = scene.service.clone().client_ip_affinity(LONG);
     // It has the same endpoints, and tells anybody which those are.
     let witness = Service::echo_as("witness", 2, lab.families());
     let write = |endpoints: &[&Pod]| {
-        let services = [&sticky, &witness].map(|service| {
+        let services = [&with_affinity, &witness].map(|service| {
             let changed = service.clone().without_endpoints();
             changed.endpoints(endpoints.iter().copied()).objects()
         });

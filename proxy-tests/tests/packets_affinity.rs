@@ -60,7 +60,7 @@ fn a_client_keeps_its_backend(
     } else {
         ServicePort::udp(cast.vip(), &endpoints)
     };
-    datapath.serve(&port.sticky(TIMEOUT));
+    datapath.serve(&port.with_session_affinity(TIMEOUT));
     let mut backends = BTreeSet::new();
     for client in 1..=16 {
         let first = dial(&datapath, cast.pod_with(client, 20_000), cast.vip(), tcp);
@@ -84,7 +84,7 @@ fn all_frontends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: Fa
         &ServicePort::tcp(cast.vip(), &cast.endpoints(8))
             .with(Frontend::node_port(30_080))
             .with(Frontend::load_balancer(public))
-            .sticky(TIMEOUT),
+            .with_session_affinity(TIMEOUT),
     );
     let first = dial(&datapath, cast.outsider_with(1, 20_000), cast.vip(), true);
     for (number, frontend) in [
@@ -106,7 +106,7 @@ fn ports_of_one_service_do_not_share_it(#[values(Family::V4, Family::V6)] family
     let port = |number, name| {
         ServicePort::tcp(cast.vip_with(10, number), &cast.endpoints(8))
             .named("web", name)
-            .sticky(TIMEOUT)
+            .with_session_affinity(TIMEOUT)
     };
     datapath.serve_all(&[port(80, "http"), port(443, "https")]);
     let mut pinned = [Vec::new(), Vec::new()];
@@ -126,7 +126,7 @@ fn ports_of_one_service_do_not_share_it(#[values(Family::V4, Family::V6)] family
 fn a_renamed_port_forgets_its_clients(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8)).sticky(TIMEOUT);
+    let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8)).with_session_affinity(TIMEOUT);
     let backends = |datapath: &Datapath, number| -> Vec<_> {
         (1..=12)
             .map(|client| dial(datapath, cast.pod_with(client, number), cast.vip(), true))
@@ -148,7 +148,8 @@ fn a_renamed_port_forgets_its_clients(#[values(Family::V4, Family::V6)] family: 
 fn it_ends_after_idle_time(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    datapath.serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(8)).sticky(TIMEOUT));
+    datapath
+        .serve(&ServicePort::tcp(cast.vip(), &cast.endpoints(8)).with_session_affinity(TIMEOUT));
     let first = spread(&datapath, cast, 1, cast.vip());
     assert_eq!(first.len(), 1);
     datapath.age_affinities(family, 80);
@@ -194,7 +195,7 @@ fn a_backend_that_left_is_forgotten(#[values(Family::V4, Family::V6)] family: Fa
     let mut datapath = Datapath::load();
     let endpoints = cast.endpoints(2);
     let port = |endpoints: &[SocketAddr], elsewhere: &[SocketAddr]| {
-        let mut port = ServicePort::tcp(cast.vip(), endpoints).sticky(TIMEOUT);
+        let mut port = ServicePort::tcp(cast.vip(), endpoints).with_session_affinity(TIMEOUT);
         port.elsewhere = elsewhere.to_vec();
         port
     };
@@ -236,7 +237,7 @@ fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: F
         &ServicePort::tcp(cast.vip(), &[here, there])
             .here(&[here])
             .with(Frontend::node_port(30_080).local())
-            .sticky(TIMEOUT),
+            .with_session_affinity(TIMEOUT),
     );
     let remote = (1..=32)
         .find(|client| {
@@ -273,7 +274,7 @@ fn it_can_be_switched(#[values(Family::V4, Family::V6)] family: Family) {
     let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8));
     datapath.serve(&port);
     assert!(spread(&datapath, cast, 1, cast.vip()).len() > 1);
-    datapath.serve(&port.clone().sticky(TIMEOUT));
+    datapath.serve(&port.clone().with_session_affinity(TIMEOUT));
     datapath.forget_flows();
     let clients = 1..=12;
     let pinned: Vec<_> = clients
@@ -294,7 +295,7 @@ fn it_can_be_switched(#[values(Family::V4, Family::V6)] family: Family) {
             .len()
             > 1
     );
-    datapath.serve(&port.sticky(TIMEOUT));
+    datapath.serve(&port.with_session_affinity(TIMEOUT));
     let again: Vec<_> = clients
         .map(|client| {
             BTreeSet::from([dial(

@@ -39,7 +39,7 @@ fn changes(cast: Cast) -> [Vec<ServicePort>; 4] {
     let plain = ServicePort::tcp(cast.vip(), &cast.endpoints(3)).here(&cast.endpoints(1));
     let full = plain
         .clone()
-        .sticky(10_800)
+        .with_session_affinity(10_800)
         .for_clients(range)
         .for_clients(other)
         .with(Frontend::node_port(30_080).local())

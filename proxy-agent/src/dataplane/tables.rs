@@ -18,7 +18,7 @@ use proxy_common::{
     masquerade::MasqueradeKey,
     net::Protocol,
     prefilter::{self, Filter},
-    service::{NAME_LEN, Run, Service, ServiceName, Slot, Stickiness},
+    service::{NAME_LEN, Run, Service, ServiceName, SessionAffinity, Slot},
     source_range::SourceRange,
 };
 use tokio::sync::Notify;
@@ -405,12 +405,15 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                 let Service {
                     cluster,
                     local,
-                    stickiness,
+                    session_affinity,
                 } = *service;
                 let words = [
                     (offset_of!(Service, cluster), run_bits(cluster)),
                     (offset_of!(Service, local), run_bits(local)),
-                    (offset_of!(Service, stickiness), stickiness_bits(stickiness)),
+                    (
+                        offset_of!(Service, session_affinity),
+                        session_affinity_bits(session_affinity),
+                    ),
                 ];
                 words
                     .into_iter()
@@ -427,13 +430,13 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                 };
                 row(self.services.store(*index, offset, run_bits(*run)))
             }
-            Write::Stickiness {
+            Write::SessionAffinity {
                 row: index,
-                stickiness,
+                session_affinity,
             } => row(self.services.store(
                 *index,
-                offset_of!(Service, stickiness),
-                stickiness_bits(*stickiness),
+                offset_of!(Service, session_affinity),
+                session_affinity_bits(*session_affinity),
             )),
             Write::SourceRange { key } => self
                 .source_ranges
@@ -461,7 +464,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
 const ZERO: Service = Service {
     cluster: Run { first: 0, count: 0 },
     local: Run { first: 0, count: 0 },
-    stickiness: Stickiness::NONE,
+    session_affinity: SessionAffinity::NONE,
 };
 
 /// All rows up to the last one in use.
@@ -479,8 +482,8 @@ fn run_bits(run: Run) -> u64 {
 }
 
 /// Session affinity as the word that is stored.
-fn stickiness_bits(stickiness: Stickiness) -> u64 {
-    word(stickiness.seconds, stickiness.round)
+fn session_affinity_bits(session_affinity: SessionAffinity) -> u64 {
+    word(session_affinity.seconds, session_affinity.round)
 }
 
 /// Two halves as they lie in memory.
@@ -577,12 +580,13 @@ mod tests {
         // SAFETY: eight plain bytes of the same layout.
         let read: Run = unsafe { std::mem::transmute(run_bits(run)) };
         assert_eq!(read, run);
-        let stickiness = Stickiness {
+        let session_affinity = SessionAffinity {
             seconds: 10_800,
             round: 2,
         };
         // SAFETY: eight plain bytes of the same layout.
-        let read: Stickiness = unsafe { std::mem::transmute(stickiness_bits(stickiness)) };
-        assert_eq!(read, stickiness);
+        let read: SessionAffinity =
+            unsafe { std::mem::transmute(session_affinity_bits(session_affinity)) };
+        assert_eq!(read, session_affinity);
     }
 }

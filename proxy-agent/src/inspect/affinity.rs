@@ -81,12 +81,12 @@ fn row<F: Family>(
         0 => ("Cluster", Backend::<F::Addr>::CLUSTER),
         _ => ("Local", Backend::<F::Addr>::LOCAL),
     };
-    let stickiness = tables.services.get(key.service as usize)?.stickiness;
+    let session_affinity = tables.services.get(key.service as usize)?.session_affinity;
     let backend = tables.backends.get(affinity.backend as usize)?;
     let idle_seconds = idle_seconds(affinity.last_used, now);
-    let left_seconds = u64::from(stickiness.seconds).checked_sub(idle_seconds)?;
-    let counts = stickiness.seconds != 0
-        && stickiness.round == affinity.round
+    let left_seconds = u64::from(session_affinity.seconds).checked_sub(idle_seconds)?;
+    let counts = session_affinity.seconds != 0
+        && session_affinity.round == affinity.round
         && (backend.generation, backend.epoch) == (affinity.generation, affinity.epoch)
         && backend.flags & member != 0;
     let name = counts.then(|| services::name(tables, key.service))?;
@@ -109,7 +109,7 @@ mod tests {
     use proxy_common::{
         family::{V4, V6},
         net::{BePort, Protocol},
-        service::{Service, Stickiness},
+        service::{Service, SessionAffinity},
     };
     use rstest::rstest;
 
@@ -134,7 +134,7 @@ mod tests {
         };
         Tables {
             services: vec![Service {
-                stickiness: Stickiness {
+                session_affinity: SessionAffinity {
                     seconds: 60,
                     round: 4,
                 },

@@ -158,7 +158,7 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
     let Service {
         cluster,
         local,
-        stickiness,
+        session_affinity,
     } = tables
         .services
         .get(row as usize)
@@ -177,7 +177,7 @@ fn service<F: Family>(tables: &Tables<F>, row: u32, frontends: &[FrontendOf<'_, 
             .iter()
             .any(|(_, f)| f.flags & Frontend::SOURCE_RANGES != 0),
         source_ranges: source_ranges(tables, row),
-        affinity_seconds: (stickiness.seconds != 0).then_some(stickiness.seconds),
+        affinity_seconds: (session_affinity.seconds != 0).then_some(session_affinity.seconds),
         cluster: cluster.into(),
         local: local.into(),
     }
@@ -230,7 +230,7 @@ mod tests {
     use proxy_common::{
         family::{V4, V6},
         net::BePort,
-        service::Stickiness,
+        service::SessionAffinity,
     };
 
     use super::*;
@@ -270,7 +270,7 @@ mod tests {
                 Service {
                     cluster: Run { first: 4, count: 2 },
                     local: Run::drop(),
-                    stickiness: Stickiness {
+                    session_affinity: SessionAffinity {
                         seconds: 90,
                         round: 1,
                     },

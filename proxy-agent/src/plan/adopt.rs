@@ -6,7 +6,7 @@ use proxy_common::{
     backend::Backend,
     family::Family,
     frontend::Frontend,
-    service::{Run, Stickiness},
+    service::{Run, SessionAffinity},
 };
 
 use crate::{
@@ -96,7 +96,7 @@ impl<F: Family> Planner<F> {
             };
             port.cluster = adopt(service.cluster);
             port.local = adopt(service.local);
-            port.stickiness = service.stickiness;
+            port.session_affinity = service.session_affinity;
         }
     }
 
@@ -127,7 +127,7 @@ impl<F: Family> Port<F> {
             row,
             cluster: Placed::unknown(),
             local: Placed::unknown(),
-            stickiness: Stickiness::NONE,
+            session_affinity: SessionAffinity::NONE,
             backends: BTreeMap::new(),
             frontends: Vec::new(),
         }

@@ -84,7 +84,10 @@ impl<F: Family> Memory<F> {
                 Set::Cluster => self.service(*row)?.cluster = *run,
                 Set::Local => self.service(*row)?.local = *run,
             },
-            Write::Stickiness { row, stickiness } => self.service(*row)?.stickiness = *stickiness,
+            Write::SessionAffinity {
+                row,
+                session_affinity,
+            } => self.service(*row)?.session_affinity = *session_affinity,
             Write::SourceRange { key } => {
                 let ranges = &mut self.tables.source_ranges;
                 let full = ranges.len() >= self.capacity.source_ranges as usize;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proxy_common::{
     family::Family,
     frontend::FrontendKey,
-    service::{Run, Service, Stickiness},
+    service::{Run, Service, SessionAffinity},
 };
 
 use crate::{
@@ -26,7 +26,7 @@ pub(super) struct Port<F: Family> {
     pub(super) row: u32,
     pub(super) cluster: Placed,
     pub(super) local: Placed,
-    pub(super) stickiness: Stickiness,
+    pub(super) session_affinity: SessionAffinity,
     pub(super) backends: BTreeMap<(F::Ip, u16), Row>,
     /// In ascending order.
     pub(super) frontends: Vec<FrontendKey<F::Addr>>,
@@ -144,7 +144,7 @@ impl<F: Family> Planner<F> {
                 row,
                 cluster: Placed::nowhere(),
                 local: Placed::nowhere(),
-                stickiness: Stickiness::NONE,
+                session_affinity: SessionAffinity::NONE,
                 backends: BTreeMap::new(),
                 frontends: Vec::new(),
             })
@@ -165,18 +165,21 @@ impl<F: Family> Planner<F> {
             }
             *current = new;
         }
-        let stickiness = stickiness(port.stickiness, desired.affinity);
-        if known && port.stickiness != stickiness {
-            plan.writes.push(Write::Stickiness { row, stickiness });
+        let session_affinity = session_affinity(port.session_affinity, desired.affinity);
+        if known && port.session_affinity != session_affinity {
+            plan.writes.push(Write::SessionAffinity {
+                row,
+                session_affinity,
+            });
         }
-        port.stickiness = stickiness;
+        port.session_affinity = session_affinity;
         if !known {
             plan.writes.push(Write::Service {
                 row,
                 service: Service {
                     cluster: port.cluster.run,
                     local: port.local.run,
-                    stickiness,
+                    session_affinity,
                 },
             });
             plan.writes.push(Write::Name {
@@ -275,10 +278,10 @@ fn is_used<F: Family>(desired: &DesiredPort<F>, set: Set) -> bool {
 /// Session affinity that was `current` and shall be `affinity`. Clients that
 /// were remembered before it was switched off are not after it is switched on
 /// again (S75).
-fn stickiness(current: Stickiness, affinity: Option<u32>) -> Stickiness {
+fn session_affinity(current: SessionAffinity, affinity: Option<u32>) -> SessionAffinity {
     let seconds = affinity.unwrap_or(0);
     let switched_on = current.seconds == 0 && seconds != 0;
-    Stickiness {
+    SessionAffinity {
         seconds,
         round: current.round.wrapping_add(u32::from(switched_on)),
     }

@@ -8,7 +8,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::Address,
     prefilter,
-    service::{Run, Service, Stickiness},
+    service::{Run, Service, SessionAffinity},
     source_range::SourceRange,
 };
 
@@ -53,9 +53,9 @@ pub enum Write<F: Family> {
         run: Run,
     },
     /// Changes the session affinity of a Service port, by one eight-byte store.
-    Stickiness {
+    SessionAffinity {
         row: u32,
-        stickiness: Stickiness,
+        session_affinity: SessionAffinity,
     },
     /// Lets clients use the restricted frontends of a Service port.
     SourceRange {
@@ -121,7 +121,7 @@ impl<F: Family> Write<F> {
             Self::Filter { .. } => "PREFILTER",
             Self::Backend { .. } | Self::BackendState { .. } => "BACKENDS",
             Self::Slots { .. } => "SLOTS",
-            Self::Service { .. } | Self::Run { .. } | Self::Stickiness { .. } => "SERVICES",
+            Self::Service { .. } | Self::Run { .. } | Self::SessionAffinity { .. } => "SERVICES",
             Self::SourceRange { .. } | Self::DeleteSourceRange { .. } => "SOURCE_RANGES",
             Self::Name { .. } | Self::DeleteName { .. } => "NAMES",
             Self::Frontend { .. } | Self::DeleteFrontend { .. } => "FRONTENDS",

@@ -4,7 +4,7 @@ use proxy_common::{
     family::{V4, V6},
     frontend::FrontendKey,
     net::{Address as _, BePort, Protocol},
-    service::{Run, Stickiness},
+    service::{Run, SessionAffinity},
 };
 
 use super::*;
@@ -149,7 +149,7 @@ fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint
     assert_eq!(bits(&memory.tables), bits(&before));
     assert_eq!(memory.tables.source_ranges, before.source_ranges);
     assert_eq!(memory.tables.names, before.names);
-    assert_eq!(memory.tables.services[0].stickiness.seconds, 90);
+    assert_eq!(memory.tables.services[0].session_affinity.seconds, 90);
     assert_eq!(audit(&mut programmer, &desired), 0);
 }
 
@@ -176,7 +176,7 @@ fn sets_lost<F: Family>(tables: &mut Tables<F>) {
 }
 
 fn affinity_off<F: Family>(tables: &mut Tables<F>) {
-    tables.services[0].stickiness = Stickiness::NONE;
+    tables.services[0].session_affinity = SessionAffinity::NONE;
 }
 
 fn backend_dead<F: Family>(tables: &mut Tables<F>) {

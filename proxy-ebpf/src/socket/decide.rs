@@ -13,14 +13,14 @@ use proxy_common::{
     frontend::Frontend,
     net::{Address, BePort, Protocol},
     select,
-    service::{Run, Stickiness},
+    service::{Run, SessionAffinity},
     socket::Peer,
 };
 
 use super::{
     address::{self, Wide},
     protocol, raw,
-    sticky::{self, Remembered},
+    session_affinity::{self, Remembered},
 };
 use crate::{
     affinity, choose, client,
@@ -53,7 +53,7 @@ pub struct Target<A> {
     pub run: Run,
     /// Honoured only for frontends at this host's own addresses, whose packets
     /// meet no other hook.
-    pub stickiness: Stickiness,
+    pub session_affinity: SessionAffinity,
     /// Whom affinity is for.
     pub client: A,
     pub protocol: Protocol,
@@ -67,7 +67,7 @@ impl<A: Address> Default for Target<A> {
         Self {
             service: 0,
             run: Run::reject(),
-            stickiness: Stickiness::NONE,
+            session_affinity: SessionAffinity::NONE,
             client: A::ZERO,
             protocol: Protocol::ANY,
             random: 0,
@@ -140,10 +140,10 @@ pub fn decide<F: Wide>(
     if has_packet_path && (host && is_bound::<F>(ctx) || connects && address::has_port(ctx)) {
         return Decision::Leave;
     }
-    let stickiness = affinity::of::<F>(frontend.service);
+    let session_affinity = affinity::of::<F>(frontend.service);
     if has_packet_path {
         // The client's address is not known before routing has chosen it (E17).
-        if stickiness.seconds != 0 || frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        if session_affinity.seconds != 0 || frontend.flags & Frontend::SOURCE_RANGES != 0 {
             return Decision::Leave;
         }
     } else {
@@ -171,7 +171,7 @@ pub fn decide<F: Wide>(
     }
     target.service = frontend.service;
     target.run = run;
-    target.stickiness = stickiness;
+    target.session_affinity = session_affinity;
     target.protocol = protocol;
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
@@ -248,9 +248,9 @@ pub fn backend<F: Wide>(
     let remembered = Remembered {
         client: target.client,
         service: target.service,
-        stickiness: target.stickiness,
+        session_affinity: target.session_affinity,
     };
-    let row = match sticky::recall::<F>(&remembered) {
+    let row = match session_affinity::recall::<F>(&remembered) {
         Some(row) if attempt == 0 => row,
         _ => row::<F>(target, attempt)?,
     };
@@ -278,7 +278,7 @@ pub fn backend<F: Wide>(
     if !same {
         return None;
     }
-    sticky::remember::<F>(&remembered, row, generation, backend.epoch);
+    session_affinity::remember::<F>(&remembered, row, generation, backend.epoch);
     Some(peer)
 }
 

@@ -83,7 +83,7 @@ fn services(cast: Cast, endpoints: Endpoints) -> Vec<ServicePort> {
                 .with(Frontend::external_ip(cast.vip_with(11, 80)))
                 .with(Frontend::load_balancer(cast.vip_with(12, 80)).restricted())
                 .for_clients(&clients),
-            ServicePort::new(protocol, cast.vip_with(13, 80), &two).sticky(100),
+            ServicePort::new(protocol, cast.vip_with(13, 80), &two).with_session_affinity(100),
             ServicePort::new(protocol, cast.vip_with(14, 53), &[same_port]),
             ServicePort::new(protocol, cast.vip_with(15, 80), &[]),
             ServicePort {

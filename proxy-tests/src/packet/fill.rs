@@ -82,7 +82,7 @@ impl ServicePort {
 
     /// With session affinity that ends after so many idle seconds.
     #[must_use]
-    pub fn sticky(mut self, seconds: u32) -> Self {
+    pub fn with_session_affinity(mut self, seconds: u32) -> Self {
         self.affinity = Some(seconds);
         self
     }

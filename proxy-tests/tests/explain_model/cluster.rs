@@ -41,7 +41,7 @@ pub(crate) struct Service {
     /// ipMode.
     pub ingress: Vec<Option<&'static str>>,
     pub source_ranges: Vec<&'static str>,
-    pub sticky: bool,
+    pub session_affinity: bool,
     /// The endpoints of each family.
     pub endpoints: [Vec<Endpoint>; 2],
 }
@@ -163,7 +163,7 @@ impl Service {
                 "externalTrafficPolicy": self.external_policy,
                 "externalIPs": external_ips,
                 "loadBalancerSourceRanges": self.source_ranges,
-                "sessionAffinity": if self.sticky { "ClientIP" } else { "None" },
+                "sessionAffinity": if self.session_affinity { "ClientIP" } else { "None" },
                 "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}},
                 "ports": self.ports.iter().map(|port| json!({
                     "name": port.name,
@@ -336,7 +336,7 @@ fn service() -> impl Strategy<Value = Service> {
                 (kind, families, other_proxy),
                 (internal_policy, external_policy),
                 mut ports,
-                (external_ips, ingress, source_ranges, sticky),
+                (external_ips, ingress, source_ranges, session_affinity),
                 endpoints,
             )| {
                 if !["NodePort", "LoadBalancer"].contains(&kind) {
@@ -355,7 +355,7 @@ fn service() -> impl Strategy<Value = Service> {
                     external_ips,
                     ingress,
                     source_ranges,
-                    sticky,
+                    session_affinity,
                     endpoints,
                 }
             },

@@ -191,8 +191,8 @@ fn assert_row<F: TestFamily>(memory: &Memory<F>, port: &DesiredPort<F>) {
         [(row, _)] => *row,
         _ => panic!("{} has rows {rows:?}", port.name),
     };
-    let stickiness = tables.services[row as usize].stickiness;
-    assert_eq!(stickiness.seconds, port.affinity.unwrap_or(0));
+    let session_affinity = tables.services[row as usize].session_affinity;
+    assert_eq!(session_affinity.seconds, port.affinity.unwrap_or(0));
     let found: BTreeMap<_, _> = tables
         .backends
         .iter()

@@ -8,7 +8,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::{BePort, Protocol},
     prefilter,
-    service::{Run, Service, Stickiness},
+    service::{Run, Service, SessionAffinity},
 };
 
 use super::cluster::{TestFamily, range, service_key};
@@ -95,7 +95,7 @@ fn service((a, b, c, d, seconds): (u32, u32, u32, u32, u32)) -> Service {
     Service {
         cluster: Run { first: a, count: b },
         local: Run { first: c, count: d },
-        stickiness: Stickiness { seconds, round: a },
+        session_affinity: SessionAffinity { seconds, round: a },
     }
 }
 

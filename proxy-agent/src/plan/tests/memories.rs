@@ -29,13 +29,13 @@ impl<F: Family> Default for Memories<F> {
 impl<F: Family> Memories<F> {
     /// Clients come and use every endpoint they may.
     pub(super) fn remember(&mut self, ports: &[DesiredPort<F>], tables: &Tables<F>) {
-        let sticky: BTreeSet<_> = sticky(ports).collect();
+        let with_affinity: BTreeSet<_> = with_affinity(ports).collect();
         for (&service, port) in &tables.names {
             let rows = (0..).zip(&tables.backends);
             let ours = rows.filter(|(_, backend)| backend.service == service && backend.flags != 0);
             for (row, backend) in ours {
                 let endpoint = (F::ip(backend.addr), backend.port.get());
-                if sticky.contains(&(port, endpoint)) {
+                if with_affinity.contains(&(port, endpoint)) {
                     self.0.push(Entry {
                         port: port.clone(),
                         endpoint,
@@ -43,7 +43,7 @@ impl<F: Family> Memories<F> {
                         value: Affinity {
                             backend: row,
                             generation: backend.generation,
-                            round: tables.services[service as usize].stickiness.round,
+                            round: tables.services[service as usize].session_affinity.round,
                             last_used: 0,
                             epoch: backend.epoch,
                             zero: [0; 3],
@@ -57,19 +57,19 @@ impl<F: Family> Memories<F> {
 
     /// The cluster is another now: what it does not allow any more is over.
     pub(super) fn forget(&mut self, ports: &[DesiredPort<F>]) {
-        let sticky: BTreeSet<_> = sticky(ports).collect();
+        let with_affinity: BTreeSet<_> = with_affinity(ports).collect();
         for entry in &mut self.0 {
-            entry.counts &= sticky.contains(&(&entry.port, entry.endpoint));
+            entry.counts &= with_affinity.contains(&(&entry.port, entry.endpoint));
         }
     }
 
     pub(super) fn assert_counted(&self, tables: &Tables<F>) {
         for entry in &self.0 {
-            let stickiness = tables.services[entry.service as usize].stickiness;
+            let session_affinity = tables.services[entry.service as usize].session_affinity;
             let backend = tables.backends[entry.value.backend as usize];
             let sets = Backend::<F::Addr>::CLUSTER | Backend::<F::Addr>::LOCAL;
-            let counts = stickiness.seconds != 0
-                && stickiness.round == entry.value.round
+            let counts = session_affinity.seconds != 0
+                && session_affinity.round == entry.value.round
                 && backend.generation == entry.value.generation
                 && backend.epoch == entry.value.epoch
                 && backend.flags & sets != 0;
@@ -79,11 +79,11 @@ impl<F: Family> Memories<F> {
 }
 
 /// The ports with affinity, with their endpoints that take new flows.
-fn sticky<F: Family>(
+fn with_affinity<F: Family>(
     ports: &[DesiredPort<F>],
 ) -> impl Iterator<Item = (&ServicePortName, (F::Ip, u16))> {
-    let sticky = ports.iter().filter(|port| port.affinity.is_some());
-    sticky.flat_map(|port| {
+    let with_affinity = ports.iter().filter(|port| port.affinity.is_some());
+    with_affinity.flat_map(|port| {
         let used = port.endpoints.iter();
         used.filter(|(_, used)| used.cluster || used.local)
             .map(|(endpoint, _)| (&port.name, *endpoint))

@@ -6,7 +6,7 @@ use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     net::Address,
-    service::Stickiness,
+    service::SessionAffinity,
 };
 
 use crate::{
@@ -20,7 +20,7 @@ pub struct Remembered<A> {
     pub client: A,
     /// Row of `SERVICES`.
     pub service: u32,
-    pub stickiness: Stickiness,
+    pub session_affinity: SessionAffinity,
 }
 
 impl<A: Address> Remembered<A> {
@@ -38,14 +38,14 @@ impl<A: Address> Remembered<A> {
 /// The row of the backend that the client had last.
 #[inline(always)]
 pub fn recall<F: Tables>(remembered: &Remembered<F::Addr>) -> Option<u32> {
-    let stickiness = remembered.stickiness;
-    if stickiness.seconds == 0 {
+    let session_affinity = remembered.session_affinity;
+    if session_affinity.seconds == 0 {
         return None;
     }
     // SAFETY: every field that is used is compared with what it must be.
     let entry = unsafe { F::affinities().get(remembered.key()) }?;
     let wanted = Backend::<F::Addr>::CLUSTER;
-    affinity::row::<F>(entry, stickiness, remembered.service, wanted)
+    affinity::row::<F>(entry, session_affinity, remembered.service, wanted)
 }
 
 /// Notes the backend that the client has now.
@@ -56,7 +56,7 @@ pub fn remember<F: Tables>(
     generation: u32,
     epoch: u8,
 ) {
-    let Stickiness { seconds, round } = remembered.stickiness;
+    let SessionAffinity { seconds, round } = remembered.session_affinity;
     if seconds == 0 {
         return;
     }
