@@ -8,7 +8,7 @@
 use std::{fs, io};
 
 use aya::maps::{MapData, MapError};
-use proxy_common::family::{Family as _, V4, V6};
+use proxy_common::family::{V4, V6};
 use tracing::{info, warn};
 
 use crate::dataplane::{
@@ -76,32 +76,45 @@ pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
 }
 
 /// Copies what is in tables that were moved aside to those in their places, except what
-/// is there. To be called before the new programs run, and once more when they are in
-/// place everywhere: the others open flows until then.
+/// is there. To be called before the new programs run.
 pub fn carry_over(pins: &Pins) {
-    for (family, result) in [
-        (V4::NAME, carry_family_over::<V4>(pins)),
-        (V6::NAME, carry_family_over::<V6>(pins)),
-    ] {
-        if let Err(error) = result {
-            let error = anyhow::Error::new(error);
-            warn!(family, "some open flows are not carried over: {error:#}");
-        }
-    }
+    carry_over_family::<V4>(pins);
+    carry_over_family::<V6>(pins);
 }
 
-/// Removes the tables that were moved aside. What still uses one keeps it.
+/// Carries over what came in meanwhile and removes the tables that were moved aside. To be
+/// called when the new programs are in place everywhere: the others open flows until
+/// then. A family of which not all could be copied keeps its tables for the next agent.
 pub fn finish(pins: &Pins) {
-    carry_over(pins);
-    for table in names().filter(|table| Former(pins).has(table)) {
+    finish_family::<V4>(pins);
+    finish_family::<V6>(pins);
+}
+
+fn finish_family<F: KernelFamily>(pins: &Pins) {
+    if !carry_over_family::<F>(pins) {
+        return;
+    }
+    for table in GROWING.map(tables::table_name::<F>) {
         let path = pins.map(&Former::name(&table));
-        if let Err(error) = fs::remove_file(&path) {
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             warn!("cannot remove {}: {error}", path.display());
         }
     }
 }
 
-fn carry_family_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
+/// Whether everything was copied.
+fn carry_over_family<F: KernelFamily>(pins: &Pins) -> bool {
+    let result = try_to_carry_over::<F>(pins).map_err(anyhow::Error::new);
+    if let Err(error) = &result {
+        let family = F::NAME;
+        warn!(family, "some open flows are not carried over: {error:#}");
+    }
+    result.is_ok()
+}
+
+fn try_to_carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
     let former = Former(pins);
     let has = |table| former.has(&tables::table_name::<F>(table));
     // Reply tuples first: a flow without is a masqueraded one that gets no replies.
