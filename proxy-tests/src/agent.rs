@@ -12,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use proxy_agent::dataplane::{counters::Counters, pins::Pins};
+use proxy_common::counter::Counter;
 
 use crate::addressing::cluster_cidr;
 use crate::capabilities;
@@ -322,7 +324,14 @@ fn output(node: &Node, arguments: &[&str], prepare: fn() -> Result<()>) -> Resul
     })
 }
 
-/// Flows in the tables of a node: what the packet path did.
+/// Flows that the packet path has opened on a node so far, also the ones that
+/// have ended and left the tables since, and those of earlier agents.
+pub fn flows_opened(node: &Node) -> Result<u64> {
+    let counters = Counters::open(&Pins::new(node.pins().path()))?;
+    Ok(counters.of(Counter::FlowCreated))
+}
+
+/// Flows that are in the tables of a node now.
 pub fn flows(node: &Node) -> Result<usize> {
     let flows = command(node, &["get", "flows", "-o", "json"])?;
     let flows: serde_json::Value = serde_json::from_str(&flows)?;

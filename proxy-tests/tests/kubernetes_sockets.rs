@@ -57,15 +57,15 @@ fn labelled_pods_go_by_packets() -> Result<()> {
     let not_asked = kubepods.create_within(&format!("pod{other}"))?;
 
     let flows_of = |cgroup: &Cgroup, family| {
-        client.run(|| -> Result<usize> {
+        client.run(|| -> Result<u64> {
             cgroup.enter()?;
-            let before = agent::flows(node)?;
+            let before = agent::flows_opened(node)?;
             ask_tcp(service.at(family, ECHO_PORT)?)?;
             ask_udp(service.at(family, ECHO_PORT)?, 64)?;
-            Ok(agent::flows(node)? - before)
+            Ok(agent::flows_opened(node)? - before)
         })
     };
-    let expect = |cgroup: &Cgroup, expected: usize| {
+    let expect = |cgroup: &Cgroup, expected: u64| {
         Family::BOTH.into_iter().try_for_each(|family| {
             eventually("calls or packets are translated", LIMIT, || {
                 let found = flows_of(cgroup, family)?;

@@ -50,7 +50,7 @@ fn both_paths_answer_alike(
         (node, sockets != Sockets::Off),
     ];
     for (host, by_socket) in clients {
-        let before = agent::flows(node)?;
+        let before = agent::flows_opened(node)?;
         for &family in lab.families().list() {
             let frontend = service.at(family, ECHO_PORT);
             for way in Way::ALL {
@@ -71,7 +71,7 @@ fn both_paths_answer_alike(
                 assert_eq!(servers, both, "{}", context());
             }
         }
-        let recorded = agent::flows(node)? > before;
+        let recorded = agent::flows_opened(node)? > before;
         assert_eq!(recorded, !by_socket, "{}: flows recorded", host.name());
     }
     Ok(())
@@ -114,7 +114,7 @@ fn refused_by_the_call_itself() -> Result<()> {
             }
         }
     }
-    assert_eq!(agent::flows(node)?, 0);
+    assert_eq!(agent::flows_opened(node)?, 0);
     Ok(())
 }
 
@@ -272,10 +272,10 @@ fn sockets_bound_to_a_device_go_by_packets() -> Result<()> {
     for &family in lab.families().list() {
         let frontend = service.at(family, ECHO_PORT);
         for kind in [socket2::Type::STREAM, socket2::Type::DGRAM] {
-            let before = agent::flows(node)?;
+            let before = agent::flows_opened(node)?;
             node.run(|| ask_as(frontend, kind, |socket| socket.bind_device(Some(b"eth0"))))
                 .with_context(|| format!("{family}, {kind:?}"))?;
-            assert_eq!(agent::flows(node)?, before + 1, "{family}, {kind:?}");
+            assert_eq!(agent::flows_opened(node)?, before + 1, "{family}, {kind:?}");
         }
     }
     Ok(())
@@ -353,7 +353,7 @@ fn fast_open_is_served() -> Result<()> {
 
     for &family in lab.families().list() {
         let frontend = service.at(family, ECHO_PORT);
-        let before = agent::flows(node)?;
+        let before = agent::flows_opened(node)?;
         client.run(|| -> Result<()> {
             let domain = socket2::Domain::for_address(frontend);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
@@ -364,7 +364,7 @@ fn fast_open_is_served() -> Result<()> {
             assert_eq!(socket.peer_addr()?.as_socket(), Some(frontend));
             Ok(())
         })?;
-        assert_eq!(agent::flows(node)?, before, "{family}");
+        assert_eq!(agent::flows_opened(node)?, before, "{family}");
     }
     Ok(())
 }
@@ -449,11 +449,11 @@ fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
         }
         lab.manifests.write(&service)?;
         wait_for_backends(node, 2)?;
-        let before = agent::flows(node)?;
+        let before = agent::flows_opened(node)?;
         client.run(|| Dial::to(frontend).connect())?;
         node.run(|| UdpClient::connect(frontend)?.ask(b"question"))?;
         assert_eq!(
-            agent::flows(node)?,
+            agent::flows_opened(node)?,
             before,
             "{family}: translated in packets"
         );
@@ -491,6 +491,6 @@ fn mptcp_sockets_reach_services() -> Result<()> {
             .answer;
         assert_eq!(answer.server, "backend", "{family}");
     }
-    assert_eq!(agent::flows(node)?, 0);
+    assert_eq!(agent::flows_opened(node)?, 0);
     Ok(())
 }

@@ -96,7 +96,7 @@ fn loopback_node_ports_are_the_hosts(
         assert_eq!(found, BTreeSet::from(["client".to_owned()]), "{family}");
         drop(own);
     }
-    assert_eq!(agent::flows(node)?, 0);
+    assert_eq!(agent::flows_opened(node)?, 0);
     Ok(())
 }
 
@@ -134,7 +134,7 @@ fn external_frontends_answer_alike(
         (&client, sockets == Sockets::All && policy == "Cluster"),
     ];
     for (host, by_socket) in clients {
-        let before = agent::flows(node)?;
+        let before = agent::flows_opened(node)?;
         for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
             for target in [
                 node.at(family, NODE_PORT),
@@ -144,7 +144,7 @@ fn external_frontends_answer_alike(
                 assert_eq!(servers(host, target, ENOUGH / 2)?, both, "{target}");
             }
         }
-        let recorded = agent::flows(node)? > before;
+        let recorded = agent::flows_opened(node)? > before;
         assert_eq!(recorded, !by_socket, "{}: flows recorded", host.name());
     }
     Ok(())
@@ -187,13 +187,13 @@ fn affinity_holds() -> Result<()> {
                 assert_eq!(found.len(), 1, "{} {target}: {found:?}", host.name());
                 Ok(())
             };
-            let before = agent::flows(node)?;
+            let before = agent::flows_opened(node)?;
             sticks(node, loopback(family))?;
-            assert_eq!(agent::flows(node)?, before);
+            assert_eq!(agent::flows_opened(node)?, before);
             for host in [&**node, &client] {
-                let before = agent::flows(node)?;
+                let before = agent::flows_opened(node)?;
                 sticks(host, service.at(family, ECHO_PORT))?;
-                assert!(agent::flows(node)? > before, "{}", host.name());
+                assert!(agent::flows_opened(node)? > before, "{}", host.name());
             }
         }
     }

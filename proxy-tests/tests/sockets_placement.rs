@@ -49,7 +49,7 @@ fn macvlan_pods_reach_services() -> Result<()> {
             Ok(())
         })?;
     }
-    assert_eq!(agent::flows(node)?, 0);
+    assert_eq!(agent::flows_opened(node)?, 0);
     Ok(())
 }
 
@@ -115,7 +115,7 @@ fn foreign_programs_keep_running(#[values(true, false)] foreign_first: bool) -> 
     let agent = Agent::start(node, &lab, &options)?;
     agent.wait_ready()?;
     expect(true)?;
-    assert_eq!(agent::flows(node)?, 0);
+    assert_eq!(agent::flows_opened(node)?, 0);
     assert!(agent.terminate()?.success());
     agent::command(node, &["cleanup"])?;
     expect(false)
@@ -144,14 +144,14 @@ fn excluded_cgroups_go_by_packets() -> Result<()> {
     let below = sidecar.create_within("container")?;
 
     let dial = |cgroup: Option<&Cgroup>, family| {
-        client.run(|| -> Result<usize> {
+        client.run(|| -> Result<u64> {
             if let Some(cgroup) = cgroup {
                 cgroup.enter()?;
             }
-            let before = agent::flows(node)?;
+            let before = agent::flows_opened(node)?;
             ask_tcp(service.at(family, ECHO_PORT))?;
             ask_udp(service.at(family, ECHO_PORT), 64)?;
-            Ok(agent::flows(node)? - before)
+            Ok(agent::flows_opened(node)? - before)
         })
     };
     for family in Family::BOTH {
@@ -190,10 +190,10 @@ fn the_mode_can_be_changed() -> Result<()> {
         for family in Family::BOTH {
             let frontend = service.at(family, ECHO_PORT);
             for (host, expected) in [(&*client, pod_flows), (&**node, host_flows)] {
-                let before = agent::flows(node)?;
+                let before = agent::flows_opened(node)?;
                 host.run(|| ask_tcp(frontend))?;
                 host.run(|| ask_udp(frontend, 64))?;
-                let found = agent::flows(node)? - before;
+                let found = agent::flows_opened(node)? - before;
                 assert_eq!(found, expected, "{sockets:?} {family} {}", host.name());
             }
         }
