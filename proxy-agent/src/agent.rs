@@ -22,14 +22,15 @@ use crate::{
         tables::{KernelFamily, KernelTables},
     },
     health,
-    keeper::{self, Keeper},
     metrics::{Metrics, serve},
+    node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
     predecessors::Predecessors,
-    program::Programmer,
     reconcile::Reconciler,
     sockets::Sockets,
-    source, system, telemetry,
+    source, system,
+    table_sync::TableSync,
+    telemetry,
 };
 
 /// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4). While
@@ -140,13 +141,13 @@ async fn serve(
     registry.register_collector(Box::new(counters));
 
     let predecessors = Predecessors::find(&pins);
-    let departures = Arc::new(Notify::new());
+    let removed_backends = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
         .with_external_ips(config.node.feature_gates.service_external_ips)
-        .with_family::<V4>(programmer::<V4>(&pins, &departures)?)
-        .with_family::<V6>(programmer::<V6>(&pins, &departures)?);
+        .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
+        .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
     log::forward(&mut loaded.ebpf);
-    let news = keeper::ClusterNews {
+    let news = node::NodeInputs {
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };
@@ -165,32 +166,32 @@ async fn serve(
             _ = in_force.wait_for(|in_force| *in_force) => predecessors.carry_flows_over(),
         }
     }
-    let options = keeper::Options {
+    let options = node::Options {
         mode: config.attach,
         node: config.node.clone(),
         audit: config.intervals.audit,
     };
-    let keeper = Keeper::start(loaded, pins.clone(), options, news, metrics.clone());
-    let mut keeper = keeper.await?;
+    let controller = NodeController::start(loaded, pins.clone(), options, news, metrics.clone());
+    let mut controller = controller.await?;
     growth::finish(&pins);
-    let sockets = Sockets::start(keeper.loaded(), &pins, &config.sockets, metrics)?;
-    keeper.replace(predecessors);
+    let sockets = Sockets::start(controller.loaded(), &pins, &config.sockets, metrics)?;
+    controller.replace(predecessors);
 
-    tokio::spawn(health::serve::serve(health, keeper.listen()));
+    tokio::spawn(health::serve::serve(health, controller.listen()));
     if let Some(address) = config.metrics {
         tokio::spawn(serve::serve(address, registry));
     }
-    let sockets = sockets.run(departures, &config.source, &config.node.name);
+    let sockets = sockets.run(removed_backends, &config.source, &config.node.name);
     let ended = tokio::select! {
         biased;
         ended = must_end(stop, ownership) => ended,
         () = reconciling => Ended::Stopped,
-        () = keeper.run() => Ended::Stopped,
+        () = controller.run() => Ended::Stopped,
         () = sockets => Ended::Stopped,
         result = source => return result.map(|()| Ended::Stopped),
     };
     match ended {
-        Ended::Stopped => keeper.leave().await,
+        Ended::Stopped => controller.leave().await,
         Ended::Superseded | Ended::Uprooted => {}
     }
     Ok(ended)
@@ -216,12 +217,12 @@ async fn run_source(
     std::future::pending().await
 }
 
-fn programmer<F: KernelFamily>(
+fn table_sync<F: KernelFamily>(
     pins: &Pins,
-    departures: &Arc<Notify>,
-) -> anyhow::Result<Programmer<F, KernelTables<F>>> {
+    removed_backends: &Arc<Notify>,
+) -> anyhow::Result<TableSync<F, KernelTables<F>>> {
     let tables = KernelTables::open(pins, Access::Write)?;
-    Programmer::new(tables.announcing(Arc::clone(departures)))
+    TableSync::new(tables.announcing(Arc::clone(removed_backends)))
 }
 
 /// What asks the agent to end. Made once: no signal is lost between two

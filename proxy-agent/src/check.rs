@@ -111,14 +111,14 @@ mod tests {
         let lines = [
             Finding::ok("all is well"),
             Finding::warn("odd", "look"),
-            Finding::fail("broken", "mend it"),
+            Finding::fail("broken", "repair it"),
         ];
         assert_eq!(
             lines.map(|finding| finding.to_string()),
             [
                 "ok    all is well",
                 "warn  odd: look",
-                "FAIL  broken: mend it"
+                "FAIL  broken: repair it"
             ]
         );
     }

@@ -365,7 +365,7 @@ pub struct ExplainArgs {
     /// is chosen is an example
     #[arg(long, value_name = "IP[:PORT]", required_unless_present = "flows")]
     pub from: Option<Source>,
-    /// What it dials
+    /// Destination address
     #[arg(long, value_name = "IP:PORT", required_unless_present = "flows")]
     pub to: Option<Destination>,
     /// Transport protocol
@@ -419,7 +419,7 @@ pub enum ExplainOutput {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Resource {
-    /// Service ports, with the addresses that clients dial
+    /// Service ports, with their frontends
     Services,
     /// Endpoints of Service ports
     Backends,

@@ -7,7 +7,7 @@
 //! <bpf root>/v2/maps/FRONTENDS_V4 …      the tables
 //! <bpf root>/v2/programs/ingress …       the programs, for bpftool
 //! <bpf root>/v2/links/7-ingress …        one link for each device and hook
-//! <bpf root>/v2/links/cgroup-1-connect4 … one for each call of sockets
+//! <bpf root>/v2/links/cgroup-1-connect4 … one for each cgroup hook
 //! ```
 //!
 //! The pins keep the datapath alive without the agent (P4). An agent that

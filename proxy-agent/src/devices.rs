@@ -122,7 +122,7 @@ pub struct Described {
     /// Whether programs are to run on it; else it is a bridge, whose ports
     /// have them.
     pub carries_programs: bool,
-    /// Without [`Device::HOOKED`], which depends on what became of the
+    /// Without [`Device::COVERED`], which depends on what became of the
     /// programs.
     pub device: Device,
 }
@@ -430,9 +430,9 @@ mod tests {
     /// E4: as netfilter would choose, in both families.
     #[test]
     fn masquerades_to_the_address_of_the_way_out() {
-        let hooked = plan(&LocalDetector::NodeCidr);
+        let attached = plan(&LocalDetector::NodeCidr);
         let of = |ifindex: u32| {
-            let device = hooked[&ifindex].device;
+            let device = attached[&ifindex].device;
             (
                 Ipv4Addr::from(device.masquerade_v4).to_string(),
                 Ipv6Addr::from(device.masquerade_v6).to_string(),
@@ -441,8 +441,8 @@ mod tests {
         assert_eq!(of(2), ("192.168.1.2".into(), "fd00::2".into()));
         assert_eq!(of(4), ("10.244.0.1".into(), "fd00:244::1".into()));
         assert_eq!(of(5).0, "192.168.1.2", "none of its own: another device's");
-        assert_eq!(hooked[&4].device.bridge, 3);
-        assert_eq!(hooked[&4].device.bridge_mac, [2, 0, 0, 0, 0, 3]);
+        assert_eq!(attached[&4].device.bridge, 3);
+        assert_eq!(attached[&4].device.bridge_mac, [2, 0, 0, 0, 0, 3]);
     }
 
     /// Neither a load balancer's address nor one on its way out is taken while
@@ -737,8 +737,8 @@ mod tests {
             ..link(ifindex, "port")
         };
         links.extend([enslaved(8, 3), enslaved(9, 8), enslaved(10, 8)]);
-        let covered = |ifindex, hooked: &[u32]| {
-            is_covered(ifindex, &links, &|ifindex| hooked.contains(&ifindex))
+        let covered = |ifindex, attached: &[u32]| {
+            is_covered(ifindex, &links, &|ifindex| attached.contains(&ifindex))
         };
         assert!(covered(2, &[2]) && !covered(2, &[4]));
         assert!(covered(3, &[4, 9, 10]));

@@ -1,5 +1,5 @@
 //! What `LOCAL_ADDRS` should hold: the node's own addresses, and on which of
-//! them NodePorts are dialled.
+//! them NodePorts are served.
 //!
 //! Pure: from the local routing table and `--nodeport-addresses` to entries.
 
@@ -19,7 +19,7 @@ pub type Entries = BTreeMap<IpNet, LocalAddr>;
 
 /// The entries for what the local routing table calls local. Prefixes stay
 /// prefixes: all of their addresses are the node's (E25). Where NodePorts are
-/// dialled on a part of one only, the part gets an entry of its own.
+/// served on a part of one only, the part gets an entry of its own.
 pub fn entries<'a>(local: &[IpNet], accepted: impl Fn(IpFamily) -> &'a Accepted) -> Entries {
     let mut entries = Entries::new();
     for &prefix in local.iter().filter(|prefix| !is_link_local(prefix)) {
@@ -64,7 +64,7 @@ fn is_loopback(prefix: &IpNet) -> bool {
     }
 }
 
-/// Where to listen for those who dial NodePorts: the addresses one by one, where
+/// Where to listen for clients of NodePorts: the addresses one by one, where
 /// not all take them. Prefixes are left out; nobody can listen on one.
 pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
     match accepted {

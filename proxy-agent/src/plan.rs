@@ -74,7 +74,7 @@ pub struct Planner<F: Family> {
     backends: Allocator,
     /// Last generation of each row of `BACKENDS`.
     generations: Vec<u32>,
-    strays: Strays,
+    orphans: Orphans,
     /// Boxed, because the nodes of a map are half empty.
     ports: BTreeMap<ServicePortName, Box<Port<F>>>,
     claims: BTreeMap<FrontendKey<F::Addr>, Claim>,
@@ -85,7 +85,7 @@ pub struct Planner<F: Family> {
 
 /// Rows that were found in use, but by no port.
 #[derive(Clone, Debug, Default)]
-struct Strays {
+struct Orphans {
     names: Vec<u32>,
     backends: Vec<Row>,
 }
@@ -99,7 +99,7 @@ impl<F: Family> Planner<F> {
             slots: Allocator::new(capacity.slots),
             backends: Allocator::new(capacity.backends),
             generations: Vec::new(),
-            strays: Strays::default(),
+            orphans: Orphans::default(),
             ports: BTreeMap::new(),
             claims: BTreeMap::new(),
             frontends: BTreeMap::new(),
@@ -162,7 +162,7 @@ impl<F: Family> Planner<F> {
         self.forget_ranges(&after);
         plan.writes.append(&mut after);
         for row in leaving {
-            self.bury(row, &mut plan);
+            self.retire(row, &mut plan);
         }
         for name in gone {
             self.remove(&name, &mut plan);
@@ -175,14 +175,14 @@ impl<F: Family> Planner<F> {
 
     /// Plans the removal of what no Service port wants. Only adopted tables
     /// have any.
-    pub fn remove_strays(&mut self) -> Plan<F> {
+    pub fn remove_orphans(&mut self) -> Plan<F> {
         let mut plan = Plan::default();
         self.remove_stray_frontends(&mut plan);
-        let strays = std::mem::take(&mut self.strays);
-        self.bury_strays(strays.backends, &mut plan);
+        let orphans = std::mem::take(&mut self.orphans);
+        self.retire_orphans(orphans.backends, &mut plan);
         let rows: BTreeSet<_> = self.ports.values().map(|port| port.row).collect();
         self.remove_stray_ranges(&rows, &mut plan);
-        let names = strays.names.into_iter();
+        let names = orphans.names.into_iter();
         let names = names.filter(|row| !rows.contains(row));
         plan.writes
             .extend(names.map(|row| Write::DeleteName { row }));
@@ -215,10 +215,10 @@ impl<F: Family> Planner<F> {
         };
         self.remove_ranges(port.row, plan);
         for row in port.backends.into_values() {
-            self.bury(row, plan);
+            self.retire(row, plan);
         }
         for placed in [port.cluster, port.local] {
-            self.slots.retire(placed.run.first, placed.run.count);
+            self.slots.retire(placed.range.first, placed.range.count);
         }
         plan.writes.push(Write::DeleteName { row: port.row });
         self.rows.retire(port.row, 1);

@@ -1,8 +1,8 @@
 //! The loop that keeps the tables of both families as the API wants them.
 //!
 //! ```text
-//! changes ─► index ─┬─► IPv4: pending Services ─► select ─► Program<V4>
-//!                   └─► IPv6: pending Services ─► select ─► Program<V6>
+//! changes ─► index ─┬─► IPv4: pending Services ─► select ─► SyncTarget<V4>
+//!                   └─► IPv6: pending Services ─► select ─► SyncTarget<V6>
 //! ```
 //!
 //! The families have separate queues, paces, retries and problems: nothing
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// One family's tables, in the kernel or, for tests, in memory.
-pub trait Program<F: Family> {
+pub trait SyncTarget<F: Family> {
     /// Makes the tables serve what is desired of these Services. If `complete`,
     /// there are no others; otherwise the others stay as they are.
     fn sync(
@@ -141,7 +141,7 @@ impl Reconciler {
 
     /// Adds a family and the tables it is programmed into.
     #[must_use]
-    pub fn with_family<F: Family>(mut self, program: impl Program<F> + 'static) -> Self {
+    pub fn with_family<F: Family>(mut self, program: impl SyncTarget<F> + 'static) -> Self {
         let queue = FamilyQueue::new(
             program,
             self.intervals.min_sync,

@@ -2,12 +2,12 @@
 //! uses (S31–S37).
 //!
 //! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
-//! node, in one family, and says what the tables should hold. `dialled` knows
-//! what clients dial and who may, [`categorize`] traffic policies, topology and
+//! node, in one family, and says what the tables should hold. `addresses` knows
+//! a Service's frontends and who may use them, [`categorize`] traffic policies, topology and
 //! terminating endpoints; this file puts their verdicts together.
 
+mod addresses;
 pub mod categorize;
-mod dialled;
 pub mod frontend;
 
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use proxy_common::family::Family;
 
 pub use self::frontend::{DesiredFrontend, FrontendAddress, FrontendKind};
 use self::{
+    addresses::Addresses,
     categorize::{Categories, Policy},
-    dialled::Dialled,
 };
 use crate::model::{
     Cidr, Endpoint, EndpointSlice, FamilyIps, Service, ServicePort, ServicePortName,
@@ -96,22 +96,22 @@ pub fn select_service<'a, F: Family>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     node: &NodeContext,
 ) -> Vec<DesiredPort<F>> {
-    let Some(dialled) = Dialled::of(service, node) else {
+    let Some(addresses) = Addresses::of(service, node) else {
         return Vec::new();
     };
     let slices: Vec<_> = slices.into_iter().collect();
-    let select = |port| select_port(service, port, &dialled, &slices, node);
+    let select = |port| select_port(service, port, &addresses, &slices, node);
     service.ports.iter().map(select).collect()
 }
 
 fn select_port<F: Family>(
     service: &Service,
     port: &ServicePort,
-    dialled: &Dialled<F>,
+    addresses: &Addresses<F>,
     slices: &[&EndpointSlice],
     node: &NodeContext,
 ) -> DesiredPort<F> {
-    let frontends = dialled.frontends(service, port);
+    let frontends = addresses.frontends(service, port);
     let policy = Policy {
         internal_local: service.internal_local,
         external_local: service.external_local,
@@ -134,7 +134,7 @@ fn select_port<F: Family>(
             .map(|(address, endpoint)| (address, categories.endpoint_use(endpoint)))
             .collect(),
         affinity: service.affinity,
-        source_ranges: dialled.source_ranges.clone(),
+        source_ranges: addresses.source_ranges.clone(),
         cluster_empty: empty,
         local_empty: empty,
     }

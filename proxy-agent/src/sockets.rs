@@ -1,4 +1,4 @@
-//! The socket path's side of the agent: which processes it serves, and what is
+//! The socket LB's side of the agent: which processes it serves, and what is
 //! done for sockets whose backend went away.
 //!
 //! The programs themselves are `dataplane::cgroup`'s. Whatever a kernel or host
@@ -46,7 +46,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_mins(1);
 
 /// What it means that the programs are not attached.
-const NOT_TRANSLATED: &str = "calls of sockets are not translated; packets are instead, but for those of the host's own processes to its own addresses";
+const NOT_TRANSLATED: &str = "the socket LB is off; packets are translated instead, but for those of the host's own processes to its own addresses";
 
 /// The value of `--sockets`: whose calls are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -59,7 +59,7 @@ pub enum Mode {
     Off,
 }
 
-/// What the socket path is to do.
+/// Settings of the socket LB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketConfig {
     pub mode: Mode,
@@ -68,7 +68,7 @@ pub struct SocketConfig {
     pub exceptions: Vec<Pattern>,
 }
 
-/// The socket path of one node.
+/// The socket LB of one node.
 pub struct Sockets {
     mode: Mode,
     stale: Option<Arc<StaleSockets>>,
@@ -114,9 +114,9 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Keeps going until polled no more. `departures` tells when backends stop
+    /// Keeps going until polled no more. `removed_backends` tells when backends stop
     /// serving; `source` knows which pods of the node ask for the packet path.
-    pub async fn run(self, departures: Arc<Notify>, source: &Source, node: &str) {
+    pub async fn run(self, removed_backends: Arc<Notify>, source: &Source, node: &str) {
         let Self {
             mode,
             stale,
@@ -137,7 +137,7 @@ impl Sockets {
         };
         let end = async {
             if let Some(stale) = stale {
-                end_departed(&stale, &departures, &metrics).await;
+                end_departed(&stale, &removed_backends, &metrics).await;
             }
         };
         let except = async {
@@ -152,12 +152,12 @@ impl Sockets {
 
 /// Ends stale sockets whenever backends stop serving, and at the start: some
 /// may have while no agent ran.
-async fn end_departed(stale: &Arc<StaleSockets>, departures: &Notify, metrics: &Metrics) {
+async fn end_departed(stale: &Arc<StaleSockets>, removed_backends: &Notify, metrics: &Metrics) {
     loop {
         look(stale, metrics).await;
         sleep(AGAIN).await;
         look(stale, metrics).await;
-        departures.notified().await;
+        removed_backends.notified().await;
         sleep(GATHER).await;
     }
 }

@@ -87,7 +87,7 @@ counters! {
     SocketTranslated => "socket_translated",
     /// Fragments of SCTP packets dropped because the checksum of a fragmented one cannot follow a changed port.
     SctpFragment => "sctp_fragment",
-    /// Calls of sockets refused because the Service has no usable endpoint or no such port.
+    /// Calls that the socket LB refused because the Service has no usable endpoint or no such port.
     SocketRefused => "socket_refused",
     /// Unconnected sockets left to the packet path because they talk to too many frontends.
     SocketCrowded => "socket_crowded",

@@ -38,7 +38,7 @@ impl Device {
     pub const UPLINK: u32 = 4;
     /// What comes in by it passes the programs: it runs them itself, or it is
     /// a bridge and all of its ports do (E19).
-    pub const HOOKED: u32 = 8;
+    pub const COVERED: u32 = 8;
     /// Leads to pods of this node, by what is known of them: the local detector,
     /// or a route to an address or range of pods without a gateway. Never set
     /// with [`Device::UPLINK`].

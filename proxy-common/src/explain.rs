@@ -1,6 +1,6 @@
 //! `EXPLAIN`: what becomes of a new flow, asked of the programs themselves.
 
-use crate::{frontend::Frontend, pod, service::Run};
+use crate::{frontend::Frontend, pod, service::SlotRange};
 
 /// The one value of `EXPLAIN`: the agent writes the question, the program
 /// `explain` the answer. No packet is touched, no flow opened, nothing counted.
@@ -48,7 +48,7 @@ pub struct Answer {
     /// set is used for this client.
     pub frontend: Frontend,
     /// The set that is chosen from.
-    pub run: Run,
+    pub range: SlotRange,
 }
 
 impl Answer {

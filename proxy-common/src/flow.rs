@@ -48,7 +48,7 @@ impl<A: Address> FlowKey<A> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
-    /// What the client dialled.
+    /// The frontend that the client connected to.
     pub frontend_addr: A,
     /// Where its packets go.
     pub backend_addr: A,

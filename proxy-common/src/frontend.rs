@@ -1,11 +1,11 @@
-//! `FRONTENDS`: what clients dial.
+//! `FRONTENDS`: the addresses and ports that clients connect to.
 
 use crate::{
     net::{AddrV4, AddrV6, Address, BePort, Protocol},
     pod, prefilter,
 };
 
-/// Key of `FRONTENDS`: an address, port and protocol that clients dial.
+/// Key of `FRONTENDS`: an address, port and protocol that clients connect to.
 ///
 /// Two kinds of keys stand for more than one address and port:
 /// - [`FrontendKey::address`] is the entry of an address itself: it answers for

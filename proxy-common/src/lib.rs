@@ -6,11 +6,11 @@
 //! - addresses and ports are the bytes that stand in the packet (network
 //!   order), everything else is in host order;
 //! - nothing wider than eight aligned bytes changes in place while a program
-//!   may read it ([`service::Run`] is the one such store that matters);
+//!   may read it ([`service::SlotRange`] is the one such store that matters);
 //! - any change of a layout or of its meaning raises [`LAYOUT_VERSION`].
 //!
 //! The modules follow a packet: [`prefilter`] says whether it may be ours,
-//! [`frontend`], [`local_addr`] and [`source_range`] what it dials and whether
+//! [`frontend`], [`local_addr`] and [`source_range`] where it connects to and whether
 //! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
 //! [`masquerade`], [`fragment`] and [`socket`] remember that, [`share`] limits it,
 //! [`counter`] counts it, and [`explain`] tells it beforehand.

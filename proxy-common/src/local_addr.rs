@@ -12,7 +12,7 @@ pub struct LocalAddr {
 }
 
 impl LocalAddr {
-    /// Clients may dial NodePorts on this address (S52).
+    /// Clients may use NodePorts on this address (S52).
     pub const NODE_PORTS: u32 = 1;
     /// Of the loopback: reachable from this node's own processes only.
     pub const LOOPBACK: u32 = 2;

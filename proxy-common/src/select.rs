@@ -1,4 +1,4 @@
-//! Which slot of a run a flow takes.
+//! Which slot of a range a flow takes.
 
 use crate::{
     net::{Address, BePort, Protocol},

@@ -2,24 +2,24 @@
 
 use crate::pod;
 
-/// A contiguous run of `SLOTS`, replaced by one eight-byte store: a packet
+/// A contiguous range of `SLOTS`, replaced by one eight-byte store: a packet
 /// sees the old set of backends or the new one, never a mixture (P5).
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Run {
-    /// Index of the first slot. In an empty run: [`Run::REJECT`] or [`Run::DROP`].
+pub struct SlotRange {
+    /// Index of the first slot. In an empty range: [`SlotRange::REJECT`] or [`SlotRange::DROP`].
     pub first: u32,
     /// Number of slots.
     pub count: u32,
 }
 
-impl Run {
-    /// `first` of an empty run: no endpoint anywhere can serve, refuse (S43).
+impl SlotRange {
+    /// `first` of an empty range: no endpoint anywhere can serve, refuse (S43).
     pub const REJECT: u32 = 0;
-    /// `first` of an empty run: endpoints exist, but none for this path, drop (S43).
+    /// `first` of an empty range: endpoints exist, but none for this path, drop (S43).
     pub const DROP: u32 = 1;
 
-    /// An empty run that refuses new flows.
+    /// An empty range that refuses new flows.
     pub const fn reject() -> Self {
         Self {
             first: Self::REJECT,
@@ -27,7 +27,7 @@ impl Run {
         }
     }
 
-    /// An empty run that drops new flows.
+    /// An empty range that drops new flows.
     pub const fn drop() -> Self {
         Self {
             first: Self::DROP,
@@ -62,9 +62,9 @@ impl SessionAffinity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Backends for traffic policy Cluster.
-    pub cluster: Run,
+    pub cluster: SlotRange,
     /// Backends for traffic policy Local.
-    pub local: Run,
+    pub local: SlotRange,
     /// sessionAffinity: ClientIP.
     pub session_affinity: SessionAffinity,
 }
@@ -72,8 +72,8 @@ pub struct Service {
 impl Service {
     /// A row that no frontend uses.
     pub const FREE: Self = Self {
-        cluster: Run::reject(),
-        local: Run::reject(),
+        cluster: SlotRange::reject(),
+        local: SlotRange::reject(),
         session_affinity: SessionAffinity::NONE,
     };
 }
@@ -100,8 +100,8 @@ pub struct ServiceName {
     pub protocol: u32,
 }
 
-const _: () = assert!(size_of::<Run>() == 8);
+const _: () = assert!(size_of::<SlotRange>() == 8);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Slot>() == 4);
 const _: () = assert!(size_of::<ServiceName>() == 196);
-pod!(Run, SessionAffinity, Service, Slot, ServiceName);
+pod!(SlotRange, SessionAffinity, Service, Slot, ServiceName);

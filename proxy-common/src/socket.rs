@@ -1,4 +1,4 @@
-//! `SOCKETS`: what a socket dialled, and where the socket programs led it.
+//! `SOCKETS`: the frontends that a socket connected or sent to, and the backends it got.
 //!
 //! The kernel keeps a value with each socket that was translated and frees it
 //! with the socket. One layout serves both families, because one socket may
@@ -35,7 +35,7 @@ impl Peers {
     pub const CROWDED: u32 = 1;
 }
 
-/// A frontend that the socket dialled and the backend it got.
+/// A frontend that the socket connected or sent to, and the backend it got.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -47,7 +47,7 @@ pub struct Peer {
     /// Row of `BACKENDS` and the generation it had.
     pub backend: u32,
     pub generation: u32,
-    /// When the frontend was dialled last, in flow ticks (see
+    /// When the frontend was used last, in flow ticks (see
     /// [`crate::flow::ticks`]).
     pub last_used: u32,
     pub protocol: Protocol,

@@ -1,4 +1,4 @@
-//! From what a client dialled to a backend.
+//! From a packet's destination to a backend.
 
 use proxy_common::{
     backend::Backend,
@@ -7,7 +7,7 @@ use proxy_common::{
     local_addr::LocalAddr,
     net::{BePort, Protocol},
     select,
-    service::Run,
+    service::SlotRange,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 /// What an address and port are to us.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Dialled {
+pub enum Destination {
     /// Not a frontend.
     NotOurs,
     /// An address of a Service, but no port of it.
@@ -33,7 +33,7 @@ pub enum Dialled {
     Service,
 }
 
-impl Dialled {
+impl Destination {
     #[inline(always)]
     pub fn from_number(number: u32) -> Self {
         match number {
@@ -47,12 +47,12 @@ impl Dialled {
 
 /// Looks up what the packet in scratch memory is addressed to.
 #[inline(always)]
-pub fn frontend<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
+pub fn frontend<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Destination {
     F::look_up(scratch)
 }
 
 #[inline(always)]
-pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
+pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Destination {
     let Headers {
         ip, ref dst_port, ..
     } = scratch.headers;
@@ -60,30 +60,30 @@ pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Dialled {
         && let Some(frontend) = exact::<F>(&ip.dst, *dst_port, ip.protocol)
     {
         scratch.frontend = frontend;
-        return Dialled::Service;
+        return Destination::Service;
     }
     if let Some(frontend) = node_port::<F>(&ip.dst, *dst_port, ip.protocol) {
         scratch.frontend = frontend;
-        return Dialled::Service;
+        return Destination::Service;
     }
     match read::<F>(&FrontendKey::address(ip.dst)) {
         Some(address) if is_answered_for::<F>(address.kind, &scratch.headers) => {
-            Dialled::UnknownPort
+            Destination::UnknownPort
         }
         None if service_range::is_entered::<F>(&scratch.headers)
             && client::local_addr::<F>(&ip.dst).is_none() =>
         {
-            Dialled::Unallocated
+            Destination::Unallocated
         }
-        _ => Dialled::NotOurs,
+        _ => Destination::NotOurs,
     }
 }
 
 /// Whether what the packet in scratch memory is addressed to is a frontend of
 /// this row of `SERVICES`, and for its sender.
 #[inline(never)]
-pub fn is_dialled_as<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
-    frontend::<F>(scratch) == Dialled::Service
+pub fn is_frontend_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
+    frontend::<F>(scratch) == Destination::Service
         && scratch.frontend.service == service
         && opaque(client::is_sender_admitted::<F>(scratch))
 }
@@ -93,7 +93,7 @@ pub fn is_dialled_as<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) 
 /// are left to it.
 #[inline(never)]
 pub fn may_be_meant<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
-    if frontend::<F>(scratch) != Dialled::NotOurs {
+    if frontend::<F>(scratch) != Destination::NotOurs {
         return true;
     }
     let headers = &scratch.headers;
@@ -178,21 +178,21 @@ pub fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
 #[inline(never)]
 pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -> Opened {
     let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    let Some(run) = run::<F>(scratch.frontend.service, local) else {
+    let Some(range) = slot_range::<F>(scratch.frontend.service, local) else {
         return Opened::NoEndpoint;
     };
-    if run.count == 0 {
-        return if run.first == Run::DROP {
+    if range.count == 0 {
+        return if range.first == SlotRange::DROP {
             Opened::NoLocalEndpoint
         } else {
             Opened::NoEndpoint
         };
     }
-    let mut offset = select::slot(hash, run.count) + skip;
-    if offset >= run.count {
-        offset %= run.count;
+    let mut offset = select::slot(hash, range.count) + skip;
+    if offset >= range.count {
+        offset %= range.count;
     }
-    let Some((row, _)) = in_slot::<F>(run.first.wrapping_add(offset)) else {
+    let Some((row, _)) = in_slot::<F>(range.first.wrapping_add(offset)) else {
         return Opened::NoEndpoint;
     };
     take::<F>(scratch, row)
@@ -214,19 +214,19 @@ pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32) -> Opened {
 
 /// The cluster set or the local set of a row of `SERVICES`.
 #[inline(always)]
-pub fn run<F: Tables>(service: u32, local: bool) -> Option<Run> {
+pub fn slot_range<F: Tables>(service: u32, local: bool) -> Option<SlotRange> {
     let service = F::services().get_ptr(service)?;
-    // SAFETY: a row of an array lives as long as the program. A run is eight
+    // SAFETY: a row of an array lives as long as the program. A range is eight
     // aligned bytes, read in one access, so it is the old one or the new one.
-    let run = unsafe {
-        let run = if local {
+    let range = unsafe {
+        let range = if local {
             &raw const (*service).local
         } else {
             &raw const (*service).cluster
         };
-        core::mem::transmute::<u64, Run>(run.cast::<u64>().read_volatile())
+        core::mem::transmute::<u64, SlotRange>(range.cast::<u64>().read_volatile())
     };
-    Some(run)
+    Some(range)
 }
 
 /// The backend that a slot holds, with its row.

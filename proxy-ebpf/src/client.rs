@@ -59,7 +59,7 @@ pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
     local
 }
 
-/// Whether the address is one of the loopback: nobody else may dial it, though
+/// Whether the address is one of the loopback: nobody else may connect to it, though
 /// it takes NodePorts of this node's own sockets (S56, CVE-2020-8558).
 #[inline(never)]
 pub fn is_loopback<F: Tables>(addr: &F::Addr) -> bool {
@@ -150,7 +150,7 @@ pub fn masquerade<F: Tables>(
 /// known is no such device: a second network of the node may be behind it.
 #[inline(always)]
 fn is_pod_device(flags: u32) -> bool {
-    const WANTED: u32 = Device::HOOKED | Device::POD_ROUTES;
+    const WANTED: u32 = Device::COVERED | Device::POD_ROUTES;
     flags & WANTED == WANTED
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_csum_update;
 use proxy_common::{checksum, counter::Counter};
 
 use crate::{
-    choose::{self, Dialled},
+    choose::{self, Destination},
     fragment::{self, Hook},
     outcome::{Fault, Outcome},
     packet::Skb,
@@ -38,7 +38,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     };
     if !is_request
         || !has_plain_header::<F>(&scratch.headers)
-        || choose::frontend::<F>(scratch) != Dialled::UnknownPort
+        || choose::frontend::<F>(scratch) != Destination::UnknownPort
     {
         return None;
     }

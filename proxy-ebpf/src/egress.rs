@@ -6,7 +6,7 @@ use proxy_common::{
 };
 
 use crate::{
-    choose::{self, Dialled},
+    choose::{self, Destination},
     fast,
     flow::{self, Direction},
     fragment::{self, Hook},
@@ -151,7 +151,7 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
             tables::go_slow(skb, F::SLOW.host);
             return Outcome::drop(Counter::RewriteFailed);
         }
-    } else if frontend && is_routed(skb) && choose::frontend::<F>(scratch) == Dialled::Service {
+    } else if frontend && is_routed(skb) && choose::frontend::<F>(scratch) == Destination::Service {
         // A forwarded packet to a frontend that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);

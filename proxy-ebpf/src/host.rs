@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::{counter::Counter, device::Device, flow::Flow, net::Protocol};
 
 use crate::{
-    choose::{self, Dialled},
+    choose::{self, Destination},
     echo,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
@@ -61,7 +61,7 @@ pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
 /// Service is dropped, as at ingress; the filter takes more than that for ours.
 #[inline(never)]
 fn unknown_fragment<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Outcome {
-    if choose::frontend::<F>(scratch) == Dialled::NotOurs {
+    if choose::frontend::<F>(scratch) == Destination::NotOurs {
         Outcome::NEXT
     } else {
         Outcome::drop(Counter::FragmentUnknown)

@@ -11,7 +11,7 @@ use proxy_common::{
 };
 
 use crate::{
-    choose::{self, Dialled},
+    choose::{self, Destination},
     client, echo, fast,
     flow::{self, Direction, Record},
     fragment::{self, Hook},
@@ -108,7 +108,7 @@ fn handle<F: IpHeader + Route>(skb: Skb) -> Outcome {
     {
         return outcome;
     }
-    if opaque(is_dialled::<F>(&scratch.headers)) {
+    if opaque(may_be_for_frontend::<F>(&scratch.headers)) {
         let arrival = Arrival::of(skb);
         if arrival == Arrival::Foreign {
             hint::set(skb, Hint::Foreign);
@@ -137,7 +137,7 @@ fn enter<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
 
 /// Whether the packet may be addressed to a frontend, or to what would be one.
 #[inline(never)]
-fn is_dialled<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+fn may_be_for_frontend<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
     tables::may_be_frontend::<F>(&headers.ip.dst)
         || choose::node_port::<F>(&headers.ip.dst, headers.dst_port, headers.ip.protocol).is_some()
         || service_range::is_entered::<F>(headers)
@@ -232,7 +232,7 @@ pub fn existing<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>
     let flow = unsafe { record.as_ref() };
     let stale = opaque(flow::is_stale::<F>(flow, headers));
     let due = opaque(flow::is_due::<F>(flow, headers));
-    (!stale && (!due || choose::is_dialled_as::<F>(scratch, flow.service))).then_some(record)
+    (!stale && (!due || choose::is_frontend_of::<F>(scratch, flow.service))).then_some(record)
 }
 
 /// Debug lines about new flows. The agent sets the level when it loads the
@@ -393,9 +393,9 @@ fn unreadable<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome
 /// pass, but only what is addressed to a Service is ours to drop.
 #[inline(never)]
 fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
-    if opaque(is_dialled::<F>(&scratch.headers))
+    if opaque(may_be_for_frontend::<F>(&scratch.headers))
         && Arrival::of(*skb) != Arrival::Foreign
-        && choose::frontend::<F>(scratch) != Dialled::NotOurs
+        && choose::frontend::<F>(scratch) != Destination::NotOurs
     {
         return Outcome::drop(Counter::FragmentUnknown);
     }

@@ -1,4 +1,4 @@
-//! Opens a flow: finds what was dialled, chooses a backend, records it.
+//! Opens a flow: looks up the frontend, chooses a backend, records it.
 
 use proxy_common::{
     counter::Counter,
@@ -11,7 +11,7 @@ use proxy_common::{
 
 use crate::{
     affinity,
-    choose::{self, Dialled},
+    choose::{self, Destination},
     client::{self, Masquerade},
     flow,
     opaque::opaque,
@@ -105,15 +105,15 @@ fn try_open<F: IpHeader + Route>(
     origin: Origin,
 ) -> Opened {
     let host = origin == Origin::Host;
-    let dialled = choose::frontend::<F>(scratch);
+    let destination = choose::frontend::<F>(scratch);
     let place = F::place(scratch);
-    if dialled != Dialled::Service {
+    if destination != Destination::Service {
         if place == Place::Replace {
             F::remove(&scratch.key);
         }
-        return match dialled {
-            Dialled::UnknownPort => Opened::UnknownPort,
-            Dialled::Unallocated => Opened::Unallocated,
+        return match destination {
+            Destination::UnknownPort => Opened::UnknownPort,
+            Destination::Unallocated => Opened::Unallocated,
             _ => Opened::NotOurs,
         };
     }
@@ -192,10 +192,10 @@ pub fn explain<F: IpHeader + Route>(
     answer: &mut Answer,
 ) -> Decision {
     match choose::frontend::<F>(scratch) {
-        Dialled::NotOurs => return Decision::Pass,
-        Dialled::UnknownPort => return Decision::UnknownPort,
-        Dialled::Unallocated => return Decision::Unallocated,
-        Dialled::Service => {}
+        Destination::NotOurs => return Decision::Pass,
+        Destination::UnknownPort => return Decision::UnknownPort,
+        Destination::Unallocated => return Decision::Unallocated,
+        Destination::Service => {}
     }
     answer.frontend = scratch.frontend;
     let client = opaque(client::of::<F>(
@@ -210,8 +210,8 @@ pub fn explain<F: IpHeader + Route>(
     let local_policy = opaque(client::apply_policy(scratch, client));
     answer.frontend = scratch.frontend;
     let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    if let Some(run) = choose::run::<F>(scratch.frontend.service, local) {
-        answer.run = run;
+    if let Some(range) = choose::slot_range::<F>(scratch.frontend.service, local) {
+        answer.range = range;
     }
     let session_affinity = affinity::of::<F>(scratch.frontend.service);
     answer.remembered = u8::from(

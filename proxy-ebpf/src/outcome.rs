@@ -18,7 +18,7 @@ impl Outcome {
     /// Not ours, or translated: goes on, through other programs too (P10).
     /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC`.
     pub const NEXT: Self = Self(NonZeroI32::new(-1).unwrap());
-    /// Must not pass and is no news (a reset of a connection long gone).
+    /// Dropped without counting (a reset of a connection long gone).
     /// `TC_ACT_SHOT`.
     pub const DROP_SILENTLY: Self = Self(NonZeroI32::new(2).unwrap());
 

@@ -141,7 +141,7 @@ pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(
     Ok(())
 }
 
-/// Whether an answer would reach one host, and not the address that was dialled
+/// Whether an answer would reach one host, and not the packet's own destination
 /// (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 #[inline(always)]
 fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool {

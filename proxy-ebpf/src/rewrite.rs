@@ -48,7 +48,7 @@ pub fn tuple<F: IpHeader>(
     };
     let difference = checksum::difference(&old_addr, &addr);
     skb.write(headers.l3 + addr_offset::<F>(side), addr)?;
-    mend::<F>(skb, headers, side, difference, old_port, port)?;
+    update::<F>(skb, headers, side, difference, old_port, port)?;
     match side {
         Side::Source => {
             headers.ip.src = addr;
@@ -62,10 +62,10 @@ pub fn tuple<F: IpHeader>(
     Ok(())
 }
 
-/// After an address was overwritten: mends the checksums and writes the port.
+/// After an address was overwritten: updates the checksums and writes the port.
 /// Not of SCTP.
 #[inline(always)]
-fn mend<F: IpHeader>(
+fn update<F: IpHeader>(
     skb: Skb,
     headers: &Headers<F::Addr>,
     side: Side,
@@ -75,7 +75,7 @@ fn mend<F: IpHeader>(
 ) -> Result<(), Fault> {
     F::add_to_header_checksum(skb, headers.l3, difference)?;
     // Later fragments have no transport header; the checksum in the first one
-    // covers them, and is mended there.
+    // covers them, and is updated there.
     if headers.ip.part != Part::Later {
         skb.write(headers.ip.l4 + port_offset(side), port)?;
         let (offset, flags) = transport_checksum(headers.ip.protocol);
@@ -102,7 +102,7 @@ fn mend<F: IpHeader>(
 
 /// The same of SCTP.
 #[inline(never)]
-fn mend_sctp<F: IpHeader>(
+fn update_sctp<F: IpHeader>(
     skb: &Skb,
     headers: &Headers<F::Addr>,
     side: Side,
@@ -143,9 +143,9 @@ pub fn slowly<F: IpHeader>(
     let offset = headers.l3 + addr_offset::<F>(side);
     let difference = address::<F>(&skb, offset, old_addr, addr)?;
     if sctp::is(headers) {
-        mend_sctp::<F>(&skb, headers, side, difference, port)?;
+        update_sctp::<F>(&skb, headers, side, difference, port)?;
     } else {
-        mend::<F>(skb, headers, side, difference, old_port, port)?;
+        update::<F>(skb, headers, side, difference, old_port, port)?;
     }
     match side {
         Side::Source => {

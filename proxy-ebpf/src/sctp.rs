@@ -30,7 +30,7 @@ pub fn is<A>(headers: &Headers<A>) -> bool {
     headers.ip.protocol == Protocol::SCTP
 }
 
-/// Overwrites the port of `side` and mends the checksum. Returns what that adds
+/// Overwrites the port of `side` and updates the checksum. Returns what that adds
 /// to a sum over the packet.
 ///
 /// The checksum of a fragmented packet is in the first fragment, but depends on
@@ -57,13 +57,13 @@ pub fn rewrite_port<F: IpHeader>(
         return Ok(change);
     }
     let length = headers.ip.end.wrapping_sub(l4) as u16;
-    let mended = crc32c::update(
+    let updated = crc32c::update(
         u32::from_le(sum),
         u32::from_le(old),
         u32::from_le(new),
         length,
     )
     .to_le();
-    skb.write(l4 + CHECKSUM, mended)?;
-    Ok(checksum::add(change, checksum::add(!sum, mended)))
+    skb.write(l4 + CHECKSUM, updated)?;
+    Ok(checksum::add(change, checksum::add(!sum, updated)))
 }

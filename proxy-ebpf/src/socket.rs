@@ -1,4 +1,4 @@
-//! The socket path: translates where a process dials, once for each connection,
+//! The socket LB: translates the destination of a process's call, once for each connection,
 //! so that no packet has to be.
 //!
 //! | call | does |

@@ -19,7 +19,7 @@ use proxy_common::{
 };
 
 use crate::{
-    choose::{self, Dialled},
+    choose::{self, Destination},
     flow,
     masquerade::{self, Search},
     opaque::masked,
@@ -37,7 +37,7 @@ pub trait Subprograms: Family {
     /// [`flow::remove_record`].
     fn remove(key: &FlowKey<Self::Addr>);
     /// [`choose::look_up`].
-    fn look_up(scratch: &mut Scratch<Self::Addr>) -> Dialled;
+    fn look_up(scratch: &mut Scratch<Self::Addr>) -> Destination;
     /// [`choose::hash`].
     fn hash(headers: &Headers<Self::Addr>) -> u64;
     /// [`choose::hash_of_client`].
@@ -164,8 +164,8 @@ macro_rules! family_functions {
                 $remove(key);
             }
             #[inline(always)]
-            fn look_up(scratch: &mut Scratch<$addr>) -> Dialled {
-                Dialled::from_number($look_up(scratch))
+            fn look_up(scratch: &mut Scratch<$addr>) -> Destination {
+                Destination::from_number($look_up(scratch))
             }
             #[inline(always)]
             fn hash(headers: &Headers<$addr>) -> u64 {

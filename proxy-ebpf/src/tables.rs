@@ -95,7 +95,7 @@ static CLIENT_SIZES: Array<ClientSizes, 2> = Array::new();
 /// By family, written by the agent.
 #[btf_map]
 static SHARES: Array<Share, 2> = Array::new();
-/// What sockets dialled. The kernel keeps each value with its socket.
+/// The frontends that sockets connected or sent to. The kernel keeps each value with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<Peers> = SkStorage::new();
 /// Ids of the cgroups whose processes the socket programs leave alone.
@@ -140,7 +140,7 @@ pub struct Scratch<A> {
     pub headers: Headers<A>,
     /// A flow's key, while it is looked for.
     pub key: FlowKey<A>,
-    /// What the client dialled.
+    /// The frontend that the client connected to.
     pub frontend: Frontend,
     /// A flow that is being opened.
     pub flow: Flow<A>,

@@ -3,13 +3,13 @@
 //!
 //! A reply is routed with the backend's address as its source, and a node with
 //! several network cards may have rules about that (`ip rule from POD`): it would
-//! leave by another card with the address that was dialled at the first one, and
+//! leave by another card with the address that the client used at the first one, and
 //! networks drop that. What network plugins do about it with connection marks looks
 //! for that address where netfilter sees the backend's already.
 //!
 //! The flow remembers the uplink, and no more: by which next hop it leads to the
 //! client, and whether it does at all, routing is asked with the address that was
-//! dialled. So packets that come in one way on purpose, by a load balancer's tunnel
+//! used. So packets that come in one way on purpose, by a load balancer's tunnel
 //! or network, are answered by the other one as before.
 
 use aya_ebpf::bindings::{

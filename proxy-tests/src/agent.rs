@@ -75,7 +75,7 @@ impl Sockets {
 }
 
 /// How an agent is started. The default is what an installer would give it,
-/// but for the socket path: tests say when they mean that.
+/// but for the socket LB: tests say when they mean that.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub source: Source,

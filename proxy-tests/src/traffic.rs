@@ -44,7 +44,7 @@ pub use sctp::{SctpServer, ask_sctp};
 pub use server::Server;
 pub use short_connections::{ShortConnections, ShortReport};
 pub use sources::Sources;
-pub use tcp::{Connection, Dial, ask_tcp, spread_tcp};
+pub use tcp::{Connection, TcpClient, ask_tcp, spread_tcp};
 pub use udp::{UdpClient, ask_udp, ask_udp_patiently, spread_udp};
 pub use udp_unconnected::UdpTalker;
 pub use way::{Way, mapped};

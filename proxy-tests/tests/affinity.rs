@@ -48,9 +48,9 @@ impl Scene {
         })
     }
 
-    /// A pod that dials the cluster IP, a pod that dials the NodePort, and a
+    /// A pod that uses the cluster IP, a pod that uses the NodePort, and a
     /// client outside that does.
-    fn dialled<'a>(&'a self, lab: &'a Lab, family: Family) -> [(&'a Host, SocketAddr); 3] {
+    fn destinations<'a>(&'a self, lab: &'a Lab, family: Family) -> [(&'a Host, SocketAddr); 3] {
         let node_port = lab.nodes[0].at(family, NODE_PORT);
         [
             (&self.client, self.service.at(family, ECHO_PORT)),
@@ -88,7 +88,7 @@ fn affinity_is_switched_on_and_off(
         for &family in lab.families().list() {
             for (protocol, ask) in PROTOCOLS {
                 let mut servers = Vec::new();
-                for (client, target) in scene.dialled(&lab, family) {
+                for (client, target) in scene.destinations(&lab, family) {
                     let context = || format!("{turn}: {} to {target} {protocol}", client.name());
                     let server = eventually("affinity", SOON, || pinned(client, target, ask));
                     servers.push(server.with_context(context)?);
@@ -99,7 +99,7 @@ fn affinity_is_switched_on_and_off(
         }
         lab.manifests.write(&scene.service)?;
         for &family in lab.families().list() {
-            for (client, target) in scene.dialled(&lab, family) {
+            for (client, target) in scene.destinations(&lab, family) {
                 eventually("all endpoints", SOON, || {
                     for servers in [
                         client.run(|| spread_tcp(target, ENOUGH))?,
@@ -131,7 +131,7 @@ fn affinity_ends_after_its_time() -> Result<()> {
     thread::scope(|scope| {
         let mut clients = Vec::new();
         for &family in lab.families().list() {
-            let [cluster_ip, _, node_port] = scene.dialled(&lab, family);
+            let [cluster_ip, _, node_port] = scene.destinations(&lab, family);
             for (client, target) in [cluster_ip, node_port] {
                 for (protocol, ask) in PROTOCOLS {
                     clients.push(scope.spawn(move || {
@@ -153,7 +153,7 @@ fn affinity_ends_after_its_time() -> Result<()> {
     })
 }
 
-/// Dials now and then for longer than the timeout.
+/// Connects now and then for longer than the timeout.
 fn kept(timeout: Duration, ask: impl Fn() -> Result<String>) -> Result<()> {
     let (start, mut last) = (Instant::now(), Instant::now());
     let server = ask()?;
@@ -204,7 +204,7 @@ fn affinity_outlives_no_endpoint() -> Result<()> {
 
     for &family in lab.families().list() {
         let witness = witness.at(family, ECHO_PORT);
-        for (client, target) in scene.dialled(&lab, family) {
+        for (client, target) in scene.destinations(&lab, family) {
             for (protocol, ask) in PROTOCOLS {
                 let context = || format!("{} to {target} {protocol}", client.name());
                 let gone = pinned(client, target, ask).with_context(context)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use proxy_tests::kernel::can_attach;
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology};
 use rstest::rstest;
 
@@ -34,9 +34,9 @@ fn services_work(
                 host.run(|| ask_udp(frontend, 64))
                     .with_context(context("UDP"))?;
             }
-            host.run(|| Dial::to(frontend).connect()?.upload(3_000_000))
+            host.run(|| TcpClient::to(frontend).connect()?.upload(3_000_000))
                 .with_context(context("upload"))?;
-            host.run(|| Dial::to(frontend).connect()?.download(3_000_000))
+            host.run(|| TcpClient::to(frontend).connect()?.download(3_000_000))
                 .with_context(context("download"))?;
         }
     }

@@ -11,7 +11,7 @@ use proxy_agent::plan::write::Write;
 use proxy_common::family::{V4, V6};
 use proxy_common::net::Protocol;
 use proxy_common::prefilter;
-use proxy_tests::traffic::{Dial, Server, ask_tcp};
+use proxy_tests::traffic::{Server, TcpClient, ask_tcp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
 
 /// Several comparisons.
@@ -85,8 +85,8 @@ fn the_filters_forget_what_nobody_needs() -> Result<()> {
 
     let mut connections = Vec::new();
     for &family in lab.families().list() {
-        let dial = Dial::to(service.at(family, ECHO_PORT));
-        connections.push(client.run(|| dial.connect())?);
+        let tcp = TcpClient::to(service.at(family, ECHO_PORT));
+        connections.push(client.run(|| tcp.connect())?);
     }
     lab.manifests.delete(&service)?;
     // The UDP port's backend has no flow.

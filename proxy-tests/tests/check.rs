@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proxy_tests::addressing::lan;
 use proxy_tests::family::Families;
-use proxy_tests::traffic::{Dial, PATIENCE};
+use proxy_tests::traffic::{PATIENCE, TcpClient};
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, Family, Lab, Service, Topology, agent, eventually,
 };
@@ -93,8 +93,8 @@ fn a_node_that_does_not_forward_is_told_so() -> Result<()> {
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     let fails = |family| {
-        let dial = Dial::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
-        ensure!(node.run(|| dial.connect()).is_err(), "{family}");
+        let tcp = TcpClient::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
+        ensure!(node.run(|| tcp.connect()).is_err(), "{family}");
         Ok(())
     };
     for (count, &family) in (1..).zip(lab.families().list()) {

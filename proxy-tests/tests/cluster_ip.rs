@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, spread_tcp, spread_udp};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Families, Family, Host, Lab, PodNetwork, Service,
     Topology, Wiring,
@@ -69,7 +69,7 @@ fn tcp_servers(service: &Service, family: Family, client: &Host) -> Result<BTree
     let frontend = service.at(family, ECHO_PORT);
     let mut servers = BTreeSet::new();
     for attempt in 0..ENOUGH {
-        let mut connection = Dial::to(frontend)
+        let mut connection = TcpClient::to(frontend)
             .connect()
             .with_context(|| format!("attempt {attempt}"))?;
         assert_eq!(connection.answer.client, connection.local_addr()?);
@@ -127,7 +127,7 @@ fn flows_spread_evenly() -> Result<()> {
     Ok(())
 }
 
-/// A client with an IPv6 socket dials an IPv4 Service (Java, Go, and every
+/// A client with an IPv6 socket connects to an IPv4 Service (Java, Go, and every
 /// other dual-stack client).
 #[test]
 fn mapped_addresses_reach_ipv4_services() -> Result<()> {

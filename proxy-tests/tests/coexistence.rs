@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use proxy_tests::kernel::can_attach;
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp, ask_udp_patiently};
+use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, Wiring,
 };
@@ -123,8 +123,8 @@ fn the_middle_sees_pods(#[case] topology: Topology) -> Result<()> {
                 let frontend = service.at(family, ECHO_PORT);
                 node.nft(&middle(host.address(family), backend.address(family)))?;
                 host.run(|| -> Result<()> {
-                    Dial::to(frontend).connect()?.upload(100_000)?;
-                    Dial::to(frontend).connect()?.download(100_000)?;
+                    TcpClient::to(frontend).connect()?.upload(100_000)?;
+                    TcpClient::to(frontend).connect()?.download(100_000)?;
                     ask_udp(frontend, 64)?;
                     ask_udp_patiently(frontend, 2000)?;
                     Ok(())

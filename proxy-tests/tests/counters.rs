@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use aya::maps::MapInfo;
 use proxy_agent::dataplane::pins::Pins;
 use proxy_common::counter::Counter;
-use proxy_tests::traffic::Dial;
+use proxy_tests::traffic::TcpClient;
 use proxy_tests::{Agent, AgentOptions, ECHO_PORT, Lab, Service, Topology, exec};
 
 /// Counters that an earlier agent knew, before there was [`Counter::NoEndpoint`].
@@ -51,8 +51,8 @@ fn a_smaller_table_is_adopted() -> Result<()> {
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     for &family in lab.families().list() {
-        let dial = Dial::to(service.at(family, ECHO_PORT)).within(Duration::from_secs(2));
-        let refused = client.run(|| dial.connect()).expect_err("no endpoint");
+        let tcp = TcpClient::to(service.at(family, ECHO_PORT)).within(Duration::from_secs(2));
+        let refused = client.run(|| tcp.connect()).expect_err("no endpoint");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }
     let metrics = agent.metrics()?;

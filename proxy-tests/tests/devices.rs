@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring, eventually,
 };
 use rstest::rstest;
 
 /// From the pod's device to its first answer.
-const HOOKED_WITHIN: Duration = Duration::from_secs(5);
+const ATTACHED_WITHIN: Duration = Duration::from_secs(5);
 const BRIDGE: Topology = Topology {
     wiring: Wiring::Bridge,
     ..Topology::ONE_NODE
@@ -92,7 +92,7 @@ fn node_addresses_may_come_later() -> Result<()> {
         lab.external
             .ip(&format!("route replace {services} via {new}"))?;
         for client in [&**node, &lab.external] {
-            eventually("masqueraded with the new address", HOOKED_WITHIN, || {
+            eventually("masqueraded with the new address", ATTACHED_WITHIN, || {
                 let answer = client.run(|| quick(&service, family))?;
                 ensure!(answer.client.ip() == new, "{answer:?}");
                 Ok(())
@@ -104,14 +104,14 @@ fn node_addresses_may_come_later() -> Result<()> {
 }
 
 fn quick(service: &Service, family: Family) -> std::io::Result<proxy_tests::traffic::Answer> {
-    let dial = Dial::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
-    Ok(dial.connect()?.answer)
+    let tcp = TcpClient::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
+    Ok(tcp.connect()?.answer)
 }
 
 /// The first answer comes in time, and from then on every one.
 fn expect_service(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
     for &family in lab.families().list() {
-        eventually("first answer", HOOKED_WITHIN, || {
+        eventually("first answer", ATTACHED_WITHIN, || {
             Ok(client.run(|| quick(service, family))?)
         })?;
         let frontend = service.at(family, ECHO_PORT);

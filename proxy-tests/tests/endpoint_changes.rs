@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::traffic::{ConnectLoad, Dial, Heartbeat, Server, UdpClient, ask_tcp};
+use proxy_tests::traffic::{ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ fn flows_of_removed_endpoints() -> Result<()> {
                 Ok(socket)
             })?;
             let mut connection = eventually("TCP flow", SOON, || {
-                let connection = client.run(|| Dial::to(frontend).connect())?;
+                let connection = client.run(|| TcpClient::to(frontend).connect())?;
                 ensure!(
                     connection.answer.server == gone.name(),
                     "the other endpoint"

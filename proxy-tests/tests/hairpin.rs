@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, ask_udp, spread_udp};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, ask_udp, spread_udp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring};
 use rstest::rstest;
 
@@ -44,9 +44,9 @@ fn a_pod_reaches_itself(#[case] topology: Topology) -> Result<()> {
             .run(|| ask_udp(frontend, 64))
             .with_context(|| format!("{family} UDP"))?;
         assert!(nodes_own.contains(&udp.client.ip()), "{udp:?}");
-        pod.run(|| Dial::to(frontend).connect()?.upload(LARGE))
+        pod.run(|| TcpClient::to(frontend).connect()?.upload(LARGE))
             .with_context(|| format!("{family} upload"))?;
-        pod.run(|| Dial::to(frontend).connect()?.download(LARGE))
+        pod.run(|| TcpClient::to(frontend).connect()?.download(LARGE))
             .with_context(|| format!("{family} download"))?;
         let socket = pod.run(|| UdpClient::connect(frontend))?;
         for length in [1, 1400, 2000, 8000, 30_000] {
@@ -79,7 +79,7 @@ fn a_pod_is_one_of_several_endpoints(#[case] topology: Topology) -> Result<()> {
         pod.run(|| -> Result<()> {
             let mut connections = Vec::new();
             for _ in 0..50 {
-                let mut connection = Dial::to(frontend).connect()?;
+                let mut connection = TcpClient::to(frontend).connect()?;
                 connection.start_echo()?;
                 connections.push(connection);
             }

@@ -163,7 +163,7 @@ fn ports_follow_services_and_endpoints() -> Result<()> {
     Ok(())
 }
 
-/// Load balancers ask where NodePorts are dialled, also on an address that
+/// Load balancers ask where NodePorts are served, also on an address that
 /// comes later (S113).
 #[rstest]
 #[case::all("", true)]

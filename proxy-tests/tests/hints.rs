@@ -53,7 +53,7 @@ impl Scene {
     }
 
     /// Who answers the clients at the cluster IP: of the first node, of the
-    /// second. Whoever dials the first node's NodePort from outside gets what
+    /// second. Whoever uses the first node's NodePort from outside gets what
     /// the first does.
     fn expect(&self, lab: &Lab, expected: [&[&str]; 2]) -> Result<()> {
         for &family in lab.families().list() {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, OpenFlows, Server, UdpClient};
+use proxy_tests::traffic::{OpenFlows, Server, TcpClient, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring, addressing,
 };
@@ -108,7 +108,7 @@ fn privileged_ports_stay() -> Result<()> {
 
     for &family in lab.families().list() {
         let (source, target) = (node.at(family, PRIVILEGED), service.at(family, ECHO_PORT));
-        let connection = node.run(|| Dial::to(target).from(source).connect())?;
+        let connection = node.run(|| TcpClient::to(target).from(source).connect())?;
         assert_eq!(connection.answer.client, source);
         let answer = node.run(|| UdpClient::connect_from(source, target)?.ask(b"question"));
         assert_eq!(answer?.client, source);
@@ -119,7 +119,7 @@ fn privileged_ports_stay() -> Result<()> {
 fn tcp_side_by_side(source: SocketAddr, targets: [SocketAddr; 2]) -> Result<()> {
     let mut open = Vec::new();
     for target in targets {
-        let connection = Dial::to(target).from(source).connect();
+        let connection = TcpClient::to(target).from(source).connect();
         let mut connection = connection.with_context(|| target.to_string())?;
         connection.start_echo()?;
         open.push(connection);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use proxy_tests::traffic::{
-    ConnectLoad, Dial, Heartbeat, Server, UdpClient, ask_tcp, ask_udp_patiently, ping,
+    ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, ping,
 };
 use proxy_tests::{Families, Lab, PodNetwork, Topology, UnderlayKind, Wiring};
 use rstest::rstest;
@@ -69,10 +69,10 @@ fn hosts_reach_each_other(#[case] topology: Topology) -> Result<()> {
             let target = pod.at(family, PORT);
             let context = || format!("{} to {target}", client.name());
             client
-                .run(|| Dial::to(target).connect()?.upload(5_000_000))
+                .run(|| TcpClient::to(target).connect()?.upload(5_000_000))
                 .with_context(context)?;
             client
-                .run(|| Dial::to(target).connect()?.download(5_000_000))
+                .run(|| TcpClient::to(target).connect()?.download(5_000_000))
                 .with_context(context)?;
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use proxy_tests::addressing::{lan, pod};
 use proxy_tests::kernel::can_attach;
 use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, ask_udp};
 use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, TunnelHost};
 use rstest::rstest;
 
@@ -77,13 +77,13 @@ fn tunnels(lab: &Lab) -> Result<(TunnelHost, TunnelHost)> {
 /// TCP both ways, and UDP in one piece and in several. `source` is what the
 /// backend has to see.
 fn exchange(frontend: SocketAddr, source: Option<std::net::IpAddr>) -> Result<()> {
-    let connection = Dial::to(frontend).connect().context("TCP")?;
+    let connection = TcpClient::to(frontend).connect().context("TCP")?;
     if let Some(source) = source {
         assert_eq!(connection.answer.client.ip(), source);
     }
     assert_eq!(connection.peer_addr()?, frontend);
     connection.upload(1_000_000).context("upload")?;
-    Dial::to(frontend)
+    TcpClient::to(frontend)
         .connect()?
         .download(1_000_000)
         .context("download")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing::{host_length, public};
 use proxy_tests::host::Addresses;
 use proxy_tests::traffic::{
-    Answer, Dial, OpenFlows, Server, UdpClient, ask_tcp, expect_refusal, expect_silence,
+    Answer, OpenFlows, Server, TcpClient, UdpClient, ask_tcp, expect_refusal, expect_silence,
     spread_tcp, spread_udp,
 };
 use proxy_tests::underlay::route_public;
@@ -76,7 +76,7 @@ fn service(lab: &Lab, name: &str, number: u8) -> Service {
 }
 
 /// Each Service has one backend, here or on the other node. A pod, a process of
-/// the node, a pod of the other node and a client outside dial both of its
+/// the node, a pod of the other node and a client outside connect to both of its
 /// addresses.
 #[rstest]
 fn public_addresses_lead_to_backends_here_and_there(
@@ -161,8 +161,8 @@ fn expect_dropped(agent: &Agent, event: &str, client: &Host, target: SocketAddr)
     Ok(())
 }
 
-/// S57, S58: ranges say who may dial a load balancer, pods and processes of the
-/// node among them; whoever dials another frontend of the Service may do so.
+/// S57, S58: ranges say who may use a load balancer, pods and processes of the
+/// node among them; whoever uses another frontend of the Service may do so.
 /// They count for new flows only.
 #[test]
 fn source_ranges_are_for_everybody() -> Result<()> {
@@ -215,7 +215,7 @@ fn source_ranges_are_for_everybody() -> Result<()> {
     for &family in lab.families().list() {
         let target = at(family, NUMBER);
         eventually("the pod may", SOON, || {
-            Ok(clients[2].run(|| Dial::to(target).within(BRIEFLY).connect())?)
+            Ok(clients[2].run(|| TcpClient::to(target).within(BRIEFLY).connect())?)
         })?;
         ask_both(clients[2], target)?;
         expect_dropped(&agents[0], "source_range_denied", clients[0], target)?;
@@ -230,7 +230,7 @@ fn source_ranges_are_for_everybody() -> Result<()> {
     for &family in lab.families().list() {
         for client in clients {
             eventually("everybody may", SOON, || {
-                Ok(client.run(|| Dial::to(at(family, NUMBER)).within(BRIEFLY).connect())?)
+                Ok(client.run(|| TcpClient::to(at(family, NUMBER)).within(BRIEFLY).connect())?)
             })?;
         }
     }

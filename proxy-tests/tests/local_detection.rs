@@ -11,13 +11,13 @@ use proxy_tests::{
 use serde_json::json;
 
 const NODE_PORT: u16 = 30_001;
-/// The agent waits ten seconds for the Node object before it complains.
+/// The agent waits ten seconds for the Node object before it warns.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A Node object without podCIDRs tells of no pod. The agent says so, and when
 /// they are there they count.
 #[test]
-fn node_cidrs_that_are_missing_are_complained_about() -> Result<()> {
+fn missing_node_cidrs_are_warned_of() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
     let client = here.add_pod("client")?;
@@ -38,7 +38,7 @@ fn node_cidrs_that_are_missing_are_complained_about() -> Result<()> {
     let options = AgentOptions::with(&["--detect-local-mode", "NodeCIDR"]);
     let agents = lab.start_agents(&options)?;
 
-    eventually("the agent complains", LIMIT, || {
+    eventually("the agent warns", LIMIT, || {
         let log = agents[0].log();
         ensure!(log.contains("the Node object has no podCIDRs"), "{log}");
         Ok(())
@@ -54,7 +54,7 @@ fn node_cidrs_that_are_missing_are_complained_about() -> Result<()> {
     }
     ensure!(
         !agents[1].log().contains("counts as a pod"),
-        "complained without need"
+        "warned without need"
     );
     Ok(())
 }

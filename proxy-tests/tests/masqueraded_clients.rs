@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_udp_patiently};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
 };
@@ -82,7 +82,7 @@ fn check(lab: &Lab, client: &Host) -> Result<()> {
 
 fn use_service(service: &Service, family: Family, masquerade: &[IpAddr]) -> Result<()> {
     let frontend = service.at(family, ECHO_PORT);
-    let connection = Dial::to(frontend).connect().context("TCP")?;
+    let connection = TcpClient::to(frontend).connect().context("TCP")?;
     assert_eq!(connection.answer.server, service.name());
     assert!(
         masquerade.contains(&connection.answer.client.ip()),
@@ -91,7 +91,7 @@ fn use_service(service: &Service, family: Family, masquerade: &[IpAddr]) -> Resu
     );
     assert_eq!(connection.peer_addr()?, frontend);
     connection.upload(LARGE).context("upload")?;
-    Dial::to(frontend)
+    TcpClient::to(frontend)
         .connect()?
         .download(LARGE)
         .context("download")?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::traffic::{
-    Answer, Dial, Server, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal, expect_silence,
-    spread_tcp,
+    Answer, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
+    expect_silence, spread_tcp,
 };
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Endpoint, Family, Host, Lab, Node, Policy,
@@ -47,7 +47,7 @@ enum Fate {
 }
 
 /// Two Services, one with a backend on the first node, one with a backend on
-/// the second. The first node's `NodePorts` are dialled by everybody there is.
+/// the second. The first node's `NodePorts` are used by everybody there is.
 #[rstest]
 fn node_ports_lead_to_backends_here_and_there(
     #[values(Topology::ROUTED, BRIDGE, Topology::FLANNEL)] topology: Topology,
@@ -104,7 +104,7 @@ fn node_ports_lead_to_backends_here_and_there(
     Ok(())
 }
 
-/// Dials `target` over TCP and UDP.
+/// Connects to `target` over TCP and UDP.
 fn expect(
     lab: &Lab,
     agent: &Agent,
@@ -117,11 +117,11 @@ fn expect(
         return expect_dropped(agent, client, target);
     }
     let answers = client.run(|| -> Result<_> {
-        let mut connection = Dial::to(target).connect().context("TCP")?;
+        let mut connection = TcpClient::to(target).connect().context("TCP")?;
         ensure!(connection.peer_addr()? == target);
         connection.start_echo()?;
         connection.echo(b"again")?;
-        // Connected, so that only what comes from the dialled address is heard.
+        // Connected, so that only what comes from that address is heard.
         let socket = UdpClient::connect(target)?;
         let answer = socket.ask(b"question").context("UDP")?;
         let again = socket.ask_patiently(&[7; 2000]);
@@ -233,9 +233,9 @@ fn everything_arrives_by_way_of_a_node_port(
     for &family in lab.families().list() {
         let target = lab.nodes[0].at(family, FAR);
         lab.external.run(|| -> Result<()> {
-            let dial = || Dial::to(target).connect();
-            dial()?.upload(LARGE).context("upload")?;
-            dial()?.download(LARGE).context("download")?;
+            let connect = || TcpClient::to(target).connect();
+            connect()?.upload(LARGE).context("upload")?;
+            connect()?.download(LARGE).context("download")?;
             for length in [2000, 8000, 30_000] {
                 // The tunnel is narrower than the uplink.
                 ask_udp_patiently(target, length).with_context(|| format!("{length} bytes"))?;
@@ -374,15 +374,15 @@ fn connections_from_a_node_port_are_not_its_clients(
         let outside = lab.external.at(family, ECHO_TARGET);
         let from = node.at(family, NEAR);
         node.run(|| -> Result<()> {
-            let dial = Dial::to(elsewhere).from(from);
-            dial.connect()?.download(LARGE).context("a process, TCP")?;
+            let tcp = TcpClient::to(elsewhere).from(from);
+            tcp.connect()?.download(LARGE).context("a process, TCP")?;
             let socket = UdpClient::connect_from(from, elsewhere)?;
             socket.ask(b"question").context("a process, UDP")?;
             Ok(())
         })?;
         pod.run(|| -> Result<()> {
-            let dial = Dial::to(outside);
-            dial.connect()?.download(LARGE).context("a pod, TCP")?;
+            let tcp = TcpClient::to(outside);
+            tcp.connect()?.download(LARGE).context("a pod, TCP")?;
             let socket = UdpClient::connect(outside)?;
             let answer = socket.ask(b"question").context("a pod, UDP")?;
             ensure!(answer.client.port() == NEAR, "{answer:?}");
@@ -394,7 +394,7 @@ fn connections_from_a_node_port_are_not_its_clients(
         // Through one NodePort to a backend elsewhere that answers to another.
         let target = node.at(family, FAR);
         lab.external.run(|| -> Result<()> {
-            let connection = Dial::to(target).connect().context("a client, TCP")?;
+            let connection = TcpClient::to(target).connect().context("a client, TCP")?;
             connection.download(LARGE).context("a client, TCP")?;
             ask_udp_patiently(target, 2000).context("a client, UDP")?;
             Ok(())

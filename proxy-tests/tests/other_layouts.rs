@@ -12,7 +12,7 @@ use proxy_common::flow::Flow;
 use proxy_common::net::{AddrV4, AddrV6};
 use proxy_common::{FORMER_FLOW_LAYOUT, LAYOUT_VERSION};
 use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Dial, Heartbeat, HeartbeatReport, Server, UdpClient, ask_tcp};
+use proxy_tests::traffic::{Heartbeat, HeartbeatReport, Server, TcpClient, UdpClient, ask_tcp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Sockets, Topology, eventually,
     kernel,
@@ -57,14 +57,14 @@ fn expect_one_program(node: &Node, device: &str) -> Result<()> {
 
 fn is_refused(client: &Host, lab: &Lab, service: &Service) -> Result<()> {
     for &family in lab.families().list() {
-        let dial = Dial::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
-        ensure!(client.run(|| dial.connect()).is_err(), "still connects");
+        let tcp = TcpClient::to(service.at(family, ECHO_PORT)).within(Duration::from_millis(200));
+        ensure!(client.run(|| tcp.connect()).is_err(), "still connects");
     }
     Ok(())
 }
 
 /// Nothing of the other version serves any more, whichever way its programs
-/// were attached, and in calls neither: a Service that is deleted is gone, one
+/// were attached, and by the socket LB neither: a Service that is deleted is gone, one
 /// whose endpoint changed has the new one, and `check` knew before.
 #[rstest]
 fn programs_of_another_layout_are_replaced(
@@ -162,7 +162,7 @@ fn open_flows_are_carried_over(#[values(OLDER, NEWER)] layout: &str) -> Result<(
         }
         for _ in 0..8 {
             for (host, frontend) in [(&*client, cluster_ip), (&lab.external, node_port)] {
-                let mut connection = host.run(|| Dial::to(frontend).connect())?;
+                let mut connection = host.run(|| TcpClient::to(frontend).connect())?;
                 connection.start_echo()?;
                 connections.push(connection);
             }
@@ -262,7 +262,7 @@ fn open_flows_of_the_layout_before_are_carried_over() -> Result<()> {
         ];
         for (host, frontend) in clients {
             for _ in 0..8 {
-                let mut connection = host.run(|| Dial::to(frontend).connect())?;
+                let mut connection = host.run(|| TcpClient::to(frontend).connect())?;
                 connection.start_echo()?;
                 connections.push(connection);
             }

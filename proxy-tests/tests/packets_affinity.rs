@@ -14,7 +14,7 @@ const TIMEOUT: u32 = 100;
 
 /// The backend of a new connection of this client.
 #[track_caller]
-fn dial(datapath: &Datapath, client: SocketAddr, frontend: SocketAddr, tcp: bool) -> SocketAddr {
+fn connect(datapath: &Datapath, client: SocketAddr, frontend: SocketAddr, tcp: bool) -> SocketAddr {
     let request = if tcp {
         Packet::syn(client, frontend)
     } else {
@@ -37,7 +37,7 @@ fn spread(
 ) -> BTreeSet<SocketAddr> {
     (0..32)
         .map(|port| {
-            dial(
+            connect(
                 datapath,
                 cast.pod_with(index, 21_000 + port),
                 frontend,
@@ -63,9 +63,9 @@ fn a_client_keeps_its_backend(
     datapath.serve(&port.with_session_affinity(TIMEOUT));
     let mut backends = BTreeSet::new();
     for client in 1..=16 {
-        let first = dial(&datapath, cast.pod_with(client, 20_000), cast.vip(), tcp);
+        let first = connect(&datapath, cast.pod_with(client, 20_000), cast.vip(), tcp);
         for number in 20_001..20_010 {
-            let next = dial(&datapath, cast.pod_with(client, number), cast.vip(), tcp);
+            let next = connect(&datapath, cast.pod_with(client, number), cast.vip(), tcp);
             assert_eq!(next, first);
         }
         backends.insert(first);
@@ -86,13 +86,13 @@ fn all_frontends_of_a_port_share_it(#[values(Family::V4, Family::V6)] family: Fa
             .with(Frontend::load_balancer(public))
             .with_session_affinity(TIMEOUT),
     );
-    let first = dial(&datapath, cast.outsider_with(1, 20_000), cast.vip(), true);
+    let first = connect(&datapath, cast.outsider_with(1, 20_000), cast.vip(), true);
     for (number, frontend) in [
         (20_001, SocketAddr::new(cast.node(), 30_080)),
         (20_002, public),
         (20_003, cast.vip()),
     ] {
-        let next = dial(&datapath, cast.outsider_with(1, number), frontend, true);
+        let next = connect(&datapath, cast.outsider_with(1, number), frontend, true);
         assert_eq!(next, first, "{frontend}");
     }
 }
@@ -129,7 +129,7 @@ fn a_renamed_port_forgets_its_clients(#[values(Family::V4, Family::V6)] family: 
     let port = ServicePort::tcp(cast.vip(), &cast.endpoints(8)).with_session_affinity(TIMEOUT);
     let backends = |datapath: &Datapath, number| -> Vec<_> {
         (1..=12)
-            .map(|client| dial(datapath, cast.pod_with(client, number), cast.vip(), true))
+            .map(|client| connect(datapath, cast.pod_with(client, number), cast.vip(), true))
             .collect()
     };
     datapath.serve(&port.clone().named("web", "http"));
@@ -153,10 +153,15 @@ fn it_ends_after_idle_time(#[values(Family::V4, Family::V6)] family: Family) {
     let first = spread(&datapath, cast, 1, cast.vip());
     assert_eq!(first.len(), 1);
     datapath.age_affinities(family, 80);
-    dial(&datapath, cast.pod_with(1, 22_000), cast.vip(), true);
+    connect(&datapath, cast.pod_with(1, 22_000), cast.vip(), true);
     datapath.age_affinities(family, 80);
     assert_eq!(
-        BTreeSet::from([dial(&datapath, cast.pod_with(1, 22_001), cast.vip(), true)]),
+        BTreeSet::from([connect(
+            &datapath,
+            cast.pod_with(1, 22_001),
+            cast.vip(),
+            true
+        )]),
         first
     );
     let used = datapath.affinities(family)[0].last_used;
@@ -177,7 +182,7 @@ fn it_ends_after_idle_time(#[values(Family::V4, Family::V6)] family: Family) {
     datapath.age_affinities(family, TIMEOUT + 10);
     let after: Vec<_> = (2..=10)
         .map(|client| {
-            BTreeSet::from([dial(
+            BTreeSet::from([connect(
                 &datapath,
                 cast.pod_with(client, 23_000),
                 cast.vip(),
@@ -204,7 +209,7 @@ fn a_backend_that_left_is_forgotten(#[values(Family::V4, Family::V6)] family: Fa
     let pinned: Vec<u8> = clients
         .into_iter()
         .filter(|client| {
-            dial(&datapath, cast.pod_with(*client, 20_000), cast.vip(), true) == endpoints[0]
+            connect(&datapath, cast.pod_with(*client, 20_000), cast.vip(), true) == endpoints[0]
         })
         .collect();
     assert!(!pinned.is_empty());
@@ -214,7 +219,7 @@ fn a_backend_that_left_is_forgotten(#[values(Family::V4, Family::V6)] family: Fa
     let back = pinned
         .iter()
         .filter(|client| {
-            dial(&datapath, cast.pod_with(**client, 20_001), cast.vip(), true) == endpoints[0]
+            connect(&datapath, cast.pod_with(**client, 20_001), cast.vip(), true) == endpoints[0]
         })
         .count();
     assert!(
@@ -241,7 +246,7 @@ fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: F
     );
     let remote = (1..=32)
         .find(|client| {
-            dial(
+            connect(
                 &datapath,
                 cast.outsider_with(*client, 20_000),
                 cast.vip(),
@@ -249,14 +254,14 @@ fn a_path_keeps_to_its_own_endpoints(#[values(Family::V4, Family::V6)] family: F
             ) == there
         })
         .expect("a client of the endpoint elsewhere");
-    let by_node_port = dial(
+    let by_node_port = connect(
         &datapath,
         cast.outsider_with(remote, 20_001),
         frontend,
         true,
     );
     assert_eq!(by_node_port, here);
-    let by_vip = dial(
+    let by_vip = connect(
         &datapath,
         cast.outsider_with(remote, 20_002),
         cast.vip(),
@@ -285,7 +290,7 @@ fn it_can_be_switched(#[values(Family::V4, Family::V6)] family: Family) {
     datapath.serve(&port);
     assert!(
         (0..32)
-            .map(|number| dial(
+            .map(|number| connect(
                 &datapath,
                 cast.pod_with(1, 24_000 + number),
                 cast.vip(),
@@ -298,7 +303,7 @@ fn it_can_be_switched(#[values(Family::V4, Family::V6)] family: Family) {
     datapath.serve(&port.with_session_affinity(TIMEOUT));
     let again: Vec<_> = clients
         .map(|client| {
-            BTreeSet::from([dial(
+            BTreeSet::from([connect(
                 &datapath,
                 cast.pod_with(client, 25_000),
                 cast.vip(),

@@ -24,7 +24,7 @@ enum From {
     Outside,
 }
 
-/// What is dialled.
+/// The destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     NodePort,
@@ -57,8 +57,8 @@ fn client(cast: Cast, from: From, port: u16) -> SocketAddr {
 
 fn enters_by(datapath: &mut Datapath, from: From) {
     let flags = match from {
-        From::PodHere => Device::HOOKED | Device::POD_ROUTES,
-        From::PodElsewhere | From::Outside => Device::HOOKED | Device::UPLINK,
+        From::PodHere => Device::COVERED | Device::POD_ROUTES,
+        From::PodElsewhere | From::Outside => Device::COVERED | Device::UPLINK,
     };
     datapath.device(|device| device.flags = flags);
 }
@@ -294,7 +294,7 @@ fn flows_of_strangers_do_not_end_with_a_node_port(
 /// device that is addressed to them goes its way, which ends in the kernel
 /// (S56, CVE-2020-8558).
 #[rstest]
-fn nobody_else_dials_the_loopback(#[values(Family::V4, Family::V6)] family: Family) {
+fn nobody_else_reaches_the_loopback(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     let loopback: IpAddr = match family {
@@ -497,7 +497,7 @@ fn udp_flows_end_with_their_frontend(
     } else {
         "fd00:51::/32"
     };
-    let (before, after, dialled) = match change {
+    let (before, after, destination) = match change {
         Change::OtherNodePort => (
             port(10, 80).with(Frontend::node_port(30_080)),
             port(10, 80).with(Frontend::node_port(30_081)),
@@ -525,8 +525,8 @@ fn udp_flows_end_with_their_frontend(
         ),
     };
     let request = match protocol {
-        Protocol::TCP => Packet::data(client, dialled),
-        _ => Packet::udp(client, dialled),
+        Protocol::TCP => Packet::data(client, destination),
+        _ => Packet::udp(client, destination),
     };
     datapath.serve(&before);
     for _ in 0..2 {
@@ -545,7 +545,7 @@ fn udp_flows_end_with_their_frontend(
             ran.left_alone(&request.bytes());
         }
         Change::OtherPort => {
-            let error = Packet::port_unreachable(dialled.ip(), &request, 8);
+            let error = Packet::port_unreachable(destination.ip(), &request, 8);
             ran.answered_by(&error.answering(&request));
         }
         Change::SourceRangesNarrowed => ran.dropped_for(Counter::SourceRangeDenied),

@@ -143,16 +143,16 @@ fn fragments_to_former_frontends_pass(
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
-    let dialled = SocketAddr::new(cast.stranger().ip(), 53);
-    let other = SocketAddr::new(dialled.ip(), 54);
+    let destination = SocketAddr::new(cast.stranger().ip(), 53);
+    let other = SocketAddr::new(destination.ip(), 54);
     let port =
-        ServicePort::udp(cast.vip(), &cast.endpoints(1)).with(Frontend::external_ip(dialled));
+        ServicePort::udp(cast.vip(), &cast.endpoints(1)).with(Frontend::external_ip(destination));
     datapath.serve(&port);
     for fragment in fragments(cast.pod(), other, 5) {
         datapath.run(hook, &fragment).left_alone(&fragment.bytes());
     }
     datapath.unserve(&port);
-    for target in [cast.vip(), dialled] {
+    for target in [cast.vip(), destination] {
         for fragment in fragments(cast.pod(), target, 6) {
             datapath.run(hook, &fragment).left_alone(&fragment.bytes());
         }

@@ -121,7 +121,7 @@ fn errors_about_replies_reach_the_backend(
     }
 }
 
-/// The same of what a client dialled at an address of this node.
+/// The same for a frontend at an address of this node.
 #[rstest]
 fn errors_about_replies_of_node_ports_reach_the_backend(
     #[values(Family::V4, Family::V6)] family: Family,
@@ -129,7 +129,7 @@ fn errors_about_replies_of_node_ports_reach_the_backend(
 ) {
     let cast = Cast::of(family);
     let (client, backend) = (cast.outsider(), cast.endpoint(1));
-    let dialled = SocketAddr::new(cast.node(), NODE_PORT);
+    let destination = SocketAddr::new(cast.node(), NODE_PORT);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
     let of = if tcp {
@@ -139,13 +139,13 @@ fn errors_about_replies_of_node_ports_reach_the_backend(
     };
     let port = of(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT));
     datapath.serve(&port);
-    datapath.run(Hook::Ingress, &data(tcp, client, dialled));
+    datapath.run(Hook::Ingress, &data(tcp, client, destination));
     for quoted in QUOTED {
-        let came = Packet::too_big(cast.router(), &data(tcp, dialled, client), quoted);
+        let came = Packet::too_big(cast.router(), &data(tcp, destination, client), quoted);
         let led = Packet::too_big(cast.router(), &data(tcp, backend, client), quoted);
         datapath.run(Hook::Ingress, &came).passed_as(&led);
         // About another conversation, or not meant for this node.
-        let other = data(tcp, dialled, cast.outsider_with(2, 40_000));
+        let other = data(tcp, destination, cast.outsider_with(2, 40_000));
         let other = Packet::too_big(cast.router(), &other, quoted);
         let elsewhere = came.to(SocketAddr::new(cast.stranger().ip(), 0));
         for packet in [other, elsewhere] {

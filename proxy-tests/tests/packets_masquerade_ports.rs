@@ -223,7 +223,7 @@ fn a_port_that_a_socket_holds_is_avoided(
     });
 }
 
-/// A process of the host that dials the backend itself, from a port that a
+/// A process of the host that connects to the backend itself, from a port that a
 /// masqueraded flow has already, gets another one; and each of the two its own
 /// answers, and errors.
 #[rstest]

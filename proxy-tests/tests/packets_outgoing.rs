@@ -38,7 +38,7 @@ fn passes(datapath: &Datapath, hook: Hook, packet: &Packet) {
     datapath.run(hook, packet).passed_as(packet);
 }
 
-/// Who is dialled from a NodePort.
+/// The destination of a connection from a NodePort.
 #[derive(Clone, Copy, Debug)]
 enum Server {
     Stranger,
@@ -108,7 +108,7 @@ fn open_connections_last(#[values(Family::V4, Family::V6)] family: Family) {
     passes(&datapath, Hook::Ingress, &Packet::data(server, node));
 }
 
-/// Others are served meanwhile, and so is the server itself if it dials.
+/// Others are served meanwhile, and so is the server itself if it connects.
 #[rstest]
 fn clients_are_served_all_the_same(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
@@ -211,10 +211,10 @@ fn connections_that_are_over_give_their_port_away(
     ran.passed_as(&answer.to(expected));
 }
 
-/// A process that binds the port may dial one server again and again, also a
+/// A process that binds the port may connect to one server again and again, also a
 /// Service's endpoint.
 #[rstest]
-fn a_process_may_dial_again_from_its_port(
+fn a_process_may_connect_again_from_its_port(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(Server::Stranger, Server::Endpoint)] server: Server,
 ) {
@@ -233,10 +233,10 @@ fn a_process_may_dial_again_from_its_port(
     }
 }
 
-/// A server that dials back from the same port has the other connection no
+/// A server that connects back from the same port has the other connection no
 /// more: all its packets are a client's, whatever way they take.
 #[rstest]
-fn a_server_that_dials_back_is_a_client(
+fn a_server_that_connects_back_is_a_client(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(&[], &[0x8100])] tags: &[u16],
 ) {

@@ -59,7 +59,7 @@ fn tcp_is_refused_by_a_reset(
     assert_eq!(datapath.flows(family), []);
 }
 
-/// The quote is what the client sent, to the address it dialled.
+/// The quote is what the client sent, to the frontend.
 #[rstest]
 fn udp_is_refused_by_port_unreachable(
     #[values(Family::V4, Family::V6)] family: Family,

@@ -63,7 +63,7 @@ fn both_directions_are_translated_and_nothing_else_changes(
 /// The change of the ports lies at the packet's front: what it does to the
 /// checksum depends on the length, which padding of the frame is no part of.
 #[rstest]
-fn packets_of_every_length_are_mended(
+fn packets_of_every_length_are_repaired(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(0, 1, 3, 4, 23, 64, 511, 1024, 1400)] length: usize,
     #[values(0, 7)] padding: usize,

@@ -15,7 +15,7 @@ use rstest::rstest;
 
 /// Each frontend has a record of its own, and replies come from the right one.
 #[rstest]
-fn one_client_port_may_dial_many_frontends(#[values(Family::V4, Family::V6)] family: Family) {
+fn one_client_port_may_use_many_frontends(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     for index in 0..16 {
@@ -202,7 +202,7 @@ fn a_direct_connection_takes_over_a_closed_flow(#[values(Family::V4, Family::V6)
         .left_alone(&reply.bytes());
 }
 
-/// A client that closed its connection may dial the backend itself before the
+/// A client that closed its connection may connect to the backend itself before the
 /// backend has closed too: the SYN-ACK tells that the old connection is over,
 /// and all that follows it belongs to the new one.
 #[rstest]
@@ -336,10 +336,10 @@ fn the_last_connection_a_client_opens_is_the_one_accepted(
 }
 
 /// Two peers that talk to each other through Services from one port, as gossip
-/// protocols, NTP and IKE do: a peer's answer is no direct use of what it dials
+/// protocols, NTP and IKE do: a peer's answer is no direct use of the peer
 /// itself.
 #[rstest]
-fn peers_may_dial_each_other(
+fn peers_may_ask_each_other(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(&[], &[0x8100])] tags: &[u16],
 ) {

@@ -51,8 +51,8 @@ fn a_divided_tcp_header_is_dropped(
     };
     let node_port = SocketAddr::new(cast.node(), NODE_PORT);
     for hook in HOOKS {
-        for dialled in [cast.vip(), cast.vip_with(11, 80), node_port] {
-            let ran = datapath.run(hook, &cut(cast.pod(), dialled));
+        for destination in [cast.vip(), cast.vip_with(11, 80), node_port] {
+            let ran = datapath.run(hook, &cut(cast.pod(), destination));
             ran.dropped_for(Counter::Unreadable);
         }
         let others = [
@@ -96,7 +96,7 @@ fn a_divided_tcp_header_of_a_reply_is_dropped(
     }
 }
 
-/// Ports that are out of reach: what the address may be dialled for. The host
+/// Ports that are out of reach: the frontends that the address may stand for. The host
 /// has the ports that no Service has of its own addresses.
 #[rstest]
 #[case::too_many_headers(&[Extension::Destination; 7])]
@@ -112,8 +112,8 @@ fn headers_out_of_reach_are_dropped(#[case] extensions: &[Extension]) {
         })
     };
     for hook in HOOKS {
-        for dialled in [cast.vip(), cast.vip_with(11, 80)] {
-            for packet in packets(dialled) {
+        for destination in [cast.vip(), cast.vip_with(11, 80)] {
+            for packet in packets(destination) {
                 let ran = datapath.run(hook, &packet);
                 ran.dropped_for(Counter::Unreadable);
             }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing;
 use proxy_tests::traffic::{
-    Dial, PATIENCE, PathError, Redirects, Server, UdpClient, ask_tcp, ask_udp, ask_udp_patiently,
+    PATIENCE, PathError, Redirects, Server, TcpClient, UdpClient, ask_tcp, ask_udp,
+    ask_udp_patiently,
 };
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, UnderlayKind,
@@ -77,11 +78,11 @@ fn echo_like(name: &str, number: u8, lab: &Lab) -> Service {
 }
 
 fn transfer(frontend: SocketAddr) -> Result<()> {
-    Dial::to(frontend)
+    TcpClient::to(frontend)
         .connect()?
         .upload(3_000_000)
         .context("up")?;
-    Dial::to(frontend)
+    TcpClient::to(frontend)
         .connect()?
         .download(3_000_000)
         .context("down")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Dial, Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Sockets, Topology, eventually,
 };
@@ -44,7 +44,7 @@ fn removed_pins_come_back(
     let mut connections = Vec::new();
     for &family in lab.families().list() {
         let frontend = service.at(family, ECHO_PORT);
-        let mut connection = client.run(|| Dial::to(frontend).connect())?;
+        let mut connection = client.run(|| TcpClient::to(frontend).connect())?;
         connection.start_echo()?;
         connections.push(connection);
     }

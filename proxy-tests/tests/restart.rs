@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::manifest::Lease;
-use proxy_tests::traffic::{ConnectLoad, Dial, Heartbeat, Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{ConnectLoad, Heartbeat, Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Sockets, Topology, eventually,
 };
@@ -45,7 +45,7 @@ fn a_crash_loses_no_packet(#[values(Sockets::Off, Sockets::All)] sockets: Socket
         agent.crash()?;
         for &family in lab.families().list() {
             let frontend = service.at(family, ECHO_PORT);
-            client.run(|| Dial::to(frontend).connect()?.upload(10_000_000))?;
+            client.run(|| TcpClient::to(frontend).connect()?.upload(10_000_000))?;
         }
         // Found at the next start, taken back at the one after.
         let changed = if round % 2 == 0 {
@@ -57,7 +57,7 @@ fn a_crash_loses_no_packet(#[values(Sockets::Off, Sockets::All)] sockets: Socket
         agent = Agent::start(node, &lab, &options)?;
         for &family in lab.families().list() {
             let frontend = service.at(family, ECHO_PORT);
-            client.run(|| Dial::to(frontend).connect()?.download(10_000_000))?;
+            client.run(|| TcpClient::to(frontend).connect()?.download(10_000_000))?;
         }
         agent.wait_ready()?;
     }
@@ -115,14 +115,14 @@ fn the_end_leaves_forwarding_and_cleanup_removes_it(
     for &family in lab.families().list() {
         let frontend = service.at(family, ECHO_PORT);
         for host in [&*client, node] {
-            let dial = || {
-                Dial::to(frontend)
+            let connect = || {
+                TcpClient::to(frontend)
                     .within(Duration::from_millis(200))
                     .connect()
             };
             // The kernel takes programs off their devices in the background.
             eventually("Service is gone", Duration::from_secs(1), || {
-                ensure!(host.run(dial).is_err(), "{} reaches it", host.name());
+                ensure!(host.run(connect).is_err(), "{} reaches it", host.name());
                 Ok(())
             })?;
             host.run(|| ask_tcp(backend.at(family, ECHO_TARGET)))?;

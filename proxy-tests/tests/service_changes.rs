@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_tests::traffic::{
-    Answer, ConnectLoad, Dial, Heartbeat, Server, UdpClient, ask_tcp, ask_udp,
+    Answer, ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp,
 };
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Pod, Service, Topology, eventually,
@@ -86,7 +86,7 @@ fn services_come_and_go() -> Result<()> {
             for &family in lab.families().list() {
                 let frontend = service.at(family, ECHO_PORT);
                 served(&scene.client, frontend).with_context(|| format!("round {round}"))?;
-                let mut connection = scene.client.run(|| Dial::to(frontend).connect())?;
+                let mut connection = scene.client.run(|| TcpClient::to(frontend).connect())?;
                 connection.start_echo()?;
                 let socket = scene.client.run(|| UdpClient::connect(frontend))?;
                 socket.ask(b"before")?;
@@ -120,7 +120,7 @@ fn ports_change() -> Result<()> {
     let mut connections = Vec::new();
     for &family in lab.families().list() {
         let frontend = both(ECHO_PORT, ECHO_TARGET).at(family, ECHO_PORT);
-        let mut connection = scene.client.run(|| Dial::to(frontend).connect())?;
+        let mut connection = scene.client.run(|| TcpClient::to(frontend).connect())?;
         connection.start_echo()?;
         connections.push(connection);
     }
@@ -259,8 +259,8 @@ fn ask_both(client: &Host, frontend: SocketAddr) -> Result<[Answer; 2]> {
 fn served(client: &Host, frontend: SocketAddr) -> Result<()> {
     eventually("service", AT_ONCE, || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(frontend).within(Duration::from_millis(200));
-            dial.connect()?;
+            let tcp = TcpClient::to(frontend).within(Duration::from_millis(200));
+            tcp.connect()?;
             let socket = UdpClient::connect(frontend)?;
             socket.set_patience(Duration::from_millis(200))?;
             socket.ask(b"there?")?;
@@ -277,8 +277,8 @@ fn served(client: &Host, frontend: SocketAddr) -> Result<()> {
 fn gone(client: &Host, frontend: SocketAddr) -> Result<()> {
     let silent = || {
         client.run(|| -> Result<()> {
-            let dial = Dial::to(frontend).within(Duration::from_millis(100));
-            ensure!(dial.connect().is_err(), "TCP is answered");
+            let tcp = TcpClient::to(frontend).within(Duration::from_millis(100));
+            ensure!(tcp.connect().is_err(), "TCP is answered");
             let socket = UdpClient::connect(frontend)?;
             socket.set_patience(Duration::from_millis(100))?;
             ensure!(socket.ask(b"there?").is_err(), "UDP is answered");

@@ -1,5 +1,5 @@
 //! Addresses and ports that several things share: a load balancer's address that
-//! is the node's own, a client port that dials every frontend of a Service
+//! is the node's own, a client port that uses every frontend of a Service
 //! (S41, S48, S51).
 
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing::{host_length, public};
 use proxy_tests::host::Addresses;
 use proxy_tests::traffic::{
-    Dial, PATIENCE, Server, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
+    PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
 };
 use proxy_tests::underlay::route_public;
 use proxy_tests::{
@@ -38,7 +38,7 @@ fn service(lab: &Lab) -> Service {
 /// One source port for all frontends, one after the other and then all at once:
 /// each answers for itself, although they lead to one backend.
 #[rstest]
-fn one_client_port_dials_every_frontend(
+fn one_client_port_uses_every_frontend(
     #[values(Topology::ROUTED, BRIDGE, Topology::FLANNEL)] topology: Topology,
     #[values(0, 1)] backends_node: usize,
 ) -> Result<()> {
@@ -62,19 +62,19 @@ fn one_client_port_dials_every_frontend(
         ];
         for host in [&*client, &lab.external] {
             let source = host.at(family, SOURCE);
-            host.run(|| dial_all(source, &frontends))
+            host.run(|| connect_to_all(source, &frontends))
                 .with_context(|| format!("{} from {source}", host.name()))?;
         }
     }
     Ok(())
 }
 
-fn dial_all(source: SocketAddr, frontends: &[SocketAddr]) -> Result<()> {
+fn connect_to_all(source: SocketAddr, frontends: &[SocketAddr]) -> Result<()> {
     let (mut connections, mut sockets) = (Vec::new(), Vec::new());
     for &target in frontends {
         let context = || target.to_string();
-        let dial = Dial::to(target).from(source);
-        let mut connection = dial.connect().context("TCP").with_context(context)?;
+        let tcp = TcpClient::to(target).from(source);
+        let mut connection = tcp.connect().context("TCP").with_context(context)?;
         connection.start_echo()?;
         connections.push(connection);
         let socket = UdpClient::connect_from(source, target)?;

@@ -1,4 +1,4 @@
-//! The socket path: calls are translated, not packets, and nobody who dials can
+//! The socket LB: calls are translated, not packets, and no client can
 //! tell the difference.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing::{public, unspecified};
 use proxy_tests::agent::{self, Agent};
 use proxy_tests::capabilities;
-use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, UdpTalker, Way, mapped};
+use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpClient, UdpTalker, Way, mapped};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, PodNetwork, Service,
     Sockets, Topology, Wiring, eventually,
@@ -27,7 +27,7 @@ const TWO_NODES: Topology = Topology {
 const ENOUGH: usize = 30;
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Pods and processes of the node, every way to dial: all backends answer, see
+/// Pods and processes of the node, every way to connect or send: all backends answer, see
 /// the client, and to it seem to be the Service, whichever path it takes. And
 /// it takes the one that is configured.
 #[rstest]
@@ -98,7 +98,7 @@ fn refused_by_the_call_itself() -> Result<()> {
                     host.run(|| {
                         let start = Instant::now();
                         let errors = [
-                            Dial::to(target).connect().err(),
+                            TcpClient::to(target).connect().err(),
                             UdpClient::connect(target).err(),
                             UdpTalker::new(Family::of(target.ip()))
                                 .and_then(|socket| socket.send(target, b"?"))
@@ -240,7 +240,7 @@ fn leave_backend(lab: &Lab, service: &Service, backends: &[Pod], target: SocketA
     let connected = UdpClient::connect(target)?;
     let unconnected = UdpTalker::new(Family::of(target.ip()))?;
     unconnected.ask(target)?;
-    let mut tcp = Dial::to(target).connect()?;
+    let mut tcp = TcpClient::to(target).connect()?;
     tcp.start_echo()?;
 
     let old = connected.ask(b"question")?.server;
@@ -408,7 +408,7 @@ fn connections_of_one_port_reach_one_backend() -> Result<()> {
 /// An agent that may not enter pods' network namespaces cannot end their
 /// sockets, so their packets are translated: a connected UDP socket whose
 /// backend goes away gets another one. TCP, and the node's own processes, are
-/// served in their calls as usual.
+/// served by the socket LB as usual.
 #[test]
 fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
@@ -450,7 +450,7 @@ fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
         lab.manifests.write(&service)?;
         wait_for_backends(node, 2)?;
         let before = agent::flows_opened(node)?;
-        client.run(|| Dial::to(frontend).connect())?;
+        client.run(|| TcpClient::to(frontend).connect())?;
         node.run(|| UdpClient::connect(frontend)?.ask(b"question"))?;
         assert_eq!(
             agent::flows_opened(node)?,
@@ -487,7 +487,7 @@ fn mptcp_sockets_reach_services() -> Result<()> {
     for &family in lab.families().list() {
         let target = service.at(family, ECHO_PORT);
         let answer = client
-            .run(|| Dial::to(target).multipath().connect())?
+            .run(|| TcpClient::to(target).multipath().connect())?
             .answer;
         assert_eq!(answer.server, "backend", "{family}");
     }

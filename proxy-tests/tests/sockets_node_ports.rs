@@ -1,4 +1,4 @@
-//! External frontends in the calls of sockets: what the host reaches, also on
+//! External frontends and the socket LB: what the host reaches, also on
 //! its loopback, what pods reach, and what is the packet path's.
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use proxy_tests::agent;
-use proxy_tests::traffic::{Dial, Server, UdpClient, Way, ask_tcp, ask_udp};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, Way, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Service, Sockets,
     Topology, Wiring,
@@ -70,7 +70,7 @@ fn servers_by(
 }
 
 /// NodePorts at the loopback are the host's own, in both families and TCP and
-/// UDP (E18): a pod that dials its own loopback reaches itself or nobody.
+/// UDP (E18): a pod that connects to its own loopback reaches itself or nobody.
 #[rstest]
 fn loopback_node_ports_are_the_hosts(
     #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
@@ -88,7 +88,7 @@ fn loopback_node_ports_are_the_hosts(
     let both: BTreeSet<_> = ["local", "remote"].map(str::to_owned).into();
     for family in Family::BOTH {
         assert_eq!(servers(node, loopback(family), ENOUGH)?, both, "{family}");
-        let refused = client.run(|| Dial::to(loopback(family)).connect());
+        let refused = client.run(|| TcpClient::to(loopback(family)).connect());
         let refused = refused.err().map(|error| error.kind());
         assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{family}");
         let own = Server::start_at(&client, &[loopback(family)])?;
@@ -178,7 +178,7 @@ fn affinity_holds() -> Result<()> {
                         Ok(if udp {
                             UdpClient::connect(target)?.ask(b"question")?.server
                         } else {
-                            Dial::to(target).connect()?.answer.server
+                            TcpClient::to(target).connect()?.answer.server
                         })
                     });
                     let context = || format!("{} to {target}, UDP: {udp}", host.name());
@@ -236,7 +236,7 @@ fn what_needs_the_clients_address_goes_by_packets() -> Result<()> {
         let target: SocketAddr = (balancer[index], ECHO_PORT).into();
         client.run(|| ask_tcp(target))?;
         client.run(|| ask_udp(target, 64))?;
-        let denied = Dial::to(target).within(Duration::from_millis(300));
+        let denied = TcpClient::to(target).within(Duration::from_millis(300));
         assert!(other.run(|| denied.connect()).is_err(), "{target}");
 
         let answer = other.run(|| ask_tcp(service.at(family, ECHO_PORT)))?;
@@ -263,7 +263,7 @@ fn at_own_address(lab: &Lab, node: &Host, name: &str, number: u16) -> Service {
 
 /// The node's own processes and frontends at its own addresses, as load
 /// balancers report them that run on the nodes: the client's address is the one
-/// that is dialled, so that affinity and source ranges hold.
+/// that the client used, so that affinity and source ranges hold.
 #[rstest]
 fn own_addresses_know_their_client(
     #[values(Sockets::Off, Sockets::Host, Sockets::All)] sockets: Sockets,
@@ -296,9 +296,9 @@ fn own_addresses_know_their_client(
         for target in [at(8002), at(NODE_PORT + 2), at(NODE_PORT + 3)] {
             assert!(servers(node, target, ENOUGH)?.len() > 1, "{target}");
         }
-        let dial = |port| Dial::to(at(port)).within(Duration::from_millis(300));
+        let tcp = |port| TcpClient::to(at(port)).within(Duration::from_millis(300));
         let bound = SocketAddr::new(loopback(family).ip(), 0);
-        for denied in [dial(8003), dial(8002).from(bound)] {
+        for denied in [tcp(8003), tcp(8002).from(bound)] {
             let refused = node.run(|| denied.connect()).expect_err("denied");
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{denied:?}");
         }

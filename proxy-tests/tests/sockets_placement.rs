@@ -9,14 +9,14 @@ use proxy_tests::agent::{self, Agent};
 use proxy_tests::cgroup::Cgroup;
 use proxy_tests::foreign::PortGuard;
 use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpTalker, ask_tcp, ask_udp};
+use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpTalker, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, PodNetwork, Service, Sockets,
     Topology, Wiring, addressing, eventually,
 };
 use rstest::rstest;
 
-/// A pod on macvlan: its packets never cross a hooked device of its node, so
+/// A pod on macvlan: its packets never cross a attached device of its node, so
 /// nothing but its calls can be translated.
 #[test]
 fn macvlan_pods_reach_services() -> Result<()> {
@@ -39,7 +39,7 @@ fn macvlan_pods_reach_services() -> Result<()> {
     for family in Family::BOTH {
         let frontend = service.at(family, ECHO_PORT);
         client.run(|| -> Result<()> {
-            let connection = Dial::to(frontend).connect().context("TCP")?;
+            let connection = TcpClient::to(frontend).connect().context("TCP")?;
             assert_eq!(connection.answer.server, "backend");
             assert_eq!(connection.answer.client.ip(), client.address(family));
             assert_eq!(connection.peer_addr()?, frontend);
@@ -91,7 +91,7 @@ fn foreign_programs_keep_running(#[values(true, false)] foreign_first: bool) -> 
 
     let expect = |served: bool| -> Result<()> {
         for family in Family::BOTH {
-            let denied = client.run(|| Dial::to(backend.at(family, FORBIDDEN)).connect());
+            let denied = client.run(|| TcpClient::to(backend.at(family, FORBIDDEN)).connect());
             let denied = denied.err().map(|error| error.kind());
             assert_eq!(denied, Some(ErrorKind::PermissionDenied), "{family}");
             if served {
@@ -143,7 +143,7 @@ fn excluded_cgroups_go_by_packets() -> Result<()> {
     let sidecar = late.create_within("sidecar-1")?;
     let below = sidecar.create_within("container")?;
 
-    let dial = |cgroup: Option<&Cgroup>, family| {
+    let flows_of = |cgroup: Option<&Cgroup>, family| {
         client.run(|| -> Result<u64> {
             if let Some(cgroup) = cgroup {
                 cgroup.enter()?;
@@ -157,13 +157,13 @@ fn excluded_cgroups_go_by_packets() -> Result<()> {
     for family in Family::BOTH {
         for cgroup in [&early, &sidecar, &below] {
             eventually("packets are translated", PATIENCE, || {
-                let found = dial(Some(cgroup), family)?;
+                let found = flows_of(Some(cgroup), family)?;
                 ensure!(found == 2, "{}: {found} flows", cgroup.path().display());
                 Ok(())
             })?;
         }
         for cgroup in [None, Some(&late)] {
-            assert_eq!(dial(cgroup, family)?, 0, "{cgroup:?}");
+            assert_eq!(flows_of(cgroup, family)?, 0, "{cgroup:?}");
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Dial, Server, UdpClient};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
 };
@@ -15,7 +15,7 @@ const BRIDGE: Topology = Topology {
     ..Topology::ONE_NODE
 };
 
-/// Two Services with the same only backend, dialled from one port at the same
+/// Two Services with the same only backend, used from one port at the same
 /// time: both conversations go on side by side. The client may be a pod, the
 /// backend itself, a process of the node, or a host outside.
 #[rstest]
@@ -69,10 +69,16 @@ fn two_services_one_backend(#[case] topology: Topology) -> Result<()> {
 }
 
 fn tcp_side_by_side(source: SocketAddr, one: SocketAddr, two: SocketAddr) -> Result<()> {
-    let mut first = Dial::to(one).from(source).connect().context("first TCP")?;
+    let mut first = TcpClient::to(one)
+        .from(source)
+        .connect()
+        .context("first TCP")?;
     first.start_echo()?;
     first.echo(b"alone")?;
-    let mut second = Dial::to(two).from(source).connect().context("second TCP")?;
+    let mut second = TcpClient::to(two)
+        .from(source)
+        .connect()
+        .context("second TCP")?;
     second.start_echo()?;
     for _ in 0..10 {
         first.echo(b"the one").context("first TCP goes on")?;
@@ -129,7 +135,7 @@ fn a_port_is_used_again_after_a_reset(#[case] topology: Topology) -> Result<()> 
             for round in 0..20 {
                 let frontend = services[round / 2 % 2].at(family, ECHO_PORT);
                 host.run(|| -> Result<()> {
-                    let mut connection = Dial::to(frontend).from(source).connect()?;
+                    let mut connection = TcpClient::to(frontend).from(source).connect()?;
                     connection.start_echo()?;
                     connection.echo(b"once more")?;
                     Ok(connection.reset()?)
@@ -141,7 +147,7 @@ fn a_port_is_used_again_after_a_reset(#[case] topology: Topology) -> Result<()> 
     Ok(())
 }
 
-/// The backend dialled directly from the port that was used through the
+/// The backend used directly from the port that was used through the
 /// Service just before, and the other way round.
 #[rstest]
 fn service_and_backend_from_one_port(
@@ -174,7 +180,10 @@ fn one_after_the_other(
     let source = client.at(family, port);
     client.run(|| {
         for target in order {
-            let mut connection = Dial::to(target).from(source).connect().context("TCP")?;
+            let mut connection = TcpClient::to(target)
+                .from(source)
+                .connect()
+                .context("TCP")?;
             connection.start_echo()?;
             connection.echo(b"whole").context("TCP")?;
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing::{lan, public, subnet_length};
 use proxy_tests::host::Addresses;
 use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{Dial, PATIENCE, Server, UdpClient, ask_tcp, ask_udp};
+use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp};
 use proxy_tests::underlay::route_public;
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, Policy, Service, Topology,
@@ -189,9 +189,9 @@ fn add_beyond(lab: &Lab) -> Result<Host> {
 
 /// TCP both ways, and UDP in one piece and in several.
 fn exchange(frontend: SocketAddr) -> Result<()> {
-    let dial = Dial::to(frontend);
-    dial.connect()?.upload(300_000).context("upload")?;
-    dial.connect()?.download(300_000).context("download")?;
+    let tcp = TcpClient::to(frontend);
+    tcp.connect()?.upload(300_000).context("upload")?;
+    tcp.connect()?.download(300_000).context("download")?;
     let socket = UdpClient::connect(frontend)?;
     for length in [1, 1400, 4000] {
         let answer = socket.ask(&vec![7; length]);
@@ -288,8 +288,9 @@ table inet control {{
     let ask = || {
         for &family in scene.families() {
             for client in scene.clients() {
-                let dial = Dial::to(node.at(family, NODE_PORT)).within(Duration::from_millis(500));
-                client.run(|| dial.connect()).context("a connection")?;
+                let tcp =
+                    TcpClient::to(node.at(family, NODE_PORT)).within(Duration::from_millis(500));
+                client.run(|| tcp.connect()).context("a connection")?;
             }
         }
         anyhow::Ok(())
@@ -401,7 +402,7 @@ fn replies_follow_the_client_to_another_card(
     let _agents = scene.lab.start_agents(&AgentOptions::default())?;
     let (mut connections, mut sockets) = (Vec::new(), Vec::new());
     for &family in scene.families() {
-        let mut connection = scene.beyond.run(|| Dial::to(vip(family)).connect())?;
+        let mut connection = scene.beyond.run(|| TcpClient::to(vip(family)).connect())?;
         connection.start_echo()?;
         connection.echo(b"before")?;
         connections.push(connection);
@@ -535,7 +536,7 @@ fn backends_hear_of_a_narrower_card() -> Result<()> {
         for frontend in [scene.node().at(family, NODE_PORT), vip(family)] {
             scene
                 .beyond
-                .run(|| Dial::to(frontend).connect()?.download(300_000))
+                .run(|| TcpClient::to(frontend).connect()?.download(300_000))
                 .with_context(|| format!("download from {frontend}"))?;
         }
         let client = scene.beyond.address(family).to_string();

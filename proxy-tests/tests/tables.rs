@@ -91,7 +91,7 @@ fn agree<F: KernelFamily>(family: Family) {
         // An agent that starts now has nothing to do.
         let mut adopted = Planner::adopt(kernel.capacity(), &found);
         assert_eq!(adopted.update(&service, &desired, now).writes, []);
-        assert_eq!(adopted.remove_strays().writes, []);
+        assert_eq!(adopted.remove_orphans().writes, []);
         now += Duration::from_secs(2);
     }
 }

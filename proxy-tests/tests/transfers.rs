@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Dial, Server, UdpClient, ask_udp_patiently};
+use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Service, Topology, Wiring,
 };
@@ -73,11 +73,11 @@ fn transfer(client: &Host, service: &Service, family: Family) -> Result<()> {
     let context = |way| move || format!("{family}, {}, {way}", service.name());
     client.run(|| -> Result<()> {
         let length = MEGABYTES << 20;
-        Dial::to(frontend)
+        TcpClient::to(frontend)
             .connect()?
             .upload(length)
             .with_context(context("up"))?;
-        Dial::to(frontend)
+        TcpClient::to(frontend)
             .connect()?
             .download(length)
             .with_context(context("down"))

@@ -200,12 +200,12 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then_some(text)
 }
 
-/// What is on the devices that the agent has hooked; nothing without an agent.
+/// What is on the devices that the agent has attached; nothing without an agent.
 fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
     if !pins.map("DEVICES").try_exists()? {
         return Ok(Vec::new());
     }
-    let hooked = DeviceTable::open(pins)?.read()?;
+    let attached = DeviceTable::open(pins)?.read()?;
     if !devices::is_our_namespace(pins)? {
         return Ok(Vec::new());
     }
@@ -213,8 +213,8 @@ fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
         let hooks = Hooks::open(pins.root())?;
         let mut found = Vec::new();
         for link in Netlink::open()?.links().await? {
-            let known = hooked.iter().any(|(ifindex, _)| *ifindex == link.ifindex);
-            if !known || devices::is_bridge(link.ifindex, &hooked) {
+            let known = attached.iter().any(|(ifindex, _)| *ifindex == link.ifindex);
+            if !known || devices::is_bridge(link.ifindex, &attached) {
                 continue;
             }
             for hook in Hook::BOTH {

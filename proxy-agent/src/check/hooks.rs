@@ -1,4 +1,4 @@
-//! Programs of others on the devices the agent has hooked.
+//! Programs of others on the devices the agent has attached.
 
 use crate::{
     check::Finding,

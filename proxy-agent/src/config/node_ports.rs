@@ -1,4 +1,4 @@
-//! `--nodeport-addresses`: which addresses of the node NodePorts are dialled
+//! `--nodeport-addresses`: on which addresses of the node NodePorts are served
 //! on (S52–S54).
 
 use std::{net::IpAddr, str::FromStr};

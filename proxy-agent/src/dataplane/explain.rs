@@ -9,7 +9,7 @@ use proxy_common::{
     explain::{Answer, Explain, Question},
     frontend::Frontend,
     masquerade::PortRange,
-    service::Run,
+    service::SlotRange,
 };
 
 use crate::dataplane::{
@@ -126,5 +126,5 @@ const NO_ANSWER: Answer = Answer {
         kind: 0,
         tag: 0,
     },
-    run: Run::reject(),
+    range: SlotRange::reject(),
 };

@@ -18,7 +18,7 @@ use proxy_common::{
     masquerade::MasqueradeKey,
     net::Protocol,
     prefilter::{self, Filter},
-    service::{NAME_LEN, Run, Service, ServiceName, SessionAffinity, Slot},
+    service::{NAME_LEN, Service, ServiceName, SessionAffinity, Slot, SlotRange},
     source_range::SourceRange,
 };
 use tokio::sync::Notify;
@@ -107,7 +107,7 @@ pub struct KernelTables<F: KernelFamily> {
     filters: Mapped<Filter>,
     flows: HashMap<MapData, F::FlowKey, F::Flow>,
     capacity: Capacity,
-    departures: Arc<Notify>,
+    removed_backends: Arc<Notify>,
 }
 
 impl<F: KernelFamily> KernelTables<F> {
@@ -149,14 +149,17 @@ impl<F: KernelFamily> KernelTables<F> {
             services,
             slots,
             backends,
-            departures: Arc::default(),
+            removed_backends: Arc::default(),
         })
     }
 
     /// Tells whenever a backend stops serving.
     #[must_use]
-    pub fn announcing(self, departures: Arc<Notify>) -> Self {
-        Self { departures, ..self }
+    pub fn announcing(self, removed_backends: Arc<Notify>) -> Self {
+        Self {
+            removed_backends,
+            ..self
+        }
     }
 }
 
@@ -190,9 +193,9 @@ impl<F: KernelFamily> KernelTables<F> {
         (0..self.backends.rows()).filter_map(|row| self.backend(row))
     }
 
-    /// The rows of `BACKENDS` that a run leads to.
-    pub fn members(&self, run: Run) -> impl Iterator<Item = u32> {
-        let slots = run.first..run.first.saturating_add(run.count);
+    /// The rows of `BACKENDS` that a range leads to.
+    pub fn members(&self, range: SlotRange) -> impl Iterator<Item = u32> {
+        let slots = range.first..range.first.saturating_add(range.count);
         slots.filter_map(|slot| Some(self.slots.get(slot)?.backend))
     }
 }
@@ -315,8 +318,8 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
         let slots = services
             .iter()
             .flat_map(|service| [service.cluster, service.local])
-            .filter(|run| run.count > 0)
-            .map(|run| run.first.saturating_add(run.count))
+            .filter(|range| range.count > 0)
+            .map(|range| range.first.saturating_add(range.count))
             .max()
             .unwrap_or(0)
             .min(self.slots.rows());
@@ -388,7 +391,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                 let state = u16::from_ne_bytes([*flags, *epoch]);
                 row(self.backends.store(*index, offset, state))?;
                 if flags & Backend::<F::Addr>::SERVING == 0 {
-                    self.departures.notify_one();
+                    self.removed_backends.notify_one();
                 }
                 Ok(())
             }
@@ -408,8 +411,8 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                     session_affinity,
                 } = *service;
                 let words = [
-                    (offset_of!(Service, cluster), run_bits(cluster)),
-                    (offset_of!(Service, local), run_bits(local)),
+                    (offset_of!(Service, cluster), range_bits(cluster)),
+                    (offset_of!(Service, local), range_bits(local)),
                     (
                         offset_of!(Service, session_affinity),
                         session_affinity_bits(session_affinity),
@@ -419,16 +422,16 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
                     .into_iter()
                     .try_for_each(|(offset, word)| row(self.services.store(*index, offset, word)))
             }
-            Write::Run {
+            Write::SlotRange {
                 row: index,
                 set,
-                run,
+                range,
             } => {
                 let offset = match set {
                     Set::Cluster => offset_of!(Service, cluster),
                     Set::Local => offset_of!(Service, local),
                 };
-                row(self.services.store(*index, offset, run_bits(*run)))
+                row(self.services.store(*index, offset, range_bits(*range)))
             }
             Write::SessionAffinity {
                 row: index,
@@ -462,8 +465,8 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
 
 /// A row of `SERVICES` that was never written.
 const ZERO: Service = Service {
-    cluster: Run { first: 0, count: 0 },
-    local: Run { first: 0, count: 0 },
+    cluster: SlotRange { first: 0, count: 0 },
+    local: SlotRange { first: 0, count: 0 },
     session_affinity: SessionAffinity::NONE,
 };
 
@@ -476,9 +479,9 @@ fn used<T: aya::Pod>(table: &Mapped<T>, is_used: impl Fn(&T) -> bool) -> Vec<T> 
     (0..count).filter_map(|row| table.get(row)).collect()
 }
 
-/// A run as the word that is stored.
-fn run_bits(run: Run) -> u64 {
-    word(run.first, run.count)
+/// A range as the word that is stored.
+fn range_bits(range: SlotRange) -> u64 {
+    word(range.first, range.count)
 }
 
 /// Session affinity as the word that is stored.
@@ -576,10 +579,10 @@ mod tests {
 
     #[test]
     fn words_are_stored_as_the_programs_read_them() {
-        let run = Run { first: 7, count: 3 };
+        let range = SlotRange { first: 7, count: 3 };
         // SAFETY: eight plain bytes of the same layout.
-        let read: Run = unsafe { std::mem::transmute(run_bits(run)) };
-        assert_eq!(read, run);
+        let read: SlotRange = unsafe { std::mem::transmute(range_bits(range)) };
+        assert_eq!(read, range);
         let session_affinity = SessionAffinity {
             seconds: 10_800,
             round: 2,

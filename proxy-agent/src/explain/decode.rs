@@ -179,7 +179,7 @@ pub fn answer<F: KernelFamily>(
         facts.chosen.into_iter().collect()
     } else {
         tables
-            .members(answer.run)
+            .members(answer.range)
             .filter_map(|row| tables.backend(row))
             .map(address)
             .collect()

@@ -27,7 +27,7 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    keeper::netns_cookie,
+    node::netns_cookie,
 };
 
 /// The programs, and the tables they look at.
@@ -146,14 +146,14 @@ impl Engine {
         let (usual, wanted, mask) = match via {
             Via::Node => (0, 0, 0),
             Via::Pod => (
-                Device::HOOKED | Device::POD_ROUTES | Device::LOCAL_CLIENTS,
-                Device::HOOKED | Device::POD_ROUTES,
-                Device::HOOKED | Device::POD_ROUTES,
+                Device::COVERED | Device::POD_ROUTES | Device::LOCAL_CLIENTS,
+                Device::COVERED | Device::POD_ROUTES,
+                Device::COVERED | Device::POD_ROUTES,
             ),
             Via::External => (
-                Device::HOOKED | Device::UPLINK,
-                Device::HOOKED | Device::UPLINK,
-                Device::HOOKED | Device::UPLINK,
+                Device::COVERED | Device::UPLINK,
+                Device::COVERED | Device::UPLINK,
+                Device::COVERED | Device::UPLINK,
             ),
         };
         let device = self

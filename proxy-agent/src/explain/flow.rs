@@ -37,7 +37,7 @@ pub struct Source {
     pub port: Option<u16>,
 }
 
-/// What is dialled.
+/// The destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Destination(pub SocketAddr);

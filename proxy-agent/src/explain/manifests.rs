@@ -27,11 +27,11 @@ use crate::{
     local_addrs,
     metrics::Metrics,
     model::{IpFamily, Node, ObjectKey},
-    program::Programmer,
-    reconcile::{Desired, Intervals, Program, Reconciler, SyncOutcome},
+    reconcile::{Desired, Intervals, Reconciler, SyncOutcome, SyncTarget},
     service_ranges::ranges,
     settings,
     source::{self, Batch, Change, Update, manifests},
+    table_sync::TableSync,
 };
 
 /// The engine of a node as the manifests describe it.
@@ -189,29 +189,29 @@ struct Surroundings {
 /// Why a family could not be programmed.
 type Failure = Rc<RefCell<Option<anyhow::Error>>>;
 
-/// A programmer whose failure is not left to a later sync.
+/// A [`TableSync`] whose failure is not left to a later sync.
 struct Watched<F: KernelFamily> {
-    programmer: Programmer<F, KernelTables<F>>,
+    table_sync: TableSync<F, KernelTables<F>>,
     failure: Failure,
 }
 
 impl<F: KernelFamily> Watched<F> {
     fn new(maps: &impl Maps, failure: &Failure) -> anyhow::Result<Self> {
         Ok(Self {
-            programmer: Programmer::new(KernelTables::open(maps, Access::Write)?)?,
+            table_sync: TableSync::new(KernelTables::open(maps, Access::Write)?)?,
             failure: Rc::clone(failure),
         })
     }
 }
 
-impl<F: KernelFamily> Program<F> for Watched<F> {
+impl<F: KernelFamily> SyncTarget<F> for Watched<F> {
     fn sync(
         &mut self,
         services: &BTreeSet<ObjectKey>,
         complete: bool,
         desired: &mut Desired<F>,
     ) -> SyncOutcome {
-        let mut outcome = self.programmer.sync(services, complete, desired);
+        let mut outcome = self.table_sync.sync(services, complete, desired);
         if let Some(error) = outcome.error.take() {
             self.failure.replace(Some(error.context(F::NAME)));
         }
@@ -223,6 +223,6 @@ impl<F: KernelFamily> Program<F> for Watched<F> {
         services: &BTreeSet<ObjectKey>,
         desired: &mut Desired<F>,
     ) -> anyhow::Result<usize> {
-        self.programmer.audit(services, desired)
+        self.table_sync.audit(services, desired)
     }
 }

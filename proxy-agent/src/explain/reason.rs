@@ -82,7 +82,7 @@ pub fn masquerade(facts: &Facts) -> String {
     let why = match (facts.masquerade, external) {
         (true, _) if same => "the client is the endpoint itself and would answer itself directly",
         (true, _) if facts.client == Client::Host => {
-            "the client is this node itself, and replies must come back to where it dialled"
+            "the client is this node itself, and replies must come back from the frontend"
         }
         (true, false) if facts.masquerade_all => "--masquerade-all",
         (true, false) => {

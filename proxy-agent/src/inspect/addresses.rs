@@ -1,5 +1,5 @@
 //! `get addresses`: what the node takes for its own addresses, and where
-//! NodePorts are dialled.
+//! NodePorts are served.
 
 use ipnet::IpNet;
 use proxy_common::{
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AddressRow {
     pub prefix: String,
-    /// Whether NodePorts are dialled there.
+    /// Whether NodePorts are served there.
     pub node_ports: bool,
     /// Whether only this node's processes reach it.
     pub loopback: bool,

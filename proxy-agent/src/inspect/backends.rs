@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use proxy_common::{
     backend::Backend,
     family::Family,
-    service::{Run, Service},
+    service::{Service, SlotRange},
 };
 use serde::Serialize;
 
@@ -80,9 +80,9 @@ impl Row for BackendRow {
 
 /// One row for each row of `BACKENDS` in use.
 pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<BackendRow> {
-    let members = |run: fn(&Service) -> Run| -> BTreeSet<u32> {
-        let runs = tables.services.iter().map(run);
-        runs.flat_map(|run| slots(&tables.slots, run)).collect()
+    let members = |range: fn(&Service) -> SlotRange| -> BTreeSet<u32> {
+        let runs = tables.services.iter().map(range);
+        runs.flat_map(|range| slots(&tables.slots, range)).collect()
     };
     let cluster = members(|service| service.cluster);
     let local = members(|service| service.local);
@@ -110,11 +110,11 @@ pub fn rows<F: Family>(tables: &Tables<F>) -> Vec<BackendRow> {
         .collect()
 }
 
-/// The backend rows in the slots of a run. Slots at the end that hold row 0 may
+/// The backend rows in a range of slots. Slots at the end that hold row 0 may
 /// have been left out of the table.
-fn slots(slots: &[u32], run: Run) -> impl Iterator<Item = u32> {
-    let first = run.first as usize;
-    let count = run.count as usize;
+fn slots(slots: &[u32], range: SlotRange) -> impl Iterator<Item = u32> {
+    let first = range.first as usize;
+    let count = range.count as usize;
     let left_out = (count > slots.len().saturating_sub(first)).then_some(0);
     slots
         .iter()
@@ -159,8 +159,8 @@ mod tests {
         };
         Tables {
             services: vec![Service {
-                cluster: Run { first: 0, count: 2 },
-                local: Run { first: 2, count: 1 },
+                cluster: SlotRange { first: 0, count: 2 },
+                local: SlotRange { first: 2, count: 1 },
                 ..Service::FREE
             }],
             slots: vec![0, 1],

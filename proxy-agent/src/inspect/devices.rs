@@ -20,8 +20,8 @@ use crate::{
     },
     devices::{Link, netlink::Netlink},
     inspect::render::{self, Row},
-    keeper,
     model::IpFamily,
+    node,
 };
 
 /// A device that has a row of `DEVICES`.
@@ -44,7 +44,8 @@ pub struct DeviceRow {
     /// Leads away from this node.
     pub uplink: bool,
     /// What comes in by it passes our programs.
-    pub hooked: bool,
+    #[serde(rename = "hooked")]
+    pub covered: bool,
     /// What comes in by it are pods, according to the local detector.
     pub pods: bool,
     /// It leads to pods of this node, whose packets keep their source.
@@ -131,7 +132,7 @@ impl DeviceRow {
     fn flags(&self) -> impl Iterator<Item = &'static str> {
         [
             (self.uplink, "uplink"),
-            (self.hooked, "hooked"),
+            (self.covered, "covered"),
             (self.pods, "pods"),
             (self.pod_routes, "pod-routes"),
         ]
@@ -187,7 +188,7 @@ pub fn row(
         masquerade_v4: (shows(IpFamily::V4) && v4 != AddrV4::ZERO).then(|| v4.into()),
         masquerade_v6: (shows(IpFamily::V6) && v6 != AddrV6::ZERO).then(|| v6.into()),
         uplink: has(Device::UPLINK),
-        hooked: has(Device::HOOKED),
+        covered: has(Device::COVERED),
         pods: has(Device::LOCAL_CLIENTS),
         pod_routes: has(Device::POD_ROUTES),
         attached: ours
@@ -262,7 +263,7 @@ pub(crate) fn is_bridge(ifindex: u32, devices: &[(u32, Device)]) -> bool {
 /// Whether the agent's devices are those of this process' network namespace.
 pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
     let config = load::open_config(pins, Access::Read)?;
-    Ok(config.get(0).map(|config| config.netns_cookie) == Some(keeper::netns_cookie()))
+    Ok(config.get(0).map(|config| config.netns_cookie) == Some(node::netns_cookie()))
 }
 
 #[cfg(test)]
@@ -300,7 +301,7 @@ mod tests {
             bridge: 3,
             masquerade_v4: Ipv4Addr::new(10, 0, 0, 1).into(),
             masquerade_v6: Ipv6Addr::LOCALHOST.into(),
-            flags: Device::UPLINK | Device::HOOKED,
+            flags: Device::UPLINK | Device::COVERED,
             ..Device::default()
         };
         let programs = DevicePrograms {
@@ -317,15 +318,15 @@ mod tests {
         let links = [link(3, "cni0"), link(4, "veth1")];
         assert_eq!(
             cells(&links, None),
-            "veth1 4 L2 cni0 10.0.0.1 ::1 uplink,hooked tcx ingress(ours),ingress(id=6) -"
+            "veth1 4 L2 cni0 10.0.0.1 ::1 uplink,covered tcx ingress(ours),ingress(id=6) -"
         );
     }
 
     #[test]
     fn shows_one_family_and_devices_without_names() {
-        assert!(cells(&[], Some(IpFamily::V6)).starts_with("- 4 L2 3 - ::1 uplink,hooked tcx"));
+        assert!(cells(&[], Some(IpFamily::V6)).starts_with("- 4 L2 3 - ::1 uplink,covered tcx"));
         assert!(
-            cells(&[], Some(IpFamily::V4)).starts_with("- 4 L2 3 10.0.0.1 - uplink,hooked tcx")
+            cells(&[], Some(IpFamily::V4)).starts_with("- 4 L2 3 10.0.0.1 - uplink,covered tcx")
         );
     }
 

@@ -1,4 +1,4 @@
-//! `get services`: Service ports, with the addresses that clients dial.
+//! `get services`: Service ports, with their frontends.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -7,7 +7,7 @@ use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
     net::{Address as _, Protocol},
-    service::{Run, Service},
+    service::{Service, SlotRange},
     source_range::SourceRange,
 };
 use serde::Serialize;
@@ -30,7 +30,7 @@ pub struct ServiceRow {
     pub port: String,
     pub protocol: String,
     pub family: &'static str,
-    /// What clients dial; `*` stands for this node's addresses.
+    /// The frontends; `*` stands for this node's addresses.
     pub frontends: Vec<String>,
     /// Their kinds, in the same order.
     pub kinds: Vec<&'static str>,
@@ -56,17 +56,18 @@ pub struct SetRow {
     pub when_empty: Option<&'static str>,
 }
 
-impl From<Run> for SetRow {
-    fn from(run: Run) -> Self {
-        let when_empty = match run {
-            Run { count: 1.., .. } => None,
-            Run {
-                first: Run::DROP, ..
+impl From<SlotRange> for SetRow {
+    fn from(range: SlotRange) -> Self {
+        let when_empty = match range {
+            SlotRange { count: 1.., .. } => None,
+            SlotRange {
+                first: SlotRange::DROP,
+                ..
             } => Some("drop"),
-            Run { .. } => Some("reject"),
+            SlotRange { .. } => Some("reject"),
         };
         Self {
-            backends: run.count,
+            backends: range.count,
             when_empty,
         }
     }
@@ -268,8 +269,8 @@ mod tests {
             ]),
             services: vec![
                 Service {
-                    cluster: Run { first: 4, count: 2 },
-                    local: Run::drop(),
+                    cluster: SlotRange { first: 4, count: 2 },
+                    local: SlotRange::drop(),
                     session_affinity: SessionAffinity {
                         seconds: 90,
                         round: 1,

@@ -1,4 +1,4 @@
-//! Services: which addresses and ports clients dial, and who may.
+//! Services: their addresses and ports, and which clients may use them.
 
 mod affinity;
 mod external;
@@ -24,7 +24,7 @@ pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     pub key: ObjectKey,
-    /// The addresses clients in the cluster dial (S3).
+    /// The cluster IPs, the addresses for clients in the cluster (S3).
     pub cluster_ips: FamilyIps,
     /// spec.externalIPs, each once, in ascending order (S7).
     pub external_ips: Vec<IpAddr>,
@@ -209,13 +209,13 @@ fn cluster_ips(
 }
 
 fn cluster_ip(raw: &str, family: Option<IpFamily>, problems: &mut Problems) -> Option<IpAddr> {
-    dialled_address(raw, family)
+    frontend_address(raw, family)
         .map_err(|problem| problems.add(ServiceProblem::ClusterIp(problem)))
         .ok()
 }
 
-/// An address that clients may dial.
-fn dialled_address(raw: &str, family: Option<IpFamily>) -> Result<IpAddr, AddressProblem> {
+/// Checks that an address can be a frontend's.
+fn frontend_address(raw: &str, family: Option<IpFamily>) -> Result<IpAddr, AddressProblem> {
     let ip = parse_address(raw, family)?;
     match classify(ip) {
         // Link-local addresses are odd but work.

@@ -6,7 +6,7 @@ use proxy_common::{
     backend::Backend,
     family::Family,
     frontend::Frontend,
-    service::{Run, SessionAffinity},
+    service::{SessionAffinity, SlotRange},
 };
 
 use crate::{
@@ -39,7 +39,7 @@ impl<F: Family> Planner<F> {
                 owners.insert(row, name.clone());
                 planner.ports.insert(name.clone(), Box::new(Port::at(row)));
             } else {
-                planner.strays.names.push(row);
+                planner.orphans.names.push(row);
             }
         }
         planner.adopt_backends(tables, &owners);
@@ -65,7 +65,7 @@ impl<F: Family> Planner<F> {
                 {
                     port.backends.insert(endpoint, row);
                 }
-                _ if row.flags != 0 => self.strays.backends.push(row),
+                _ if row.flags != 0 => self.orphans.backends.push(row),
                 _ => {}
             }
         }
@@ -78,17 +78,17 @@ impl<F: Family> Planner<F> {
             else {
                 continue;
             };
-            let mut adopt = |run: Run| -> Placed {
-                let backends = (run.first as usize)
-                    .checked_add(run.count as usize)
-                    .and_then(|end| tables.slots.get(run.first as usize..end));
+            let mut adopt = |range: Run| -> Placed {
+                let backends = (range.first as usize)
+                    .checked_add(range.count as usize)
+                    .and_then(|end| tables.slots.get(range.first as usize..end));
                 match backends {
-                    _ if run.count == 0 => Placed {
-                        run,
+                    _ if range.count == 0 => Placed {
+                        range,
                         backends: Vec::new(),
                     },
-                    Some(backends) if self.slots.take_at(run.first, run.count) => Placed {
-                        run,
+                    Some(backends) if self.slots.take_at(range.first, range.count) => Placed {
+                        range,
                         backends: backends.to_vec(),
                     },
                     _ => Placed::unknown(),
@@ -135,10 +135,10 @@ impl<F: Family> Port<F> {
 }
 
 impl Placed {
-    /// A set whose run cannot be trusted; equal to no set that is wanted.
+    /// A set whose range cannot be trusted; equal to no set that is wanted.
     fn unknown() -> Self {
         Self {
-            run: Run {
+            range: SlotRange {
                 first: u32::MAX,
                 count: 0,
             },

@@ -93,22 +93,24 @@ impl<F: Family> Planner<F> {
     }
 
     /// Marks a backend dead and lets its row rest.
-    pub(super) fn bury(&mut self, row: Row, plan: &mut Plan<F>) {
-        plan.writes.push(row.death());
+    pub(super) fn retire(&mut self, row: Row, plan: &mut Plan<F>) {
+        plan.writes.push(row.tombstone());
         self.backends.retire(row.index, 1);
     }
 
     /// Marks backends dead that were adopted and belong to no port.
-    pub(super) fn bury_strays(&self, strays: Vec<Row>, plan: &mut Plan<F>) {
-        if strays.is_empty() {
+    pub(super) fn retire_orphans(&self, orphans: Vec<Row>, plan: &mut Plan<F>) {
+        if orphans.is_empty() {
             return;
         }
         let ports = self.ports.values();
         let taken: BTreeSet<_> = ports
             .flat_map(|port| port.backends.values().map(|row| row.index))
             .collect();
-        let strays = strays.into_iter().filter(|row| !taken.contains(&row.index));
-        plan.writes.extend(strays.map(Row::death));
+        let orphans = orphans
+            .into_iter()
+            .filter(|row| !taken.contains(&row.index));
+        plan.writes.extend(orphans.map(Row::tombstone));
     }
 }
 
@@ -151,7 +153,7 @@ impl Row {
         }
     }
 
-    fn death<F: Family>(self) -> Write<F> {
+    fn tombstone<F: Family>(self) -> Write<F> {
         Self { flags: 0, ..self }.state()
     }
 

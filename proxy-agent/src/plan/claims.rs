@@ -234,9 +234,9 @@ impl<F: Family> Planner<F> {
     pub(super) fn remove_stray_frontends(&mut self, plan: &mut Plan<F>) {
         let (addresses, keys): (Vec<_>, Vec<_>) =
             self.frontends.keys().copied().partition(is_address);
-        let strays = keys.into_iter();
-        let strays = strays.filter(|key| !self.claims.contains_key(key));
-        self.settle_claims(strays.collect(), plan);
+        let orphans = keys.into_iter();
+        let orphans = orphans.filter(|key| !self.claims.contains_key(key));
+        self.settle_claims(orphans.collect(), plan);
         for key in addresses {
             self.settle_address(key.addr, plan);
         }

@@ -159,7 +159,7 @@ impl<F: Family> Planner<F> {
 
     /// Plans to set bits that are missing. Only if somebody else has written
     /// the filters are there any.
-    pub fn mend_filters(&mut self) -> Plan<F> {
+    pub fn repair_filters(&mut self) -> Plan<F> {
         let mut plan = Plan::default();
         for bit in lacking(&self.needed(), &self.filters.words) {
             self.set_bit(bit, &mut plan);

@@ -7,7 +7,7 @@ use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
     net::{Address as _, BePort},
-    service::{Run, Service},
+    service::{Service, SlotRange},
 };
 
 use crate::plan::{
@@ -80,9 +80,9 @@ impl<F: Family> Memory<F> {
                 }
             }
             Write::Service { row, service } => *self.service(*row)? = *service,
-            Write::Run { row, set, run } => match set {
-                Set::Cluster => self.service(*row)?.cluster = *run,
-                Set::Local => self.service(*row)?.local = *run,
+            Write::SlotRange { row, set, range } => match set {
+                Set::Cluster => self.service(*row)?.cluster = *range,
+                Set::Local => self.service(*row)?.local = *range,
             },
             Write::SessionAffinity {
                 row,
@@ -169,24 +169,24 @@ impl<F: Family> Memory<F> {
         let Some(service) = tables.services.get(frontend.service as usize) else {
             return Resolved::Broken;
         };
-        let run = if bound && frontend.flags & Frontend::LOCAL_SET != 0 {
+        let range = if bound && frontend.flags & Frontend::LOCAL_SET != 0 {
             service.local
         } else {
             service.cluster
         };
-        self.resolve_run(run)
+        self.resolve_range(range)
     }
 
-    fn resolve_run(&self, run: Run) -> Resolved<F> {
-        if run.count == 0 {
-            return if run == Run::drop() {
+    fn resolve_range(&self, range: SlotRange) -> Resolved<F> {
+        if range.count == 0 {
+            return if range == SlotRange::drop() {
                 Resolved::Drop
             } else {
                 Resolved::Reject
             };
         }
         let mut backends = Vec::new();
-        for slot in run.first..run.first + run.count {
+        for slot in range.first..range.first + range.count {
             let Some(row) = self.tables.slots.get(slot as usize) else {
                 return Resolved::Broken;
             };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proxy_common::{
     family::Family,
     frontend::FrontendKey,
-    service::{Run, Service, SessionAffinity},
+    service::{Service, SessionAffinity, SlotRange},
 };
 
 use crate::{
@@ -35,8 +35,8 @@ pub(super) struct Port<F: Family> {
 /// Where a set of backends stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placed {
-    pub(super) run: Run,
-    /// What the slots of `run` hold.
+    pub(super) range: SlotRange,
+    /// What the slots of `range` hold.
     pub(super) backends: Vec<u32>,
 }
 
@@ -102,8 +102,8 @@ impl<F: Family> Planner<F> {
             Ok(())
         });
         if let Err(problem) = sets.and_then(|()| self.check_ranges(desired, row)) {
-            for Placed { run, .. } in placed.into_iter().filter_map(|(_, new)| new) {
-                self.slots.put_back(run.first, run.count);
+            for Placed { range, .. } in placed.into_iter().filter_map(|(_, new)| new) {
+                self.slots.put_back(range.first, range.count);
             }
             self.put_back_backends(&fresh);
             if !known {
@@ -126,11 +126,11 @@ impl<F: Family> Planner<F> {
         let known = self.ports.contains_key(&desired.name);
         self.write_fresh(desired, &fresh, plan);
         for (_, new) in &placed {
-            if let Some(Placed { run, backends }) = new
-                && run.count > 0
+            if let Some(Placed { range, backends }) = new
+                && range.count > 0
             {
                 plan.writes.push(Write::Slots {
-                    first: run.first,
+                    first: range.first,
                     backends: backends.clone(),
                 });
             }
@@ -153,10 +153,10 @@ impl<F: Family> Planner<F> {
         for (set, new) in placed {
             let Some(new) = new else { continue };
             let current = port.set_mut(set);
-            self.slots.retire(current.run.first, current.run.count);
+            self.slots.retire(current.range.first, current.range.count);
             if known {
-                let run = new.run;
-                let store = Write::Run { row, set, run };
+                let range = new.range;
+                let store = Write::SlotRange { row, set, range };
                 if is_used(desired, set) {
                     plan.writes.push(store);
                 } else {
@@ -177,8 +177,8 @@ impl<F: Family> Planner<F> {
             plan.writes.push(Write::Service {
                 row,
                 service: Service {
-                    cluster: port.cluster.run,
-                    local: port.local.run,
+                    cluster: port.cluster.range,
+                    local: port.local.range,
                     session_affinity,
                 },
             });
@@ -216,15 +216,15 @@ impl<F: Family> Planner<F> {
         empty: WhenEmpty,
     ) -> Result<Option<Placed>, Full> {
         let current = self.ports.get(name).map(|port| port.set(set));
-        let run = if backends.is_empty() {
+        let range = if backends.is_empty() {
             match empty {
-                WhenEmpty::Reject => Run::reject(),
-                WhenEmpty::Drop => Run::drop(),
+                WhenEmpty::Reject => SlotRange::reject(),
+                WhenEmpty::Drop => SlotRange::drop(),
             }
         } else if let Some(current) = current
             && current.backends == backends
         {
-            current.run
+            current.range
         } else {
             let full = Full {
                 table: "SLOTS",
@@ -234,9 +234,9 @@ impl<F: Family> Planner<F> {
             let Some(first) = self.slots.take(count) else {
                 return Err(full);
             };
-            Run { first, count }
+            SlotRange { first, count }
         };
-        let new = Placed { run, backends };
+        let new = Placed { range, backends };
         Ok((current != Some(&new)).then_some(new))
     }
 }
@@ -261,7 +261,7 @@ impl Placed {
     /// A set that stands nowhere: what a new row of `SERVICES` holds.
     fn nowhere() -> Self {
         Self {
-            run: Run::reject(),
+            range: SlotRange::reject(),
             backends: Vec::new(),
         }
     }

@@ -72,10 +72,10 @@ impl<F: Family> Planner<F> {
     /// Removes the source ranges that belong to no Service port; the ports have
     /// these rows of `SERVICES`.
     pub(super) fn remove_stray_ranges(&mut self, rows: &BTreeSet<u32>, plan: &mut Plan<F>) {
-        let is_stray = |key: &RangeKey<_>| key.service().is_none_or(|row| !rows.contains(&row));
-        let strays = self.source_ranges.iter().copied().filter(is_stray);
-        let strays: Vec<_> = strays.collect();
-        for key in strays {
+        let is_orphan = |key: &RangeKey<_>| key.service().is_none_or(|row| !rows.contains(&row));
+        let orphans = self.source_ranges.iter().copied().filter(is_orphan);
+        let orphans: Vec<_> = orphans.collect();
+        for key in orphans {
             self.source_ranges.remove(&key);
             plan.writes.push(Write::DeleteSourceRange { key });
         }

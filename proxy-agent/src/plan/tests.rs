@@ -61,7 +61,7 @@ fn sync<F: TestFamily>(
     for (&number, shape) in cluster {
         plans.push(planner.update(&service_key(number), &desired(number, shape), now));
     }
-    plans.push(planner.remove_strays());
+    plans.push(planner.remove_orphans());
     for plan in plans {
         for write in &plan.writes {
             memory.write(write).ok()?;
@@ -160,8 +160,12 @@ fn every_step_serves_old_or_new<F: TestFamily>(before: Cluster, after: Cluster) 
             }
         }
     }
-    let strays = planner.remove_strays();
-    assert_eq!(strays.writes, [], "nothing but an adopted table has strays");
+    let orphans = planner.remove_orphans();
+    assert_eq!(
+        orphans.writes,
+        [],
+        "nothing but an adopted table has orphans"
+    );
     assert_serves(&memory, &after);
 }
 
@@ -363,7 +367,7 @@ fn an_endpoint_change_is_one_store() {
         .writes;
     let stores = writes
         .iter()
-        .filter(|write| matches!(write, Write::Run { .. }))
+        .filter(|write| matches!(write, Write::SlotRange { .. }))
         .count();
     assert_eq!(stores, 1);
     assert!(

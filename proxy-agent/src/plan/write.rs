@@ -8,7 +8,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::Address,
     prefilter,
-    service::{Run, Service, SessionAffinity},
+    service::{Service, SessionAffinity, SlotRange},
     source_range::SourceRange,
 };
 
@@ -36,7 +36,7 @@ pub enum Write<F: Family> {
         flags: u8,
         epoch: u8,
     },
-    /// Fills slots that no run covers.
+    /// Fills slots that no range covers.
     Slots {
         first: u32,
         backends: Vec<u32>,
@@ -47,10 +47,10 @@ pub enum Write<F: Family> {
         service: Service,
     },
     /// Replaces one set of a Service port, by one eight-byte store.
-    Run {
+    SlotRange {
         row: u32,
         set: Set,
-        run: Run,
+        range: SlotRange,
     },
     /// Changes the session affinity of a Service port, by one eight-byte store.
     SessionAffinity {
@@ -121,7 +121,9 @@ impl<F: Family> Write<F> {
             Self::Filter { .. } => "PREFILTER",
             Self::Backend { .. } | Self::BackendState { .. } => "BACKENDS",
             Self::Slots { .. } => "SLOTS",
-            Self::Service { .. } | Self::Run { .. } | Self::SessionAffinity { .. } => "SERVICES",
+            Self::Service { .. } | Self::SlotRange { .. } | Self::SessionAffinity { .. } => {
+                "SERVICES"
+            }
             Self::SourceRange { .. } | Self::DeleteSourceRange { .. } => "SOURCE_RANGES",
             Self::Name { .. } | Self::DeleteName { .. } => "NAMES",
             Self::Frontend { .. } | Self::DeleteFrontend { .. } => "FRONTENDS",

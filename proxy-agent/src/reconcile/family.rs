@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    Program, SyncOutcome, Trigger,
+    SyncOutcome, SyncTarget, Trigger,
     pace::{Backoff, Pace},
     problems::Ledger,
 };
@@ -68,7 +68,7 @@ pub struct FamilyQueue<F: Family, P> {
     family: PhantomData<F>,
 }
 
-impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
+impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
     /// A queue that starts with a complete sync.
     pub fn new(program: P, min_sync: Duration, metrics: Metrics, health: Health) -> Self {
         Self {
@@ -174,7 +174,7 @@ impl<F: Family, P: Program<F>> FamilyQueue<F, P> {
     }
 }
 
-impl<F: Family, P: Program<F>> Queue for FamilyQueue<F, P> {
+impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
     fn enqueue(&mut self, services: &BTreeSet<ObjectKey>) {
         if !services.is_empty() {
             self.metrics.sync_queued::<F>();

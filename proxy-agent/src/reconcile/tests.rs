@@ -49,7 +49,7 @@ impl Outcomes {
     }
 }
 
-impl<F: Family> Program<F> for Fake {
+impl<F: Family> SyncTarget<F> for Fake {
     fn sync(
         &mut self,
         services: &BTreeSet<ObjectKey>,

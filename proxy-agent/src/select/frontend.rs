@@ -1,4 +1,4 @@
-//! What clients dial: the kinds of frontends and what each asks of a flow.
+//! The kinds of frontends and what each asks of a flow.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use proxy_common::{
     net::{BePort, Protocol},
 };
 
-/// An address and port that clients dial.
+/// An address and port that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DesiredFrontend<F: Family> {
     pub address: FrontendAddress<F>,
@@ -84,7 +84,7 @@ impl<F: Family> DesiredFrontend<F> {
     }
 
     /// Some flows to it go to the cluster set. Traffic policy Local binds
-    /// everyone who dials a cluster IP, but elsewhere not the pods and
+    /// everyone who uses a cluster IP, but elsewhere not the pods and
     /// processes of this node (S39).
     pub fn uses_cluster_set(&self) -> bool {
         !self.local_set || self.kind != FrontendKind::ClusterIp

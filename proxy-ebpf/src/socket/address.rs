@@ -177,7 +177,7 @@ pub trait Wide: Tables {
     /// The address as `SOCKETS` has it.
     fn wide(addr: &Self::Addr) -> AddrV6;
 
-    /// Of the loopback; so is the unspecified address for those who dial it.
+    /// Of the loopback; so is the unspecified address for those who connect to it.
     fn is_loopback(addr: &Self::Addr) -> bool;
 
     /// The loopback address that is meant by an address of the loopback.

@@ -13,7 +13,7 @@ use proxy_common::{
     frontend::Frontend,
     net::{Address, BePort, Protocol},
     select,
-    service::{Run, SessionAffinity},
+    service::{SessionAffinity, SlotRange},
     socket::Peer,
 };
 
@@ -50,7 +50,7 @@ pub enum Decision {
 /// Where a call that is served may go.
 pub struct Target<A> {
     pub service: u32,
-    pub run: Run,
+    pub range: SlotRange,
     /// Honoured only for frontends at this host's own addresses, whose packets
     /// meet no other hook.
     pub session_affinity: SessionAffinity,
@@ -66,7 +66,7 @@ impl<A: Address> Default for Target<A> {
     fn default() -> Self {
         Self {
             service: 0,
-            run: Run::reject(),
+            range: SlotRange::reject(),
             session_affinity: SessionAffinity::NONE,
             client: A::ZERO,
             protocol: Protocol::ANY,
@@ -158,11 +158,11 @@ pub fn decide<F: Wide>(
     {
         return Decision::Leave;
     }
-    let Some(run) = choose::run::<F>(frontend.service, local_policy && cluster_ip) else {
+    let Some(range) = choose::slot_range::<F>(frontend.service, local_policy && cluster_ip) else {
         return Decision::Leave;
     };
-    if run.count == 0 {
-        return if run.first == Run::DROP {
+    if range.count == 0 {
+        return if range.first == SlotRange::DROP {
             // Nobody answers: the packet path's drop lets the call time out.
             Decision::Leave
         } else {
@@ -170,7 +170,7 @@ pub fn decide<F: Wide>(
         };
     }
     target.service = frontend.service;
-    target.run = run;
+    target.range = range;
     target.session_affinity = session_affinity;
     target.protocol = protocol;
     // SAFETY: the helper takes nothing.
@@ -202,7 +202,7 @@ fn own_source<F: Wide>(ctx: &SockAddrContext, addr: &F::Addr, loopback: bool) ->
 /// processes (E18).
 #[inline(always)]
 fn loopback_port<F: Wide>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
-    // Who dials the unspecified address reaches the loopback's.
+    // Connecting to the unspecified address means the loopback's.
     let addr = if addr.is_zero() { F::LOOPBACK } else { *addr };
     choose::node_port::<F>(&addr, port, protocol)
 }
@@ -285,7 +285,7 @@ pub fn backend<F: Wide>(
 /// Any row of the target's, each equally likely (S38).
 #[inline(always)]
 fn row<F: Tables>(target: &Target<F::Addr>, attempt: u32) -> Option<u32> {
-    let Run { first, count } = target.run;
+    let SlotRange { first, count } = target.range;
     let mut offset = select::slot(u64::from(target.random) << 32, count) + attempt;
     if offset >= count {
         offset %= count;

@@ -1,4 +1,4 @@
-//! What a socket dialled: its value in `SOCKETS`.
+//! A socket's value in `SOCKETS`: the frontends it connected or sent to.
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
@@ -13,7 +13,7 @@ use proxy_common::{
 use super::raw;
 use crate::{subprograms, tables::SOCKETS};
 
-/// How long a frontend must not have been dialled before its entry is given
+/// How long a frontend must not have been used before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
 const IDLE: u32 = ticks_from_seconds(30);
 
@@ -151,7 +151,7 @@ pub fn set_crowded(ctx: &SockAddrContext) {
     }
 }
 
-/// Forgets who led to this backend: the socket dials it directly.
+/// Forgets who led to this backend: the socket uses it directly.
 #[inline(always)]
 pub fn forget_backend(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
     if let Some(peer) = by_backend(ctx, addr, port) {

@@ -96,7 +96,7 @@ fn services(cast: Cast, endpoints: Endpoints) -> Vec<ServicePort> {
     PROTOCOLS.into_iter().flat_map(of).collect()
 }
 
-/// What clients dial where somebody answers.
+/// The frontends where somebody answers.
 pub(super) fn frontends(cast: Cast) -> Vec<SocketAddr> {
     vec![
         cast.vip(),

@@ -13,7 +13,7 @@ use crate::family::Family;
 use crate::host::Host;
 use crate::node::Node;
 use crate::poll::eventually;
-use crate::traffic::{Answer, Dial, UdpClient};
+use crate::traffic::{Answer, TcpClient, UdpClient};
 
 /// One of two backends is missed this many times in a row once in 10^9.
 const ASKS: usize = 30;
@@ -211,7 +211,7 @@ impl<'lab> Probe<'lab> {
 
 fn ask(protocol: Protocol, target: SocketAddr) -> io::Result<Answer> {
     match protocol {
-        Protocol::Tcp => Dial::to(target)
+        Protocol::Tcp => TcpClient::to(target)
             .within(PATIENCE)
             .connect()
             .map(|connection| connection.answer),

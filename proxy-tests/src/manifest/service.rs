@@ -151,7 +151,7 @@ impl Service {
         self.with("/spec/internalTrafficPolicy", json!(policy.api_name()))
     }
 
-    /// A client stays with one endpoint until it has not dialled for so many
+    /// A client stays with one endpoint until it has not connected for so many
     /// seconds.
     #[must_use]
     pub fn client_ip_affinity(self, seconds: u32) -> Self {

@@ -47,7 +47,7 @@ impl Cast {
         SocketAddr::new(ip, port)
     }
 
-    /// The frontend most tests dial.
+    /// The frontend that most tests use.
     pub fn vip(self) -> SocketAddr {
         self.vip_with(10, 80)
     }

@@ -16,7 +16,7 @@ pub struct ServicePort {
     /// Its cluster IP.
     pub frontend: SocketAddr,
     pub protocol: Protocol,
-    /// What else clients dial.
+    /// Other frontends.
     pub others: Vec<Frontend>,
     /// Endpoints that new flows may reach.
     pub endpoints: Vec<SocketAddr>,

@@ -1,4 +1,4 @@
-//! What clients dial besides a cluster IP.
+//! Frontends besides a cluster IP.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Answer, Dial, UdpClient, ask_tcp, ask_udp, ask_udp_patiently};
+use super::{Answer, TcpClient, UdpClient, ask_tcp, ask_udp, ask_udp_patiently};
 
 /// How long to wait for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// Connections, transfers, datagrams, and one in fragments are answered.
 pub fn expect_everything(target: SocketAddr) -> Result<()> {
-    let dial = || Dial::to(target).connect();
+    let connect = || TcpClient::to(target).connect();
     ask_tcp(target).context("TCP")?;
-    dial()?.upload(1 << 20).context("upload")?;
-    dial()?.download(1 << 20).context("download")?;
+    connect()?.upload(1 << 20).context("upload")?;
+    connect()?.download(1 << 20).context("download")?;
     ask_udp(target, 64).context("UDP")?;
     ask_udp_patiently(target, 2000).context("fragments")?;
     Ok(())
@@ -24,7 +24,7 @@ pub fn expect_everything(target: SocketAddr) -> Result<()> {
 
 /// Nothing comes back, neither over TCP nor over UDP.
 pub fn expect_silence(target: SocketAddr) -> Result<()> {
-    match Dial::to(target).within(SILENCE).connect() {
+    match TcpClient::to(target).within(SILENCE).connect() {
         Err(error) if error.kind() == ErrorKind::TimedOut => {}
         other => bail!("TCP {target}: {other:?}"),
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Dial, UdpClient};
+use super::{TcpClient, UdpClient};
 use crate::host::Host;
 
 /// What an answer may take before it counts as lost.
@@ -52,7 +52,7 @@ impl Heartbeat {
 
     /// Echoes over one TCP connection.
     pub fn tcp(host: &Host, target: SocketAddr, interval: Duration) -> Result<Self> {
-        let mut connection = host.run(|| Dial::to(target).connect())?;
+        let mut connection = host.run(|| TcpClient::to(target).connect())?;
         connection.start_echo()?;
         Ok(Self::start(host, move |stopping| {
             let mut report = HeartbeatReport::default();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Connection, Dial, PATIENCE, UdpClient};
+use super::{Connection, PATIENCE, TcpClient, UdpClient};
 use crate::eventually;
 use crate::host::Host;
 
@@ -27,7 +27,7 @@ impl OpenFlows {
     /// Opens both from `client`.
     pub fn start(client: &Host, target: SocketAddr) -> Result<Self> {
         client.run(|| {
-            let mut connection = Dial::to(target).connect().context("TCP")?;
+            let mut connection = TcpClient::to(target).connect().context("TCP")?;
             connection.start_echo()?;
             connection.echo(b"first")?;
             let socket = UdpClient::connect(target)?;

@@ -11,15 +11,15 @@ use super::{Answer, PATIENCE, bulk, socket_option};
 
 /// A connection to be made.
 #[derive(Clone, Copy, Debug)]
-pub struct Dial {
+pub struct TcpClient {
     target: SocketAddr,
     source: Option<SocketAddr>,
     timeout: Duration,
     protocol: Option<Protocol>,
 }
 
-impl Dial {
-    /// Dials `target` from wherever the kernel likes.
+impl TcpClient {
+    /// Connects to `target` from wherever the kernel likes.
     pub fn to(target: SocketAddr) -> Self {
         Self {
             target,
@@ -29,7 +29,7 @@ impl Dial {
         }
     }
 
-    /// Dials from this address and port.
+    /// Connects from this address and port.
     #[must_use]
     pub fn from(self, source: SocketAddr) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Dial {
         }
     }
 
-    /// Dials by MPTCP.
+    /// Connects by MPTCP.
     #[must_use]
     pub fn multipath(self) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl Connection {
 
 /// Connects once and returns what the server said.
 pub fn ask_tcp(target: SocketAddr) -> io::Result<Answer> {
-    Dial::to(target)
+    TcpClient::to(target)
         .connect()
         .map(|connection| connection.answer)
 }

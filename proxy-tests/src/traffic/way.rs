@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 
-use super::{Answer, Dial, UdpClient, UdpTalker};
+use super::{Answer, TcpClient, UdpClient, UdpTalker};
 use crate::family::Family;
 
 /// How a process reaches a frontend.
@@ -30,7 +30,7 @@ impl Way {
         Self::MappedUnconnectedUdp,
     ];
 
-    /// Whether addresses of this family can be dialled so.
+    /// Whether addresses of this family can be reached so.
     pub fn fits(self, family: Family) -> bool {
         family == Family::V4 || !self.is_mapped()
     }
@@ -46,7 +46,7 @@ impl Way {
         };
         let (answer, own, peer) = match self {
             Self::Tcp | Self::MappedTcp => {
-                let mut connection = Dial::to(target).connect()?;
+                let mut connection = TcpClient::to(target).connect()?;
                 connection.start_echo()?;
                 connection.echo(b"again")?;
                 let (own, peer) = (connection.local_addr()?, connection.peer_addr()?);
@@ -77,7 +77,7 @@ impl Way {
     }
 }
 
-/// The address as an IPv6 socket dials it.
+/// The address as an IPv6 socket names it.
 pub fn mapped(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),

@@ -29,7 +29,7 @@ enum Client {
 }
 
 /// What a flow is addressed to.
-struct Dialled<'a> {
+struct Destination<'a> {
     service: &'a Service,
     port: &'a Port,
     kind: &'static str,
@@ -47,14 +47,14 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
     if flow.to.ip().is_loopback() && flow.place != Place::Node {
         return nothing("pass");
     }
-    let Some(dialled) = dialled(cluster, flow, family) else {
+    let Some(destination) = destination(cluster, flow, family) else {
         return nothing(without_port(cluster, flow.to.ip(), family));
     };
-    let Dialled {
+    let Destination {
         service,
         port,
         kind,
-    } = dialled;
+    } = destination;
     let refused = |verdict| Expected {
         service: Some(format!("test/{}:{}", service.name(), port.name)),
         frontend: Some(kind),
@@ -160,14 +160,14 @@ fn without_port(cluster: &Cluster, ip: IpAddr, family: Family) -> &'static str {
 }
 
 /// S51: the addresses first, then NodePorts.
-fn dialled<'a>(cluster: &'a Cluster, flow: &Flow, family: Family) -> Option<Dialled<'a>> {
+fn destination<'a>(cluster: &'a Cluster, flow: &Flow, family: Family) -> Option<Destination<'a>> {
     let protocol = flow.protocol.to_uppercase();
     for service in served(cluster, family) {
         for (ip, kind) in vips(service, family) {
             for port in &service.ports {
                 if ip == flow.to.ip() && port.number == flow.to.port() && port.protocol == protocol
                 {
-                    return Some(Dialled {
+                    return Some(Destination {
                         service,
                         port,
                         kind,
@@ -182,7 +182,7 @@ fn dialled<'a>(cluster: &'a Cluster, flow: &Flow, family: Family) -> Option<Dial
     for service in served(cluster, family) {
         for port in &service.ports {
             if port.on_nodes == flow.to.port() && port.protocol == protocol {
-                return Some(Dialled {
+                return Some(Destination {
                     service,
                     port,
                     kind: "NodePort",

@@ -14,7 +14,7 @@ fn set(namespace: &Namespace<'_>, affinity: &str) -> Result<()> {
 }
 
 /// The one server of all these doors, by protocol (S71: per port of a Service,
-/// whatever address is dialled).
+/// whatever address is used).
 fn same(doors: &[Probe<'_>], protocol: Protocol) -> Result<String> {
     let servers = doors
         .iter()

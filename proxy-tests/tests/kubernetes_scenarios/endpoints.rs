@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_tests::kubernetes::Probe;
-use proxy_tests::traffic::{Dial, UdpClient};
+use proxy_tests::traffic::{TcpClient, UdpClient};
 use proxy_tests::{ECHO_PORT, Family, Host, eventually};
 
 use crate::{DUAL, LIMIT, NODE_PORT, cluster, cluster_ips, from_outside, reach};
@@ -82,7 +82,7 @@ fn conversations_follow_pods_that_serve() -> Result<()> {
             let talk = client.run(|| UdpClient::connect(target))?;
             talk.set_patience(Duration::from_millis(200))?;
             talks.push(talk);
-            let mut call = client.run(|| Dial::to(target).connect())?;
+            let mut call = client.run(|| TcpClient::to(target).connect())?;
             call.start_echo()?;
             calls.push(call);
         }

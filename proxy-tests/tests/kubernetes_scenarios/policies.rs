@@ -14,7 +14,7 @@ fn set(namespace: &Namespace<'_>, field: &str, policy: &str) -> Result<()> {
     namespace.patch("service/echo", &json!({ "spec": { field: policy } }))
 }
 
-/// S39, S40, S43: clients outside stay on the node they dial or are dropped
+/// S39, S40, S43: clients outside stay on the node they connect to or are dropped
 /// there; pods go everywhere. S10: neither policy touches the other's traffic.
 #[test]
 fn policies_flip() -> Result<()> {

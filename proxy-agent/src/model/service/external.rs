@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    ServiceProblem, dialled_address,
+    ServiceProblem,
     fields::{Ingress, Status},
+    frontend_address,
 };
 use crate::model::{
     Problems,
@@ -60,7 +61,7 @@ pub(super) fn external_ips(listed: List<Box<str>>, problems: &mut Problems) -> V
     let ips = listed.into_iter().enumerate().filter_map(|(at, raw)| {
         let raw = raw.or_default(format_args!("spec.externalIPs[{at}]"));
         let raw = problems.note(raw, LEFT_OUT)?;
-        dialled_address(&raw, None)
+        frontend_address(&raw, None)
             .map_err(|problem| problems.add(ServiceProblem::ExternalIp(problem)))
             .ok()
     });
@@ -86,7 +87,7 @@ pub(super) fn load_balancer_ips(status: Field<Status>, problems: &mut Problems) 
                 return None;
             }
         }
-        dialled_address(&raw, None)
+        frontend_address(&raw, None)
             .map_err(|problem| problems.add(ServiceProblem::IngressIp(problem)))
             .ok()
     });

@@ -281,7 +281,7 @@ fn reads_the_internal_traffic_policy(
 
 /// As `kubectl get service -o yaml` prints one (S7–S10, S12, S72).
 #[test]
-fn keeps_what_clients_outside_dial() {
+fn keeps_external_addresses() {
     let parsed = parse_object(json!({
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {

@@ -20,7 +20,7 @@ use super::{
 };
 /// Sets and clears as the periodic comparison does.
 fn compare_filters<F: TestFamily>(planner: &mut Planner<F>, memory: &mut Memory<F>, now: Instant) {
-    let mut plans = vec![planner.mend_filters()];
+    let mut plans = vec![planner.repair_filters()];
     let mut excess = planner.excess(now);
     memory.flows.iter().for_each(|flow| excess.keep(flow));
     plans.push(planner.clear_idle(&excess, now));

@@ -8,7 +8,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::{BePort, Protocol},
     prefilter,
-    service::{Run, Service, SessionAffinity},
+    service::{Service, SessionAffinity, SlotRange},
 };
 
 use super::cluster::{TestFamily, range, service_key};
@@ -93,8 +93,8 @@ impl Junk {
 
 fn service((a, b, c, d, seconds): (u32, u32, u32, u32, u32)) -> Service {
     Service {
-        cluster: Run { first: a, count: b },
-        local: Run { first: c, count: d },
+        cluster: SlotRange { first: a, count: b },
+        local: SlotRange { first: c, count: d },
         session_affinity: SessionAffinity { seconds, round: a },
     }
 }

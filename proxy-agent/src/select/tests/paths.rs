@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// Who dials.
+/// Who connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Client {
     /// Off this node, and no pod.

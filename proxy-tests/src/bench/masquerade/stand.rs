@@ -32,7 +32,7 @@ impl fmt::Display for Proxy {
     }
 }
 
-/// Two nodes, a client outside that dials the first one, and a backend on the second.
+/// Two nodes, a client outside that connects to the first one, and a backend on the second.
 #[derive(Debug)]
 pub struct Stand {
     _server: ByteServer,
@@ -92,7 +92,7 @@ impl Stand {
         &self.lab.external
     }
 
-    /// What it dials.
+    /// Destination address.
     pub fn target(&self, family: Family) -> SocketAddr {
         self.lab.nodes[0].at(family, NODE_PORT)
     }

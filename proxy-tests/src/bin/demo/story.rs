@@ -133,7 +133,7 @@ fn in_lines(command: &Command) -> String {
 fn node_port(lab: &Lab, publisher: &Publisher<'_>) -> Result<()> {
     narrator::step(
         "A NodePort",
-        "Now each node has a port for the Service, too: a host outside the cluster dials the\n\
+        "Now each node has a port for the Service, too: a host outside the cluster connects to the\n\
          first one. Web servers on that node see who asks, others see the node.",
     )?;
     publisher.add_node_port()?;
@@ -208,8 +208,8 @@ fn await_service(client: &Host, target: SocketAddr) -> Result<()> {
         if interrupt::requested() {
             return Ok(());
         }
-        let dial = || TcpStream::connect_timeout(&target, Duration::from_millis(300));
-        client.run(dial).map(drop).context("not yet")
+        let connect = || TcpStream::connect_timeout(&target, Duration::from_millis(300));
+        client.run(connect).map(drop).context("not yet")
     })?;
     interrupt::check()
 }

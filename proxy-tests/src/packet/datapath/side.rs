@@ -13,9 +13,9 @@ use proxy_agent::{
         tables::{KernelFamily, KernelTables, open_affinity},
     },
     model::ObjectKey,
-    program::Programmer,
-    reconcile::{Program as _, SyncOutcome},
+    reconcile::{SyncOutcome, SyncTarget as _},
     select::DesiredPort,
+    table_sync::TableSync,
 };
 use proxy_common::{
     affinity::{Affinity, AffinityKey},
@@ -59,7 +59,7 @@ pub struct AffinityRecord {
 
 /// One family's tables.
 pub(super) struct Side<F: TestFamily> {
-    programmer: Programmer<F, KernelTables<F>>,
+    table_sync: TableSync<F, KernelTables<F>>,
     flows: HashMap<MapData, F::FlowKey, F::Record>,
     replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
     fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
@@ -99,7 +99,7 @@ impl<F: TestFamily> Side<F> {
                 .expect("a pinned map")
         };
         Self {
-            programmer: Programmer::new(tables).expect("readable tables"),
+            table_sync: TableSync::new(tables).expect("readable tables"),
             flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
             replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
             fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
@@ -132,7 +132,7 @@ impl<F: TestFamily> Side<F> {
     ) -> SyncOutcome {
         let services = desired.keys().cloned().collect();
         let mut of = |service: &ObjectKey| desired.get(service).cloned().unwrap_or_default();
-        let outcome = self.programmer.sync(&services, complete, &mut of);
+        let outcome = self.table_sync.sync(&services, complete, &mut of);
         assert!(outcome.error.is_none(), "{:?}", outcome.error);
         outcome
     }

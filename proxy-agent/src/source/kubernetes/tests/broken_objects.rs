@@ -16,7 +16,7 @@ use super::api_server::FakeApi;
 use crate::{
     metrics::Metrics,
     model::{Kind, ObjectKey},
-    reconcile::{Desired, Intervals, Program, Reconciler, SyncOutcome},
+    reconcile::{Desired, Intervals, Reconciler, SyncOutcome, SyncTarget},
     source::{self, kubernetes},
 };
 
@@ -29,7 +29,7 @@ type Served = Rc<RefCell<BTreeMap<String, (Vec<u16>, usize)>>>;
 /// Writes down what is to be served.
 struct Notes(Served);
 
-impl<F: Family> Program<F> for Notes {
+impl<F: Family> SyncTarget<F> for Notes {
     fn sync(
         &mut self,
         services: &BTreeSet<ObjectKey>,

@@ -4,7 +4,7 @@ use proxy_common::{
     family::{V4, V6},
     frontend::FrontendKey,
     net::{Address as _, BePort, Protocol},
-    service::{Run, SessionAffinity},
+    service::{SessionAffinity, SlotRange},
 };
 
 use super::*;
@@ -47,8 +47,8 @@ fn port<F: Family>(name: &str, vip: F::Ip, endpoint: F::Ip) -> DesiredPort<F> {
     }
 }
 
-fn programmer<F: Family>() -> Programmer<F, Memory<F>> {
-    Programmer::new(Memory::new(Capacity {
+fn table_sync<F: Family>() -> TableSync<F, Memory<F>> {
+    TableSync::new(Memory::new(Capacity {
         frontends: 16,
         services: 8,
         slots: 16,
@@ -58,26 +58,26 @@ fn programmer<F: Family>() -> Programmer<F, Memory<F>> {
     .expect("memory can be read")
 }
 
-fn resolve<F: Family>(programmer: &Programmer<F, Memory<F>>, vip: F::Ip) -> Resolved<F> {
+fn resolve<F: Family>(table_sync: &TableSync<F, Memory<F>>, vip: F::Ip) -> Resolved<F> {
     let key = FrontendKey::new(F::addr(vip), BePort::new(80), Protocol::TCP);
-    programmer.dataplane.resolve(&key)
+    table_sync.dataplane.resolve(&key)
 }
 
 /// What is desired of some Services.
 type Wishes<F> = BTreeMap<ObjectKey, Vec<DesiredPort<F>>>;
 
 fn sync<F: Family, D: Dataplane<F>>(
-    programmer: &mut Programmer<F, D>,
+    table_sync: &mut TableSync<F, D>,
     wishes: &Wishes<F>,
     complete: bool,
 ) -> SyncOutcome {
     let services = wishes.keys().cloned().collect();
-    programmer.sync(&services, complete, &mut |service| told(wishes, service))
+    table_sync.sync(&services, complete, &mut |service| told(wishes, service))
 }
 
-fn audit<F: Family>(programmer: &mut Programmer<F, Memory<F>>, wishes: &Wishes<F>) -> usize {
+fn audit<F: Family>(table_sync: &mut TableSync<F, Memory<F>>, wishes: &Wishes<F>) -> usize {
     let services = wishes.keys().cloned().collect();
-    let repairs = programmer.audit(&services, &mut |service| told(wishes, service));
+    let repairs = table_sync.audit(&services, &mut |service| told(wishes, service));
     repairs.expect("readable")
 }
 
@@ -86,15 +86,15 @@ fn told<F: Family>(wishes: &Wishes<F>, service: &ObjectKey) -> Vec<DesiredPort<F
 }
 
 fn a_failed_write_is_repeated<F: Family>(vip: F::Ip, endpoint: F::Ip) {
-    let mut programmer = programmer::<F>();
-    programmer.dataplane.fail_after = Some(3);
+    let mut table_sync = table_sync::<F>();
+    table_sync.dataplane.fail_after = Some(3);
     let desired = BTreeMap::from([(service("a"), vec![port::<F>("a", vip, endpoint)])]);
-    let outcome = sync(&mut programmer, &desired, false);
+    let outcome = sync(&mut table_sync, &desired, false);
     assert!(outcome.error.is_some());
-    let outcome = sync(&mut programmer, &desired, true);
+    let outcome = sync(&mut table_sync, &desired, true);
     assert!(outcome.error.is_none(), "{:?}", outcome.error);
     assert_eq!(
-        resolve(&programmer, vip),
+        resolve(&table_sync, vip),
         Resolved::Backends(vec![(endpoint, 8080)])
     );
 }
@@ -121,20 +121,20 @@ fn full_port<F: Family>(vip: F::Ip, balancer: F::Ip, endpoint: F::Ip) -> Desired
 }
 
 fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint]: [F::Ip; 3]) {
-    let mut programmer = programmer::<F>();
+    let mut table_sync = table_sync::<F>();
     let desired = vec![full_port::<F>(vip, balancer, endpoint)];
     let desired = BTreeMap::from([(service("a"), desired)]);
-    sync(&mut programmer, &desired, true);
-    assert_eq!(audit(&mut programmer, &desired), 0);
-    let before = programmer.dataplane.tables.clone();
-    damage(&mut programmer.dataplane.tables);
+    sync(&mut table_sync, &desired, true);
+    assert_eq!(audit(&mut table_sync, &desired), 0);
+    let before = table_sync.dataplane.tables.clone();
+    damage(&mut table_sync.dataplane.tables);
     assert!(
-        programmer.dataplane.tables != before,
+        table_sync.dataplane.tables != before,
         "something is damaged"
     );
-    assert_ne!(audit(&mut programmer, &desired), 0);
+    assert_ne!(audit(&mut table_sync, &desired), 0);
 
-    let memory = &programmer.dataplane;
+    let memory = &table_sync.dataplane;
     let restricted = FrontendKey::new(F::addr(balancer), BePort::new(80), Protocol::TCP);
     let node_port = FrontendKey::node_port(BePort::new(30080), Protocol::TCP);
     for key in [
@@ -150,7 +150,7 @@ fn audits_repair<F: Family>(damage: fn(&mut Tables<F>), [vip, balancer, endpoint
     assert_eq!(memory.tables.source_ranges, before.source_ranges);
     assert_eq!(memory.tables.names, before.names);
     assert_eq!(memory.tables.services[0].session_affinity.seconds, 90);
-    assert_eq!(audit(&mut programmer, &desired), 0);
+    assert_eq!(audit(&mut table_sync, &desired), 0);
 }
 
 /// Filter and number of each bit that is set.
@@ -172,7 +172,7 @@ fn frontends_lost<F: Family>(tables: &mut Tables<F>) {
 }
 
 fn sets_lost<F: Family>(tables: &mut Tables<F>) {
-    tables.services[0].cluster = Run::drop();
+    tables.services[0].cluster = SlotRange::drop();
 }
 
 fn affinity_off<F: Family>(tables: &mut Tables<F>) {
@@ -237,33 +237,33 @@ audits_repair! {
 
 #[test]
 fn a_complete_sync_removes_what_is_not_listed() {
-    let mut programmer = programmer::<V4>();
+    let mut table_sync = table_sync::<V4>();
     let (vip, endpoint) = ([10, 96, 0, 1].into(), [10, 244, 0, 1].into());
     let desired = BTreeMap::from([(service("a"), vec![port::<V4>("a", vip, endpoint)])]);
-    sync(&mut programmer, &desired, true);
-    sync(&mut programmer, &BTreeMap::new(), false);
-    assert_ne!(resolve(&programmer, vip), Resolved::NotOurs);
-    sync(&mut programmer, &BTreeMap::new(), true);
-    assert_eq!(resolve(&programmer, vip), Resolved::NotOurs);
+    sync(&mut table_sync, &desired, true);
+    sync(&mut table_sync, &BTreeMap::new(), false);
+    assert_ne!(resolve(&table_sync, vip), Resolved::NotOurs);
+    sync(&mut table_sync, &BTreeMap::new(), true);
+    assert_eq!(resolve(&table_sync, vip), Resolved::NotOurs);
 }
 
 /// An address may go from a Service to another one at once: nobody is told that
 /// it is taken, and no table need have room for both.
 fn what_goes_makes_room_for_what_comes<F: Family>(vip: F::Ip, endpoint: F::Ip) {
-    let mut programmer = programmer::<F>();
-    programmer.dataplane.capacity.frontends = 2;
-    programmer.planner = Planner::new(programmer.dataplane.capacity);
+    let mut table_sync = table_sync::<F>();
+    table_sync.dataplane.capacity.frontends = 2;
+    table_sync.planner = Planner::new(table_sync.dataplane.capacity);
     let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
     sync(
-        &mut programmer,
+        &mut table_sync,
         &BTreeMap::from([(service("z"), port("z"))]),
         true,
     );
     let change = BTreeMap::from([(service("a"), port("a")), (service("z"), Vec::new())]);
-    let outcome = sync(&mut programmer, &change, false);
+    let outcome = sync(&mut table_sync, &change, false);
     assert_eq!(outcome.problems, []);
     assert_eq!(
-        resolve(&programmer, vip),
+        resolve(&table_sync, vip),
         Resolved::Backends(vec![(endpoint, 8080)])
     );
 }
@@ -279,8 +279,8 @@ struct Slow<F: Family> {
     memory: Memory<F>,
     delay: Option<(&'static str, Duration)>,
     /// Rows of `BACKENDS` and when they were marked dead.
-    deaths: BTreeMap<u32, Instant>,
-    /// Least time between the death of a row and its next use.
+    retired: BTreeMap<u32, Instant>,
+    /// Least time between the removal of a row and its next use.
     rest: Option<Duration>,
 }
 
@@ -305,10 +305,10 @@ impl<F: Family> Dataplane<F> for Slow<F> {
         }
         match write {
             Write::BackendState { row, flags: 0, .. } => {
-                self.deaths.insert(*row, Instant::now());
+                self.retired.insert(*row, Instant::now());
             }
             Write::Backend { row, .. } => {
-                let rest = self.deaths.get(row).map(Instant::elapsed);
+                let rest = self.retired.get(row).map(Instant::elapsed);
                 self.rest = self.rest.into_iter().chain(rest).min();
             }
             _ => {}
@@ -320,25 +320,25 @@ impl<F: Family> Dataplane<F> for Slow<F> {
 /// The rows of what a long sync removed last rest as long as those of what it
 /// removed first (E31).
 fn rows_rest_after_a_long_sync<F: Family>(vip: F::Ip, endpoint: F::Ip) {
-    let memory = programmer::<F>().dataplane;
-    let mut programmer = Programmer::new(Slow {
+    let memory = table_sync::<F>().dataplane;
+    let mut table_sync = TableSync::new(Slow {
         memory,
         delay: None,
-        deaths: BTreeMap::new(),
+        retired: BTreeMap::new(),
         rest: None,
     })
     .expect("memory can be read");
     let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
     let before = BTreeMap::from([(service("a"), port("a")), (service("b"), port("b"))]);
-    sync(&mut programmer, &before, true);
-    programmer.dataplane.delay = Some(("FRONTENDS", GRACE));
+    sync(&mut table_sync, &before, true);
+    table_sync.dataplane.delay = Some(("FRONTENDS", GRACE));
     let gone = BTreeMap::from([(service("a"), Vec::new()), (service("b"), Vec::new())]);
-    sync(&mut programmer, &gone, false);
+    sync(&mut table_sync, &gone, false);
     for name in ["c", "d"] {
         let next = BTreeMap::from([(service(name), port(name))]);
-        sync(&mut programmer, &next, false);
+        sync(&mut table_sync, &next, false);
     }
-    let rest = programmer.dataplane.rest;
+    let rest = table_sync.dataplane.rest;
     assert!(rest.is_none_or(|rest| rest >= GRACE), "{rest:?}");
 }
 

@@ -2,7 +2,7 @@
 
 use tracing::{debug, warn};
 
-use super::{Keeper, NODE_PATIENCE};
+use super::{NODE_PATIENCE, NodeController};
 use crate::{
     dataplane::{local_addrs::LocalAddrTable, tables::KernelFamily},
     health::serve::Addresses,
@@ -11,7 +11,7 @@ use crate::{
     model::IpFamily,
 };
 
-impl Keeper {
+impl NodeController {
     /// Writes what changed. Nothing does while the kernel's list cannot be
     /// read: NodePorts stay reachable where they were (S55).
     pub(super) async fn follow_local_addrs(&mut self) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use proxy_common::{
 };
 use tracing::warn;
 
-use super::Keeper;
+use super::NodeController;
 use crate::dataplane::{shares, sweep};
 
 /// Time between two sweeps of the flow tables.
@@ -20,7 +20,7 @@ const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 /// flows each client has, the second one who has more than its share.
 const SWEEPS_IN_A_ROW: u32 = 2;
 
-impl Keeper {
+impl NodeController {
     /// Removes idle flows; returns when to do it again.
     pub(super) fn sweep(&mut self) -> Duration {
         match sweep::sweep(&mut self.loaded.ebpf) {

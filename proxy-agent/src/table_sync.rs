@@ -10,18 +10,18 @@ use crate::{
     dataplane::Dataplane,
     model::ObjectKey,
     plan::{Plan, Planner, Problem},
-    reconcile::{Desired, Program, SyncOutcome},
+    reconcile::{Desired, SyncOutcome, SyncTarget},
 };
 
 /// A family's planner and the tables it plans for.
-pub struct Programmer<F: Family, D: Dataplane<F>> {
+pub struct TableSync<F: Family, D: Dataplane<F>> {
     dataplane: D,
     planner: Planner<F>,
     /// A write failed: the planner no longer knows what the tables hold.
     lost: bool,
 }
 
-impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
+impl<F: Family, D: Dataplane<F>> TableSync<F, D> {
     /// Takes over the tables as they are.
     pub fn new(dataplane: D) -> anyhow::Result<Self> {
         let tables = dataplane
@@ -81,7 +81,7 @@ impl<F: Family, D: Dataplane<F>> Programmer<F, D> {
             outcome.problems.extend(plan.problems);
         }
         if complete {
-            let plan = self.planner.remove_strays();
+            let plan = self.planner.remove_orphans();
             match self.write(&plan) {
                 Ok(writes) => outcome.writes += writes,
                 Err(error) => {
@@ -130,7 +130,7 @@ fn is_full(problem: &Problem) -> bool {
     matches!(problem, Problem::TableFull { .. })
 }
 
-impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
+impl<F: Family, D: Dataplane<F>> SyncTarget<F> for TableSync<F, D> {
     fn sync(
         &mut self,
         services: &BTreeSet<ObjectKey>,
@@ -166,10 +166,10 @@ impl<F: Family, D: Dataplane<F>> Program<F> for Programmer<F, D> {
             self.planner = kept;
             self.planner.adopt_filters(&tables.filters);
         }
-        let mended = self.planner.mend_filters();
-        let mended = self.write(&mended).context("repair the filters")?;
+        let repaired = self.planner.repair_filters();
+        let repaired = self.write(&repaired).context("repair the filters")?;
         self.clear_filters().context("clear the filters")?;
-        Ok(outcome.writes + mended)
+        Ok(outcome.writes + repaired)
     }
 }
 

@@ -10,7 +10,7 @@ use proxy_common::{
 };
 use tracing::warn;
 
-use super::{Keeper, NODE_PATIENCE};
+use super::{NODE_PATIENCE, NodeController};
 use crate::{
     dataplane::{mapped::Mapped, sweep::Swept},
     model::Node,
@@ -18,7 +18,7 @@ use crate::{
     settings::{self, set_flag},
 };
 
-impl Keeper {
+impl NodeController {
     pub(super) fn settings(&self) -> Option<Settings> {
         self.loaded.config.get(0)
     }

@@ -1,4 +1,4 @@
-//! What clients dial of a Service in one family, and who may.
+//! The addresses of a Service in one family, and which clients may use them.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::{DesiredFrontend, FrontendKind, NodeContext};
 use crate::model::{Cidr, Service, ServicePort};
 
 /// A Service's addresses of one family.
-pub(super) struct Dialled<F: Family> {
+pub(super) struct Addresses<F: Family> {
     cluster_ip: F::Ip,
     external_ips: Vec<F::Ip>,
     load_balancer_ips: Vec<F::Ip>,
@@ -19,7 +19,7 @@ pub(super) struct Dialled<F: Family> {
     allow_itself: bool,
 }
 
-impl<F: Family> Dialled<F> {
+impl<F: Family> Addresses<F> {
     /// Nothing if the Service has no cluster IP of the family: then it has no
     /// other address of it either (S3).
     pub(super) fn of(service: &Service, node: &NodeContext) -> Option<Self> {

@@ -14,7 +14,7 @@ use proxy_common::{
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-use super::{Keeper, netns_cookie};
+use super::{NodeController, netns_cookie};
 use crate::{
     dataplane::{
         attach::{self, Target},
@@ -70,7 +70,7 @@ impl MainRoutes {
     }
 }
 
-impl Keeper {
+impl NodeController {
     /// Brings programs and their settings to where the devices are now.
     pub(super) async fn follow_devices(&mut self) -> anyhow::Result<()> {
         // Devices are followed even if routes cannot be; the old ones hold.
@@ -100,7 +100,7 @@ impl Keeper {
         let refused = self.refused.keys();
         let refused = refused.filter(|ifindex| !bridges.contains_key(ifindex));
         let unwanted: BTreeSet<_> = self
-            .hooked
+            .attached
             .keys()
             .chain(refused)
             .filter(|ifindex| !wanted.contains_key(ifindex))
@@ -108,7 +108,7 @@ impl Keeper {
             .collect();
         for ifindex in unwanted {
             let name = present(ifindex).map(|link| link.name.clone());
-            self.unhook(ifindex, name.as_deref()).await;
+            self.detach(ifindex, name.as_deref()).await;
         }
         self.try_again_at = None;
         self.without_room = 0;
@@ -146,7 +146,7 @@ impl Keeper {
     }
 
     async fn hook(&mut self, ifindex: u32, wanted: Described) {
-        if self.hooked.get(&ifindex) == Some(&wanted) {
+        if self.attached.get(&ifindex) == Some(&wanted) {
             return;
         }
         let name = wanted.name.clone();
@@ -155,23 +155,23 @@ impl Keeper {
                 if self.refused.remove(&ifindex).is_some() {
                     info!(device = name, "the device is served now");
                 }
-                self.hooked.insert(ifindex, wanted);
+                self.attached.insert(ifindex, wanted);
             }
             Err(error) => self.refuse(ifindex, &name, &error),
         }
     }
 
     async fn try_to_hook(&mut self, ifindex: u32, wanted: &Described) -> anyhow::Result<()> {
-        if !self.hooked.contains_key(&ifindex) {
+        if !self.attached.contains_key(&ifindex) {
             // An earlier agent's programs are on the device if it says so.
-            let before = self.table.get(ifindex).unwrap_or_default().flags & Device::HOOKED;
+            let before = self.table.get(ifindex).unwrap_or_default().flags & Device::COVERED;
             let mut device = wanted.device;
             device.flags |= before;
             self.describe(ifindex, device)?;
             self.attach(ifindex, wanted).await?;
             debug!(device = wanted.name, ifindex, "programs attached");
         }
-        self.describe(ifindex, hooked(wanted.device))
+        self.describe(ifindex, attached(wanted.device))
     }
 
     /// Puts the programs on a device. Whether they were there.
@@ -210,7 +210,7 @@ impl Keeper {
 
     /// Puts the programs back on devices that somebody took them off.
     pub(super) async fn audit_devices(&mut self) {
-        for (ifindex, device) in self.hooked.clone() {
+        for (ifindex, device) in self.attached.clone() {
             match self.attach(ifindex, &device).await {
                 Ok(true) => {}
                 Ok(false) => warn!(
@@ -218,7 +218,7 @@ impl Keeper {
                     "the programs were taken off by someone else, attached again"
                 ),
                 Err(error) => {
-                    self.hooked.remove(&ifindex);
+                    self.attached.remove(&ifindex);
                     // What keeps it from being described keeps it refused.
                     let _ = self.describe(ifindex, device.device);
                     self.refuse(ifindex, &device.name, &error);
@@ -237,14 +237,14 @@ impl Keeper {
             .collect();
         for ifindex in gone {
             self.bridges.remove(&ifindex);
-            if !self.hooked.contains_key(&ifindex) {
+            if !self.attached.contains_key(&ifindex) {
                 self.table.remove(ifindex);
             }
         }
         for (ifindex, bridge) in wanted {
             let device =
-                if devices::is_covered(ifindex, links, &|port| self.hooked.contains_key(&port)) {
-                    hooked(bridge.device)
+                if devices::is_covered(ifindex, links, &|port| self.attached.contains_key(&port)) {
+                    attached(bridge.device)
                 } else {
                     bridge.device
                 };
@@ -268,7 +268,7 @@ impl Keeper {
     }
 
     /// Takes the programs off a device, which has a name if it still exists.
-    async fn unhook(&mut self, ifindex: u32, name: Option<&str>) {
+    async fn detach(&mut self, ifindex: u32, name: Option<&str>) {
         let done = match name {
             Some(name) => {
                 let target = Target {
@@ -285,7 +285,7 @@ impl Keeper {
             warn!(ifindex, "cannot take the programs off a device: {error:#}");
         }
         self.table.remove(ifindex);
-        self.hooked.remove(&ifindex);
+        self.attached.remove(&ifindex);
         debug!(ifindex, name, "programs taken off");
     }
 
@@ -302,7 +302,7 @@ impl Keeper {
             .filter(is_gone)
             .collect();
         for ifindex in known {
-            self.unhook(ifindex, None).await;
+            self.detach(ifindex, None).await;
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl Keeper {
         };
         if settings.netns_cookie != cookie {
             for ifindex in attach::pinned_hooks(&self.pins).into_keys() {
-                self.unhook(ifindex, None).await;
+                self.detach(ifindex, None).await;
             }
             settings.netns_cookie = cookie;
             self.set_settings(settings);
@@ -333,9 +333,9 @@ fn is_gone(error: &anyhow::Error) -> bool {
     causes.any(|cause: &io::Error| cause.raw_os_error() == Some(libc::ENODEV))
 }
 
-fn hooked(device: Device) -> Device {
+fn attached(device: Device) -> Device {
     Device {
-        flags: device.flags | Device::HOOKED,
+        flags: device.flags | Device::COVERED,
         ..device
     }
 }

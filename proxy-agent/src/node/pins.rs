@@ -2,14 +2,14 @@
 
 use tracing::{info, warn};
 
-use super::Keeper;
+use super::NodeController;
 use crate::dataplane::{
     attach::{self, Hook, Mode},
     cgroup,
     load::{self, PINNED_PROGRAMS},
 };
 
-impl Keeper {
+impl NodeController {
     /// Says what becomes of forwarding when this agent ends, after it has done
     /// what it can for it.
     pub async fn leave(&mut self) {
@@ -43,7 +43,7 @@ impl Keeper {
         let links = self.mode == Mode::Tcx && {
             let pinned = attach::pinned_hooks(&self.pins);
             let is_whole = |ifindex| pinned.get(ifindex) == Some(&Hook::BOTH.len());
-            !self.hooked.keys().all(is_whole)
+            !self.attached.keys().all(is_whole)
         };
         if links {
             self.audit_devices().await;

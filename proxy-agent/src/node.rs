@@ -73,17 +73,17 @@ pub struct Options {
     pub audit: Duration,
 }
 
-/// What the keeper follows of the cluster.
+/// What the controller follows of the cluster.
 #[derive(Clone, Debug)]
-pub struct ClusterNews {
+pub struct NodeInputs {
     /// This node's object.
     pub node: watch::Receiver<Option<Node>>,
     /// Where cluster IPs come from, once that is known.
     pub service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
 }
 
-/// The keeper of one node's datapath.
-pub struct Keeper {
+/// Keeps one node's datapath in step with its devices, addresses and settings.
+pub struct NodeController {
     loaded: Loaded,
     pins: Pins,
     held: HeldMaps,
@@ -96,7 +96,7 @@ pub struct Keeper {
     table: DeviceTable,
     vlans: VlanTable,
     /// Devices with programs.
-    hooked: BTreeMap<u32, Described>,
+    attached: BTreeMap<u32, Described>,
     /// Devices for which something could not be done, and what.
     refused: BTreeMap<u32, String>,
     /// How many of those the table has no room for, and how many of that were
@@ -138,19 +138,19 @@ pub struct Keeper {
     logged: Option<String>,
 }
 
-impl Keeper {
+impl NodeController {
     /// Takes over a loaded datapath and puts its programs on all devices.
     pub async fn start(
         loaded: Loaded,
         pins: Pins,
         options: Options,
-        news: ClusterNews,
+        news: NodeInputs,
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let table = DeviceTable::open(&pins)?;
         let vlans = VlanTable::open(&pins)?;
         let counters = Counters::open(&pins).context("open table COUNTERS")?;
-        let mut keeper = Self {
+        let mut controller = Self {
             refused_for_room: counters.of(Counter::FlowTableFull),
             sweeps_in_a_row: 0,
             counters,
@@ -167,7 +167,7 @@ impl Keeper {
             audit: options.audit,
             table,
             vlans,
-            hooked: BTreeMap::new(),
+            attached: BTreeMap::new(),
             refused: BTreeMap::new(),
             without_room: 0,
             told_without_room: 0,
@@ -187,18 +187,18 @@ impl Keeper {
             retry_at: None,
             logged: None,
         };
-        keeper.forget_other_namespace().await;
-        keeper.write_settings([Swept::default(); 2]);
-        keeper.forget_gone_devices().await?;
-        if let Err(error) = keeper.follow_local_addrs().await {
+        controller.forget_other_namespace().await;
+        controller.write_settings([Swept::default(); 2]);
+        controller.forget_gone_devices().await?;
+        if let Err(error) = controller.follow_local_addrs().await {
             // Cluster IPs work without.
-            keeper.failed(&error);
+            controller.failed(&error);
         }
-        keeper.follow_devices().await?;
+        controller.follow_devices().await?;
         // Now that no device uses the old ones any more.
-        load::pin_programs(&mut keeper.loaded.ebpf, &keeper.pins)?;
-        info!(devices = keeper.hooked.len(), mode = ?keeper.mode, "programs attached");
-        Ok(keeper)
+        load::pin_programs(&mut controller.loaded.ebpf, &controller.pins)?;
+        info!(devices = controller.attached.len(), mode = ?controller.mode, "programs attached");
+        Ok(controller)
     }
 
     /// Where health check ports are opened, whenever that changes.
