@@ -2,14 +2,13 @@
 //! root, a kernel with BPF, and for some of them a Kubernetes control plane;
 //! or those of proxy-tests under another kernel, in a virtual machine.
 
-mod targets;
 mod vm;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::build::{self, Profile};
 use crate::cache::Cache;
@@ -17,27 +16,30 @@ use crate::setup::kubernetes;
 use crate::version::Version;
 use crate::{exec, setup, workspace};
 
-use targets::Targets;
-
 #[derive(clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one flag for each kind of test"
+)]
 pub(crate) struct Args {
     /// Unit tests of all crates
     #[arg(long)]
     unit: bool,
-    /// Tests in network namespaces
+    /// Packets through the programs, by test runs
+    #[arg(long)]
+    packets: bool,
+    /// Tests with traffic in network namespaces
     #[arg(long)]
     net: bool,
     /// Tests against a real Kubernetes API server
     #[arg(long)]
     kubernetes: bool,
-    /// Only the files of proxy-tests/tests whose names contain this; repeatable
-    #[arg(long, value_name = "PART", conflicts_with = "unit")]
-    file: Vec<String>,
-    /// Tests in network namespaces under another kernel, such as 6.1, in an
+    /// Packet and network tests under another kernel, such as 6.1, in an
     /// emulated machine: slow
     #[arg(long, value_name = "VERSION", conflicts_with_all = ["unit", "kubernetes"], value_parser = kernel)]
     kernel: Option<Version>,
-    /// Passed to the test binaries, such as a test's name or --test-threads=1
+    /// Passed to the test programs, such as --test-threads=1, a file's name and
+    /// `::`, or a test's name
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
@@ -45,38 +47,36 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let &Args {
         unit,
+        packets,
         net,
         kubernetes,
-        ref file,
         kernel,
         ref arguments,
     } = args;
     let cache = Cache::locate()?;
-    let targets = Targets::of_proxy_tests(file)?;
     if let Some(kernel) = kernel {
-        return under(&cache, kernel, &targets, file.is_empty(), arguments);
+        let all = !(packets || net);
+        return under(&cache, kernel, packets || all, net || all, arguments);
     }
-    let all = !(unit || net || kubernetes);
-    let unit = unit || (all && file.is_empty());
-    let (net, kubernetes) = (net || all, kubernetes || all);
+    let all = !(unit || packets || net || kubernetes);
 
     // First, because it is long and what follows needs none of it.
-    let control_plane = (kubernetes && !targets.kubernetes.is_empty())
-        .then(|| kubernetes::start(&cache, kubernetes::CONTROL_PLANE));
-    if net || kubernetes {
+    let control_plane =
+        (kubernetes || all).then(|| kubernetes::start(&cache, kubernetes::CONTROL_PLANE));
+    if packets || net || kubernetes || all {
         setup::tools(&cache)?;
     }
     setup::toolchain(&cache)?;
 
-    if unit {
+    if unit || all {
         let mut cargo = workspace::cargo(&cache)?;
         cargo.args(["test", "--no-fail-fast", "--"]).args(arguments);
         exec::foreground(&mut cargo)?;
     }
-    if net && (file.is_empty() || !targets.net.is_empty()) {
+    if packets || net || all {
         let agent = build::agent(&cache, Profile::Dev)?;
         let mut cargo = privileged(&cache, &agent)?;
-        select_net(&mut cargo, &targets, file.is_empty());
+        select(&mut cargo, packets || all, net || all);
         cargo.arg("--").args(arguments);
         exec::foreground(&mut cargo)?;
     }
@@ -84,30 +84,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let agent = build::agent(&cache, Profile::Dev)?;
         let mut cargo = privileged(&cache, &agent)?;
         cargo.env("KUBEBUILDER_ASSETS", control_plane.finish()?);
-        targets::select(&mut cargo, &targets.kubernetes);
-        cargo.arg("--").args(arguments);
+        cargo.args(["--test", "kubernetes", "--"]).args(arguments);
         exec::foreground(&mut cargo)?;
     }
     Ok(())
 }
 
-/// Runs the tests in network namespaces under another kernel.
+/// Runs packet and network tests under another kernel.
 fn under(
     cache: &Cache,
     kernel: Version,
-    targets: &Targets,
-    all: bool,
+    packets: bool,
+    net: bool,
     arguments: &[OsString],
 ) -> Result<()> {
-    ensure!(
-        all || !targets.net.is_empty(),
-        "tests against an API server run under the machine's own kernel only"
-    );
     setup::toolchain(cache)?;
     let kernel = setup::virtual_machine(cache, kernel)?;
     let agent = build::agent(cache, Profile::Dev)?;
     let mut cargo = privileged(cache, &agent)?;
-    select_net(&mut cargo, targets, all);
+    select(&mut cargo, packets, net);
     vm::run(cache, &kernel, &agent, &mut cargo, arguments)
 }
 
@@ -126,13 +121,18 @@ pub(crate) fn environment(cargo: &mut Command, cache: &Cache, agent: &Path) {
         .env("TANDEM_TOOLS", cache.bin());
 }
 
-/// Selects the tests in network namespaces; with `all` of them go the crate's
-/// own unit tests and benchmarks' helpers.
-fn select_net(cargo: &mut Command, targets: &Targets, all: bool) {
-    if all {
+/// Selects packet tests, network tests and, with both of them, the crate's own
+/// unit tests.
+fn select(cargo: &mut Command, packets: bool, net: bool) {
+    if packets {
+        cargo.args(["--test", "packets"]);
+    }
+    if net {
+        cargo.args(["--test", "net"]);
+    }
+    if packets && net {
         cargo.args(["--lib", "--bins"]);
     }
-    targets::select(cargo, &targets.net);
 }
 
 /// A kernel on the command line.

@@ -78,7 +78,7 @@ impl<F: Family> Planner<F> {
             else {
                 continue;
             };
-            let mut adopt = |range: Run| -> Placed {
+            let mut adopt = |range: SlotRange| -> Placed {
                 let backends = (range.first as usize)
                     .checked_add(range.count as usize)
                     .and_then(|end| tables.slots.get(range.first as usize..end));

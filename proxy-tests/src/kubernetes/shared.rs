@@ -18,10 +18,16 @@ enum Shared {
     Failed(String),
 }
 
-/// The cluster of this test program. Started when it is first asked for, gone
-/// when the program ends. Tests share it in namespaces of their own, and all
-/// ask for the same topology.
-pub fn shared(topology: Topology) -> Result<Arc<Cluster>> {
+/// Nodes enough for topology hints; most tests have nothing on the third one.
+const TOPOLOGY: Topology = Topology {
+    nodes: 3,
+    ..Topology::FLANNEL
+};
+
+/// Returns the cluster of this test program: started when it is first asked for,
+/// gone when the program ends. Tests share it in namespaces of their own; those
+/// that change what belongs to no namespace start a cluster of their own.
+pub fn shared() -> Result<Arc<Cluster>> {
     let mut shared = lock();
     match &*shared {
         Shared::Running(cluster) => return Ok(Arc::clone(cluster)),
@@ -29,7 +35,7 @@ pub fn shared(topology: Topology) -> Result<Arc<Cluster>> {
         Shared::Unused => {}
     }
     end_with_program()?;
-    match Cluster::start(topology, ServiceRanges::of(topology.families)) {
+    match Cluster::start(TOPOLOGY, ServiceRanges::of(TOPOLOGY.families)) {
         Ok(cluster) => {
             let cluster = Arc::new(cluster);
             *shared = Shared::Running(Arc::clone(&cluster));

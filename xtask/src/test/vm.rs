@@ -32,10 +32,7 @@ pub(super) fn run(
     let folder = workspace::target().join("vm");
     cache::create(&folder)?;
     let programs = programs::build(cargo, arguments)?;
-    ensure!(
-        !programs.is_empty(),
-        "these arguments select no test; files of tests are selected by --file"
-    );
+    ensure!(!programs.is_empty(), "these arguments select no test");
     // Beside those of runs with another kernel.
     let file = folder.join(format!("root-{}.cpio", kernel.release));
     exec::timed("root file system", || {

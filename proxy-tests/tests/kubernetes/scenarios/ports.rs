@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{ApiPod, ContainerPort, Namespace, Probe, Protocol};
+use proxy_tests::kubernetes::{ApiPod, ContainerPort, Namespace, Probe, Protocol, shared};
 use proxy_tests::traffic::Heartbeat;
 use proxy_tests::{ECHO_PORT, ECHO_TARGET, Family, Host, Pod};
 use serde_json::json;
 
-use crate::{DUAL, NODE_PORT, cluster, cluster_ips, from_outside, node_ports, reach, undisturbed};
+use super::{DUAL, NODE_PORT, cluster_ips, from_outside, node_ports, reach, undisturbed};
 
 /// The Service `echo` without selector, with ports of these names.
 fn service(namespace: &Namespace<'_>, fields: &str, [tcp, udp]: [&str; 2]) -> Result<()> {
@@ -70,7 +70,7 @@ ports:
 /// another port.
 #[test]
 fn renamed_ports_are_matched_by_name() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("renamed")?;
     let client = namespace.client(0, "client")?;
     let [backend] = namespace.backends([(1, "backend")])?;
@@ -100,7 +100,7 @@ fn renamed_ports_are_matched_by_name() -> Result<()> {
 /// not notice.
 #[test]
 fn a_rename_leaves_connections_alone() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("rename")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -132,7 +132,7 @@ fn a_rename_leaves_connections_alone() -> Result<()> {
 /// set). Either may go without the other noticing.
 #[test]
 fn protocols_share_a_number() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("shared-port")?;
     let client = namespace.client(0, "client")?;
     let [tcp, udp] = namespace.backends([(0, "tcp"), (1, "udp")])?;
@@ -161,7 +161,7 @@ fn protocols_share_a_number() -> Result<()> {
 /// The nodes' port gets another number; the old one leads nowhere.
 #[test]
 fn a_node_port_moves() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("moved-port")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -193,7 +193,7 @@ fn a_node_port_moves() -> Result<()> {
 /// and a pod with another number may take the place of one that goes.
 #[test]
 fn named_ports_differ_from_pod_to_pod() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("named-ports")?;
     let client = namespace.client(0, "client")?;
     let start = |node, name, port| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proxy_tests::addressing::service_cidr;
-use proxy_tests::kubernetes::{Cluster, shared};
+use proxy_tests::kubernetes::{Cluster, ServiceRanges};
 use proxy_tests::{Family, Topology, eventually, settings};
 use serde_json::json;
 
@@ -25,7 +25,8 @@ fn expect(cluster: &Cluster, expected: &[&str]) -> Result<()> {
 /// The API server's own ranges are there from the start; others come and go.
 #[test]
 fn the_api_server_says_where_cluster_ips_come_from() -> Result<()> {
-    let cluster = shared(Topology::ROUTED)?;
+    let topology = Topology::ROUTED;
+    let cluster = Cluster::start(topology, ServiceRanges::of(topology.families))?;
     let [v4, v6] = Family::BOTH.map(service_cidr);
     expect(&cluster, &[v4, v6])?;
     let (more_v4, more_v6) = ("10.98.0.0/16", "fd00:10:98::/112");

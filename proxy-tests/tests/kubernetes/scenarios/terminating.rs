@@ -2,17 +2,17 @@
 //! ready where the Service wants them.
 
 use anyhow::Result;
-use proxy_tests::kubernetes::Probe;
+use proxy_tests::kubernetes::{Probe, shared};
 use proxy_tests::{ECHO_PORT, Family, Host};
 use serde_json::json;
 
-use crate::{NODE_PORT, cluster, cluster_ips, from_outside, reach};
+use super::{NODE_PORT, cluster_ips, from_outside, reach};
 
 /// S32, S33: only those that serve; nobody else comes first, and each set
 /// falls back for itself.
 #[test]
 fn pods_that_end_are_the_last_resort() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("terminating")?;
     let [client, other] = [
         namespace.client(0, "client")?,
@@ -57,7 +57,7 @@ fn pods_that_end_are_the_last_resort() -> Result<()> {
 /// more, beside those that do.
 #[test]
 fn unready_pods_serve_where_they_are_published() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("published")?;
     let client = namespace.client(0, "client")?;
     let [ready, unready, ending] =

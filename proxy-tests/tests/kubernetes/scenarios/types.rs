@@ -1,10 +1,10 @@
 //! A Service changes its type, and its proxy.
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{Namespace, Probe};
+use proxy_tests::kubernetes::{Namespace, Probe, shared};
 use proxy_tests::{ECHO_PORT, ECHO_TARGET, Host};
 
-use crate::{DUAL, NODE_PORT, cluster, cluster_ips, from_outside, reach};
+use super::{DUAL, NODE_PORT, cluster_ips, from_outside, reach};
 
 /// Of all NodePorts those below 30086 are never chosen by the API server unless
 /// the others are used up.
@@ -44,7 +44,7 @@ fn nobody(probes: &[Probe<'_>]) -> Result<()> {
 /// address or port leaves none behind, at no node.
 #[test]
 fn types_change_to_and_fro() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("types")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -80,7 +80,7 @@ fn types_change_to_and_fro() -> Result<()> {
 /// S1: the label hands a Service with all its frontends to another proxy.
 #[test]
 fn another_proxy_takes_over_and_gives_back() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("proxy-name")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;

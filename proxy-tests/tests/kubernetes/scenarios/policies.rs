@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{Namespace, Probe};
+use proxy_tests::kubernetes::{Namespace, Probe, shared};
 use proxy_tests::traffic::Heartbeat;
 use proxy_tests::{ECHO_PORT, Family, Host};
 use serde_json::json;
 
-use crate::{NODE_PORT, cluster, cluster_ips, from_outside, node_ports, reach, undisturbed};
+use super::{NODE_PORT, cluster_ips, from_outside, node_ports, reach, undisturbed};
 
 fn set(namespace: &Namespace<'_>, field: &str, policy: &str) -> Result<()> {
     namespace.patch("service/echo", &json!({ "spec": { field: policy } }))
@@ -18,7 +18,7 @@ fn set(namespace: &Namespace<'_>, field: &str, policy: &str) -> Result<()> {
 /// there; pods go everywhere. S10: neither policy touches the other's traffic.
 #[test]
 fn policies_flip() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("policies")?;
     let pod = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -74,7 +74,7 @@ fn policies_flip() -> Result<()> {
 /// pods do not notice as long as there is one anywhere (S40).
 #[test]
 fn nodes_without_endpoints_drop_what_is_local() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("local-only")?;
     let pod = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::kubernetes::Namespace;
+use proxy_tests::kubernetes::{Namespace, shared};
 use proxy_tests::{Host, Node, eventually};
 use serde_json::{Value, json};
 
-use crate::{DUAL, LIMIT, NODE_PORT, cluster, cluster_ips, from_outside, reach};
+use super::{DUAL, LIMIT, NODE_PORT, cluster_ips, from_outside, reach};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -21,7 +21,7 @@ fn distribute(namespace: &Namespace<'_>, distribution: Option<&str>) -> Result<(
 #[test]
 fn hints_keep_clients_near() -> Result<()> {
     let _only = lock();
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("hints")?;
     let [here, there] = [namespace.client(0, "here")?, namespace.client(1, "there")?];
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -60,7 +60,7 @@ fn hints_keep_clients_near() -> Result<()> {
 #[test]
 fn a_node_of_clients_changes_its_zone() -> Result<()> {
     let _only = lock();
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("wanderer")?;
     let client = namespace.client(2, "client")?;
     let [first, second] = namespace.backends([(0, "first"), (1, "second")])?;
@@ -93,7 +93,7 @@ fn a_node_of_clients_changes_its_zone() -> Result<()> {
 #[test]
 fn a_node_of_endpoints_changes_its_zone() -> Result<()> {
     let _only = lock();
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("mover")?;
     let [here, there] = [namespace.client(0, "here")?, namespace.client(1, "there")?];
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;

@@ -4,16 +4,16 @@ use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::kubernetes::Probe;
+use proxy_tests::kubernetes::{Probe, shared};
 use proxy_tests::traffic::{TcpClient, UdpClient};
 use proxy_tests::{ECHO_PORT, Family, Host, eventually};
 
-use crate::{DUAL, LIMIT, NODE_PORT, cluster, cluster_ips, from_outside, reach};
+use super::{DUAL, LIMIT, NODE_PORT, cluster_ips, from_outside, reach};
 
 /// The Service that leads to the API server itself.
 #[test]
 fn the_api_server_is_reached_at_its_cluster_ip() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("api-server")?;
     let client = namespace.client(1, "client")?;
     let kubernetes = cluster
@@ -30,7 +30,7 @@ fn the_api_server_is_reached_at_its_cluster_ip() -> Result<()> {
 /// Backends come and go with their readiness; without any, clients are told so.
 #[test]
 fn readiness_decides_who_serves() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("readiness")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -59,7 +59,7 @@ fn readiness_decides_who_serves() -> Result<()> {
 /// stays where it is.
 #[test]
 fn conversations_follow_pods_that_serve() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("cycles")?;
     let pod = namespace.client(0, "client")?;
     let [first, second] = namespace.backends([(0, "first"), (1, "second")])?;

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::Host;
-use proxy_tests::kubernetes::{Namespace, Probe, Protocol};
+use proxy_tests::kubernetes::{Namespace, Probe, Protocol, shared};
 use serde_json::json;
 
-use crate::{NODE_PORT, cluster, cluster_ips, from_outside, node_ports, reach};
+use super::{NODE_PORT, cluster_ips, from_outside, node_ports, reach};
 
 fn set(namespace: &Namespace<'_>, affinity: &str) -> Result<()> {
     // The API server wants the configuration gone together with the affinity.
@@ -31,7 +31,7 @@ fn same(doors: &[Probe<'_>], protocol: Protocol) -> Result<String> {
 /// is replaced, and does not come back for those that it has lost.
 #[test]
 fn affinity_is_switched_on_and_off() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("affinity")?;
     let pod = namespace.client(0, "client")?;
     let pods = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -77,7 +77,7 @@ fn affinity_is_switched_on_and_off() -> Result<()> {
 /// it forget: what its clients had before is theirs again afterwards.
 #[test]
 fn affinity_keeps_to_the_policy() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("affinity-local")?;
     let pods = namespace.backends([(0, "local"), (1, "remote")])?;
     let backends: [&Host; 2] = [&pods[0], &pods[1]];

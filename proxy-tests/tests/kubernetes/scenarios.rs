@@ -10,27 +10,18 @@ mod terminating;
 mod topology;
 mod types;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::{Cluster, Namespace, Probe, shared};
+use proxy_tests::kubernetes::{Namespace, Probe};
 use proxy_tests::traffic::HeartbeatReport;
-use proxy_tests::{ECHO_PORT, Family, Host, Topology};
+use proxy_tests::{ECHO_PORT, Family, Host};
 
 const DUAL: &str = "ipFamilyPolicy: RequireDualStack";
 const NODE_PORT: &str = "ipFamilyPolicy: RequireDualStack, type: NodePort";
 
 /// From `kubectl` to the last node, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(15);
-
-/// The cluster of all scenarios. Most have nothing on the third node.
-fn cluster() -> Result<Arc<Cluster>> {
-    shared(Topology {
-        nodes: 3,
-        ..Topology::FLANNEL
-    })
-}
 
 /// From a pod to the cluster IPs of a Service.
 fn cluster_ips<'lab>(

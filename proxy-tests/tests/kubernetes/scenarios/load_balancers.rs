@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::kubernetes::{ApiPod, Namespace, Probe, Protocol};
+use proxy_tests::kubernetes::{ApiPod, Namespace, Probe, Protocol, shared};
 use proxy_tests::{ECHO_PORT, Family, Host, eventually};
 use serde_json::json;
 
-use crate::{LIMIT, cluster, cluster_ips, reach};
+use super::{LIMIT, cluster_ips, reach};
 
 const LOAD_BALANCER: &str = "ipFamilyPolicy: RequireDualStack, type: LoadBalancer";
 
@@ -48,7 +48,7 @@ fn from_pod(client: &Host, addresses: [IpAddr; 2]) -> [Probe<'_>; 2] {
 /// Proxy` leaves traffic to the load balancer.
 #[test]
 fn the_status_says_where_load_balancers_lead() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("ingress")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -88,7 +88,7 @@ fn the_status_says_where_load_balancers_lead() -> Result<()> {
 /// and from nothing else; a family without a range of its own is open (S9).
 #[test]
 fn source_ranges_say_who_may_come() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("ranges")?;
     let client = namespace.client(0, "client")?;
     let [local, remote] = namespace.backends([(0, "local"), (1, "remote")])?;
@@ -101,8 +101,8 @@ fn source_ranges_say_who_may_come() -> Result<()> {
     let node_port = namespace.service("echo")?.node_port()?;
     let open = [
         cluster_ips(&namespace, "echo", &client)?,
-        crate::node_ports(&namespace, &client, node_port),
-        crate::from_outside(&namespace, 0, node_port),
+        super::node_ports(&namespace, &client, node_port),
+        super::from_outside(&namespace, 0, node_port),
     ];
     let restrict = |ranges: &[String]| {
         let patch = json!({ "spec": { "loadBalancerSourceRanges": ranges } });
@@ -140,7 +140,7 @@ fn source_ranges_say_who_may_come() -> Result<()> {
 /// protocol of its own.
 #[test]
 fn services_share_an_address() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("shared-address")?;
     let client = namespace.client(1, "client")?;
     let addresses = addresses(4);
@@ -187,7 +187,7 @@ spec:
 /// which nodes have endpoints that are ready.
 #[test]
 fn health_check_ports_follow_the_policy() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("health")?;
     let [local] = namespace.backends([(0, "local")])?;
     namespace.apply_echo("echo", LOAD_BALANCER)?;

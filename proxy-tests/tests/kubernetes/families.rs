@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proxy_tests::kubernetes::{ApiPod, Namespace, Probe, shared};
 use proxy_tests::traffic::Heartbeat;
-use proxy_tests::{ECHO_PORT, Family, Host, Topology, eventually};
+use proxy_tests::{ECHO_PORT, Family, Host, eventually};
 use rstest::{Context, rstest};
 use serde_json::json;
 
@@ -46,7 +46,7 @@ fn a_service_has_the_families_it_asks_for(
     #[case] fields: &str,
     #[case] families: &[Family],
 ) -> Result<()> {
-    let cluster = shared(Topology::ROUTED)?;
+    let cluster = shared()?;
     let name = context.description.unwrap_or("case").replace('_', "-");
     let namespace = cluster.namespace(&name)?;
     let client = namespace.client(0, "client")?;
@@ -85,7 +85,7 @@ fn a_switch_of_families_disturbs_no_flow(
     #[case] kept: Family,
     #[case] added: Family,
 ) -> Result<()> {
-    let cluster = shared(Topology::ROUTED)?;
+    let cluster = shared()?;
     let name = format!("switch-{}", kept.api_name().to_lowercase());
     let namespace = cluster.namespace(&name)?;
     let client = namespace.client(0, "client")?;
@@ -141,7 +141,7 @@ fn hosts(backends: &[ApiPod; 2]) -> [&Host; 2] {
 /// from its own.
 #[test]
 fn slices_made_by_hand_serve_their_own_family() -> Result<()> {
-    let cluster = shared(Topology::ROUTED)?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("by-hand")?;
     let client = namespace.client(0, "client")?;
     let [first, second] = namespace.backends([(0, "first"), (1, "second")])?;
@@ -197,7 +197,7 @@ ports:
 /// Headless Services are for DNS alone, with a selector and without.
 #[test]
 fn headless_services_are_not_proxied() -> Result<()> {
-    let cluster = shared(Topology::ROUTED)?;
+    let cluster = shared()?;
     let namespace = cluster.namespace("headless")?;
     let client = namespace.client(0, "client")?;
     let [backend] = namespace.backends([(1, "backend")])?;

@@ -1,0 +1,11 @@
+//! Agents against a real kube-apiserver and its controllers.
+
+mod families;
+mod ipv6_first;
+mod manifests;
+mod odd_objects;
+mod outage;
+mod scenarios;
+mod service_ranges;
+mod single_stack;
+mod sockets;
