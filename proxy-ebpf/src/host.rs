@@ -23,6 +23,7 @@ use crate::{
     ingress, masquerade,
     open::{self, Opened, Origin},
     outcome::{Fault, Outcome},
+    outgoing,
     packet::{ETH_LEN, Link, Skb},
     parse::{self, Headers, IpHeader, Part},
     refuse::{self, To},
@@ -123,7 +124,8 @@ fn find_or_open<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) 
     ingress::log_opened::<F>(*skb, &scratch.headers, opened);
     match opened {
         Opened::Flow => None,
-        Opened::NotOurs => Some(Outcome::NEXT),
+        // The filter takes more than frontends' addresses for theirs.
+        Opened::NotOurs => Some(outgoing::note::<F>(skb, scratch)),
         refused => {
             let refused = refuse::answer::<F>(skb, scratch, refused, To::Host);
             Some(refused)

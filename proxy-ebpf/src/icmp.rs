@@ -143,8 +143,9 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
     }
     // From the client's side, about a reply.
     let (dst, quote) = (&scratch.headers.ip.dst, &scratch.quote);
-    if tables::slow::may_be_frontend::<F>(dst)
-        || *dst == quote.ip.src && tables::may_be_node_port::<F>(quote.src_port, quote.ip.protocol)
+    if *dst == quote.ip.src
+        && (tables::slow::may_be_frontend::<F>(dst)
+            || tables::may_be_node_port::<F>(quote.src_port, quote.ip.protocol))
     {
         scratch.look_for_receiver();
         let quote = &scratch.quote;

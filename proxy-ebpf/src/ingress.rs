@@ -201,7 +201,7 @@ fn to_frontend<F: IpHeader + Route>(
             match opened {
                 Opened::Flow => {}
                 Opened::NotOurs => {
-                    hint::set(*skb, Hint::Entered);
+                    enter::<F>(skb, scratch);
                     return Outcome::NEXT;
                 }
                 refused => {
@@ -230,6 +230,13 @@ pub fn existing<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>
     let record = flow::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
+    // The filter may take the far end of what this node opens for a frontend.
+    if flow.flags & Flow::<F::Addr>::OUTGOING != 0
+        && choose::frontend::<F>(scratch) == Destination::NotOurs
+    {
+        return None;
+    }
+    let headers = &scratch.headers;
     let stale = opaque(flow::is_stale::<F>(flow, headers));
     let due = opaque(flow::is_due::<F>(flow, headers));
     (!stale && (!due || choose::is_frontend_of::<F>(scratch, flow.service))).then_some(record)

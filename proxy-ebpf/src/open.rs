@@ -108,7 +108,7 @@ fn try_open<F: IpHeader + Route>(
     let destination = choose::frontend::<F>(scratch);
     let place = F::place(scratch);
     if destination != Destination::Service {
-        if place == Place::Replace {
+        if place == Place::Replace && opaque(has_lost_its_frontend::<F>(scratch)) {
             F::remove(&scratch.key);
         }
         return match destination {
@@ -306,6 +306,21 @@ pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
     }
     scratch.key.index = chosen;
     place
+}
+
+/// Whether the record with the key in scratch memory is of a flow to what the
+/// packet is addressed to, which is no frontend any more. What this node opens
+/// from a NodePort has none.
+#[inline(never)]
+fn has_lost_its_frontend<F: IpHeader>(scratch: &Scratch<F::Addr>) -> bool {
+    let headers = &scratch.headers;
+    flow::get::<F>(&scratch.key).is_some_and(|record| {
+        // SAFETY: see `Record`.
+        let flow = unsafe { record.as_ref() };
+        flow.flags & Flow::<F::Addr>::OUTGOING == 0
+            && flow.frontend_port == headers.dst_port
+            && flow.frontend_addr == headers.ip.dst
+    })
 }
 
 /// Chooses a backend and fills the scratch flow. [`Opened::Flow`] if there is one.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Family,
-    packet::{Cast, Datapath, FlowRecord, Hook, Lease, Ran, Verdict},
+    packet::{Cast, Datapath, FlowRecord, Hook, Ran, Verdict},
 };
 
 /// A VLAN tag, with which a frame goes the slow path.
@@ -33,7 +33,7 @@ pub(super) struct Player {
 }
 
 struct Side {
-    datapath: Lease,
+    datapath: Datapath,
     counters: BTreeMap<&'static str, u64>,
 }
 
@@ -181,7 +181,8 @@ impl Player {
 
 impl Side {
     fn new() -> Self {
-        let mut datapath = Datapath::load();
+        // Both sides have the same bits in their filters.
+        let mut datapath = Datapath::with_sizes(Datapath::SIZES);
         world::set_up(&mut datapath);
         let counters = datapath.counters();
         Self { datapath, counters }

@@ -52,17 +52,19 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Tables of modest size, empty. Loaded anew only if all that were loaded
-    /// before are in use: the verifier takes its time.
+    /// Tables of modest size.
+    pub const SIZES: Sizes = Sizes {
+        services: 1024,
+        endpoints: 8192,
+        flows: 8192,
+        ..Sizes::DEFAULT
+    };
+
+    /// Tables of [`Self::SIZES`], empty but for bits of the filters that earlier
+    /// tests have set. Loaded anew only if all that were loaded before are in use:
+    /// the verifier takes its time.
     pub fn load() -> Lease {
-        let mut datapath = Lease::of(|| {
-            Self::with_sizes(Sizes {
-                services: 1024,
-                endpoints: 8192,
-                flows: 8192,
-                ..Sizes::DEFAULT
-            })
-        });
+        let mut datapath = Lease::of(|| Self::with_sizes(Self::SIZES));
         datapath.clear();
         datapath
     }

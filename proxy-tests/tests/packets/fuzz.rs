@@ -20,6 +20,6 @@ fn packets_by_chance_are_treated_as_they_should_be() {
 }
 
 #[test]
-fn what_was_mended_stays_so() -> Result<()> {
+fn what_was_fixed_stays_so() -> Result<()> {
     fuzz::replay()
 }

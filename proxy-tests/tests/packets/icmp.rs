@@ -132,6 +132,11 @@ fn errors_about_replies_of_node_ports_reach_the_backend(
     let destination = SocketAddr::new(cast.node(), NODE_PORT);
     let mut datapath = Datapath::load();
     datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
+    // Its bit in the filter stays for a while.
+    let gone = SocketAddr::new(cast.stranger().ip(), 80);
+    let gone = ServicePort::tcp(cast.vip_with(11, 80), &[]).with(Frontend::external_ip(gone));
+    datapath.serve(&gone);
+    datapath.unserve(&gone);
     let of = if tcp {
         ServicePort::tcp
     } else {
