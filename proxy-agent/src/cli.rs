@@ -4,6 +4,7 @@
 //! environment variable, except those that are a question to `explain`, and
 //! `cleanup --force`.
 
+mod convert;
 mod value;
 
 use std::{
@@ -21,14 +22,14 @@ use clap::{
 use proxy_common::masquerade::PortRange;
 
 use crate::{
+    commands::explain::flow::{Destination, FlowError, Source, Transport, Via},
     config::{
         ClusterCidr, ConfigError, DetectLocalMode, FeatureGates, node_ports::NodePortAddresses,
     },
     dataplane::load::Sizes,
-    explain::flow::{Destination, FlowError, Source, Transport, Via},
     model::IpFamily,
-    sockets,
-    telemetry::LogError,
+    socket_lb,
+    telemetry::{LogError, LogFormat},
 };
 
 /// Exit code for a command line that makes no sense.
@@ -84,12 +85,6 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct RunArgs {
     /// How to reach the API server [default: the service account of the pod]
@@ -136,7 +131,7 @@ pub struct RunArgs {
         env = "TANDEM_SOCKETS",
         default_value = "all"
     )]
-    pub sockets: sockets::Mode,
+    pub sockets: socket_lb::Mode,
     /// Cgroup, by its path below the cgroup root, whose processes' packets are
     /// translated rather than their calls; `*` stands for any part of a name.
     /// May be repeated, or a list with commas
@@ -146,7 +141,7 @@ pub struct RunArgs {
         env = "TANDEM_SOCKETS_EXCLUDE_CGROUP",
         value_delimiter = ','
     )]
-    pub sockets_exclude_cgroup: Vec<sockets::exceptions::Pattern>,
+    pub sockets_exclude_cgroup: Vec<socket_lb::exceptions::Pattern>,
     /// Where metrics are served; empty for nowhere
     #[arg(
         long,

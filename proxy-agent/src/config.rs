@@ -1,4 +1,4 @@
-//! What `run` was asked to do, checked and typed.
+//! The settings of `run`, checked and typed.
 
 pub mod node_ports;
 
@@ -15,14 +15,13 @@ use proxy_common::{family::Family, masquerade::PortRange};
 
 use self::node_ports::NodePortAddresses;
 use crate::{
-    cli::{Attach, NodeArgs, PathArgs, RunArgs, TableArgs},
     dataplane::{attach::Mode, load::Sizes},
     model::{
         IpFamily, Node,
         address::{parse_cidr, prefix_of},
     },
     reconcile::Intervals,
-    sockets::SocketConfig,
+    socket_lb::SocketConfig,
     source::Source,
 };
 
@@ -62,101 +61,8 @@ pub enum ConfigError {
     NoName,
 }
 
-impl TryFrom<RunArgs> for Config {
-    type Error = ConfigError;
-
-    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
-        // Every field by name: a new flag cannot be forgotten here.
-        let RunArgs {
-            kubeconfig,
-            manifests,
-            node,
-            paths: PathArgs {
-                bpf_root,
-                cgroup_root,
-            },
-            tables:
-                TableArgs {
-                    max_service_ports,
-                    max_endpoints,
-                    flow_table_size,
-                },
-            masquerade_ports,
-            attach,
-            sockets,
-            sockets_exclude_cgroup,
-            metrics_bind_address,
-            min_sync_period,
-            audit_period,
-        } = args;
-        Ok(Self {
-            node: node.try_into()?,
-            source: match manifests {
-                Some(directory) => Source::Manifests { directory },
-                None => Source::Kubernetes { kubeconfig },
-            },
-            bpf_root,
-            sockets: SocketConfig {
-                mode: sockets,
-                cgroup_root,
-                exceptions: sockets_exclude_cgroup,
-            },
-            sizes: Sizes {
-                services: max_service_ports,
-                endpoints: max_endpoints,
-                flows: flow_table_size,
-                ..Sizes::DEFAULT
-            },
-            masquerade_ports,
-            attach: match attach {
-                Attach::Auto => Mode::best(),
-                Attach::Tcx => Mode::Tcx,
-                Attach::Clsact => Mode::Clsact,
-            },
-            metrics: metrics_bind_address.0,
-            intervals: Intervals {
-                min_sync: min_sync_period,
-                audit: audit_period,
-            },
-        })
-    }
-}
-
-impl TryFrom<NodeArgs> for NodeConfig {
-    type Error = ConfigError;
-
-    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
-        let NodeArgs {
-            hostname_override,
-            cluster_cidr,
-            detect_local_mode,
-            pod_bridge_interface,
-            pod_interface_name_prefix,
-            masquerade_all,
-            nodeport_addresses,
-            feature_gates,
-        } = args;
-        Ok(Self {
-            name: node_name(hostname_override.as_deref(), host_name)?,
-            local_detector: match detect_local_mode {
-                DetectLocalMode::ClusterCidr => LocalDetector::ClusterCidr(cluster_cidr),
-                DetectLocalMode::NodeCidr => LocalDetector::NodeCidr,
-                DetectLocalMode::BridgeInterface => {
-                    LocalDetector::BridgeInterface(pod_bridge_interface.unwrap_or_default())
-                }
-                DetectLocalMode::InterfaceNamePrefix => LocalDetector::InterfaceNamePrefix(
-                    pod_interface_name_prefix.unwrap_or_default(),
-                ),
-            },
-            masquerade_all,
-            node_port_addresses: nodeport_addresses,
-            feature_gates,
-        })
-    }
-}
-
 /// The name of this node: as given, else the host name; in lower case (S89).
-fn node_name(
+pub fn node_name(
     given: Option<&str>,
     host_name: impl FnOnce() -> io::Result<String>,
 ) -> Result<String, ConfigError> {
@@ -172,7 +78,7 @@ fn node_name(
     Ok(name)
 }
 
-fn host_name() -> io::Result<String> {
+pub fn host_name() -> io::Result<String> {
     fs::read_to_string("/proc/sys/kernel/hostname")
 }
 

@@ -8,20 +8,16 @@
 //!   IO       pure     pure     pure     pure      IO
 //!                  └────────── reconcile ──────────┘
 //! ```
-pub mod agent;
-pub mod check;
-pub mod cleanup;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod dataplane;
 pub mod devices;
 pub mod escape;
-pub mod explain;
 pub mod fair_share;
 pub mod health;
 pub mod http;
 pub mod index;
-pub mod inspect;
 pub mod local_addrs;
 pub mod metrics;
 pub mod model;
@@ -33,8 +29,8 @@ pub mod reconcile;
 pub mod select;
 pub mod service_ranges;
 pub mod settings;
-pub mod sockets;
+pub mod socket_lb;
 pub mod source;
-pub mod system;
+pub mod sys;
 pub mod table_sync;
 pub mod telemetry;

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use proxy_agent::{
-    agent, check, cleanup,
     cli::{self, Cli, Command},
+    commands::{check, cleanup, explain, get, run},
     config::Config,
-    explain, inspect, system, telemetry,
+    sys, telemetry,
 };
 
 fn main() -> ExitCode {
@@ -41,16 +41,16 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(_) => "warn",
         _ => "info",
     };
-    telemetry::init(&cli.log, usual)?;
+    telemetry::init(&cli.log.into(), usual)?;
     match cli.command {
         Command::Run(args) => {
-            system::share_memory_among_threads();
+            sys::memory::share_memory_among_threads();
             let config = Config::try_from(args)?;
-            agent::run(&config)?;
+            run::run(&config)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Get(args) => {
-            inspect::get(&args)?;
+            get::get(&args)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Explain(args) => {

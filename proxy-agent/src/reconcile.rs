@@ -38,7 +38,7 @@ use crate::{
     plan,
     select::DesiredPort,
     source::{Batch, Change, Update},
-    system,
+    sys,
 };
 
 /// One family's tables, in the kernel or, for tests, in memory.
@@ -193,7 +193,7 @@ impl Reconciler {
                 for family in &mut self.families {
                     family.audit(&self.index);
                 }
-                system::release_memory();
+                sys::memory::release_memory();
                 audit_at = Instant::now() + self.intervals.audit;
             }
         }

@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal},
 };
 
+use clap::ValueEnum;
 use tracing::{field::Field, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter,
@@ -19,13 +20,27 @@ use tracing_subscriber::{
     util::TryInitError,
 };
 
-use crate::{
-    cli::{LogArgs, LogFormat},
-    escape::Escaped,
-};
+use crate::escape::Escaped;
 
 /// Crates that speak for us: the agent, and the programs in the kernel.
 const OURS: [&str; 3] = ["proxy_agent", "proxy_ebpf", "tandem"];
+
+/// How the process logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Minimum level of log lines, or a filter in the syntax of [`EnvFilter`].
+    pub level: Option<String>,
+    /// How many levels more than usual.
+    pub verbosity: u8,
+    pub format: LogFormat,
+}
+
+/// The value of `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -44,18 +59,18 @@ pub enum LogError {
 
 /// Starts the log of this process, which has lines of `usual` level and above
 /// if nobody asked for another.
-pub fn init(args: &LogArgs, usual: &str) -> Result<(), LogError> {
-    if let Some(word) = args.log_level.as_deref().and_then(unknown_level) {
+pub fn init(config: &LogConfig, usual: &str) -> Result<(), LogError> {
+    if let Some(word) = config.level.as_deref().and_then(unknown_level) {
         return Err(LogError::Level(word.to_owned()));
     }
-    let directives = directives(args.log_level.as_deref(), args.verbosity, usual);
+    let directives = directives(config.level.as_deref(), config.verbosity, usual);
     let filter = EnvFilter::try_new(&directives).map_err(|source| LogError::Filter {
-        filter: args.log_level.clone().unwrap_or(directives),
+        filter: config.level.clone().unwrap_or(directives),
         source,
     })?;
     let layer = layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    match args.log_format {
+    match config.format {
         LogFormat::Text => {
             let layer = layer
                 .fmt_fields(one_line())
@@ -237,12 +252,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let args = LogArgs {
-            log_level: Some("proxy_agent=loud".to_owned()),
+        let config = LogConfig {
+            level: Some("proxy_agent=loud".to_owned()),
             verbosity: 0,
-            log_format: LogFormat::Text,
+            format: LogFormat::Text,
         };
-        let error = init(&args, "info").expect_err("nonsense");
+        let error = init(&config, "info").expect_err("nonsense");
         assert_eq!(
             error.to_string(),
             r#""proxy_agent=loud" is neither a log level nor a filter"#

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::thread;
 
 use proxy_agent::dataplane::attach::TCX_SINCE;
-use proxy_agent::dataplane::load::kernel_version;
+use proxy_agent::sys::kernel::version as kernel_version;
 
 /// Something that tests use and not every kernel has.
 #[derive(Clone, Copy, Debug)]

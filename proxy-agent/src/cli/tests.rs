@@ -80,7 +80,7 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
     assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
     assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
     assert_eq!(args.attach, Attach::Auto);
-    assert_eq!(args.sockets, sockets::Mode::All);
+    assert_eq!(args.sockets, socket_lb::Mode::All);
     assert_eq!((args.kubeconfig, args.manifests), (None, None));
 }
 
@@ -229,7 +229,7 @@ fn only_what_was_told_wrong_is_wrong_usage() {
         verbosity: 0,
         log_format: LogFormat::Text,
     };
-    let wrong = crate::telemetry::init(&log, "info")
+    let wrong = crate::telemetry::init(&log.into(), "info")
         .expect_err("nonsense")
         .into();
     assert!(is_wrong_usage(&wrong), "{wrong:#}");

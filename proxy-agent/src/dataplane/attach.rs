@@ -18,7 +18,7 @@ use aya::{
 };
 
 use self::clsact::Filters;
-use crate::dataplane::{load::kernel_version, pins::Pins};
+use crate::{dataplane::pins::Pins, sys::kernel};
 
 /// First kernel with tcx.
 pub const TCX_SINCE: (u32, u32) = (6, 6);
@@ -41,7 +41,7 @@ impl Mode {
 
     /// What the running kernel can do best.
     pub fn best() -> Self {
-        if kernel_version() >= TCX_SINCE {
+        if kernel::version() >= TCX_SINCE {
             Self::Tcx
         } else {
             Self::Clsact

@@ -10,13 +10,16 @@ use aya::{
 use proxy_common::{LAYOUT_VERSION, config::Config, masquerade::PortRange};
 use tracing::warn;
 
-use crate::dataplane::{
-    growth,
-    mapped::{Access, Mapped, MappedError},
-    maps::Maps,
-    pins::Pins,
-    stale,
-    sweep::Swept,
+use crate::{
+    dataplane::{
+        growth,
+        mapped::{Access, Mapped, MappedError},
+        maps::Maps,
+        pins::Pins,
+        stale,
+        sweep::Swept,
+    },
+    sys::kernel,
 };
 
 /// The eBPF programs, built by build.rs.
@@ -256,9 +259,9 @@ pub(super) fn load_object(
     log_level: u8,
 ) -> Result<Ebpf, LoadError> {
     let names: Vec<String> = Pins::map_names().collect();
-    let csum_ipv6 = u8::from(kernel_version() >= BPF_F_IPV6_SINCE);
-    let set_retval = u8::from(kernel_version() >= SET_RETVAL_SINCE);
-    let fib_source = u8::from(kernel_version() >= FIB_SOURCE_SINCE);
+    let csum_ipv6 = u8::from(kernel::version() >= BPF_F_IPV6_SINCE);
+    let set_retval = u8::from(kernel::version() >= SET_RETVAL_SINCE);
+    let fib_source = u8::from(kernel::version() >= FIB_SOURCE_SINCE);
     let masquerade_ports = masquerade_ports.to_bits();
     let mut loader = EbpfLoader::new();
     loader
@@ -406,33 +409,4 @@ pub(super) fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         "AFFINITY" => sizes.flows / 4,
         _ => return None,
     })
-}
-
-/// Major and minor version of the running kernel; zeros if unreadable.
-pub fn kernel_version() -> (u32, u32) {
-    let Ok(name) = nix::sys::utsname::uname() else {
-        return (0, 0);
-    };
-    parse_version(&name.release().to_string_lossy())
-}
-
-fn parse_version(release: &str) -> (u32, u32) {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernel_versions_compare_as_numbers() {
-        assert_eq!(parse_version("6.18.44-fc"), (6, 18));
-        assert_eq!(parse_version("5.10.0-33-amd64"), (5, 10));
-        assert_eq!(parse_version("odd"), (0, 0));
-        assert!(parse_version("6.16") >= BPF_F_IPV6_SINCE);
-        assert!(parse_version("6.9.1") < BPF_F_IPV6_SINCE);
-    }
 }

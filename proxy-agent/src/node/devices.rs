@@ -14,7 +14,7 @@ use proxy_common::{
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-use super::{NodeController, netns_cookie};
+use super::NodeController;
 use crate::{
     dataplane::{
         attach::{self, Target},
@@ -23,6 +23,7 @@ use crate::{
     },
     devices::{self, Described, Link, Routes, Surroundings, netlink::Netlink},
     model::Node,
+    sys,
 };
 
 /// Least time between two readings of the main routing table, which is long
@@ -310,7 +311,7 @@ impl NodeController {
     /// Pins of another network namespace name other devices: the node is a
     /// container that was made anew.
     pub(super) async fn forget_other_namespace(&mut self) {
-        let cookie = netns_cookie();
+        let cookie = sys::netns::cookie();
         let Some(mut settings) = self.settings() else {
             return;
         };

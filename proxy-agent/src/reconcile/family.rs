@@ -22,7 +22,7 @@ use crate::{
     model::{ObjectKey, Service},
     plan::Problem,
     select::{DesiredPort, FrontendKind, WhenEmpty, select_service},
-    system,
+    sys,
 };
 
 /// A family's queue, whichever family it is.
@@ -160,7 +160,7 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
         self.metrics.synced::<F>(self.triggers.drain(..));
         if self.first {
             self.first = false;
-            system::release_memory();
+            sys::memory::release_memory();
             info!(
                 family = F::NAME,
                 services,

@@ -14,9 +14,9 @@ use proptest::{
 };
 use proxy_agent::{
     cli::{Cli, Command},
+    commands::explain::{decode::Explanation, engine::Engine, flow},
     config::NodeConfig,
     dataplane::load::Sizes,
-    explain::{decode::Explanation, engine::Engine, flow},
     source::manifests,
 };
 use proxy_tests::Family;

@@ -118,7 +118,7 @@ fn crowd_filters(datapath: &mut Datapath, cast: Cast) {
         ];
         for of in [ServicePort::tcp, ServicePort::udp] {
             for other in &others {
-                let port = of(cast.vip_with(12, 80), &[end]).with(other.clone());
+                let port = of(cast.vip_with(12, 80), &[end]).with(*other);
                 datapath.serve(&port);
                 datapath.unserve(&port);
             }

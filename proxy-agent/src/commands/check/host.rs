@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use crate::{
-    check::Finding,
+    commands::check::Finding,
     dataplane::{attach::TCX_SINCE, load::BPF_F_IPV6_SINCE},
-    system::{self, MINIMUM_KERNEL},
+    sys::{self, kernel::MINIMUM_KERNEL},
 };
 
 /// What the host says of itself.
@@ -132,7 +132,7 @@ fn kernel(version: (u32, u32)) -> Vec<Finding> {
 }
 
 fn real_time(host: &Host) -> Option<Finding> {
-    system::preempts_programs(host.kernel, host.is_real_time).then(|| {
+    sys::kernel::preempts_programs(host.kernel, host.is_real_time).then(|| {
         Finding::fail(
             "the kernel is a real-time one (PREEMPT_RT): packets may preempt each other on a CPU",
             "the programs keep what they work on in memory of the CPU's; boot another kernel",
@@ -222,7 +222,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::check::Level;
+    use crate::commands::check::Level;
 
     const FORWARDS: Stack = Stack {
         forwards: Some(true),

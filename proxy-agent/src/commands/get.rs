@@ -16,23 +16,23 @@ use proxy_common::family::{V4, V6};
 
 use crate::{
     cli::{GetArgs, Resource},
+    commands::get::{
+        affinity::AffinityRow, backends::BackendRow, flows::FlowRow, render::Row,
+        services::ServiceRow,
+    },
     dataplane::{
         Dataplane as _,
         mapped::Access,
         pins::Pins,
         tables::{KernelFamily, KernelTables, open_affinity, open_flows},
     },
-    inspect::{
-        affinity::AffinityRow, backends::BackendRow, flows::FlowRow, render::Row,
-        services::ServiceRow,
-    },
     model::IpFamily,
-    system,
+    sys,
 };
 
 /// Shows one kind of table on standard output.
 pub fn get(args: &GetArgs) -> anyhow::Result<()> {
-    system::require_privileges()?;
+    sys::capabilities::require_privileges()?;
     let pins = Pins::new(&args.bpf_root);
     if !pins.map("CONFIG").exists() {
         anyhow::bail!(

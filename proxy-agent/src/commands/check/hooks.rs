@@ -1,7 +1,7 @@
 //! Programs of others on the devices the agent has attached.
 
 use crate::{
-    check::Finding,
+    commands::check::Finding,
     dataplane::{attach::Hook, hooks::Attached},
 };
 
@@ -61,7 +61,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::{check::Level, dataplane::attach::Mode};
+    use crate::{commands::check::Level, dataplane::attach::Mode};
 
     /// Programs by id; those below 10 are ours.
     fn hook(programs: &[u32]) -> DeviceHook {

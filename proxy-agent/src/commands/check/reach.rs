@@ -1,6 +1,6 @@
 //! What routing does to packets on their way to a Service and back.
 
-use crate::check::Finding;
+use crate::commands::check::Finding;
 
 /// What the host says of its routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +78,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::check::Level;
+    use crate::commands::check::Level;
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(ToString::to_string).collect()

@@ -34,7 +34,7 @@ use crate::{
         Source,
         kubernetes::{self, packet_pods},
     },
-    system,
+    sys,
 };
 
 /// How long to wait for more backends to leave before sockets are looked for.
@@ -196,11 +196,11 @@ fn leave_what_cannot_be_ended(serving: &mut Serving, mode: Mode) {
 /// The cgroup to attach to, if any.
 fn root(config: &SocketConfig) -> anyhow::Result<Option<PathBuf>> {
     match &config.cgroup_root {
-        Some(root) if system::is_cgroup2(root) => Ok(Some(root.clone())),
-        Some(root) => Err(system::SystemError::NotCgroup2(root.clone()).into()),
-        None => match system::cgroup2_mount() {
+        Some(root) if sys::filesystems::is_cgroup2(root) => Ok(Some(root.clone())),
+        Some(root) => Err(sys::SystemError::NotCgroup2(root.clone()).into()),
+        None => match sys::filesystems::cgroup2_mount() {
             Ok(root) => {
-                if !system::is_root_cgroup(&root) {
+                if !sys::filesystems::is_root_cgroup(&root) {
                     warn!(
                         cgroup = %root.display(),
                         "only the processes of this container are in the cgroup that is mounted; mount the host's and name it by --cgroup-root"

@@ -27,7 +27,7 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    node::netns_cookie,
+    sys,
 };
 
 /// The programs, and the tables they look at.
@@ -56,7 +56,7 @@ impl Engine {
         let config: Mapped<Config> = load::open_config(pins, Access::Read)?;
         let devices = DeviceTable::open(pins)?.read()?;
         let cookie = config.get(0).map_or(0, |config| config.netns_cookie);
-        if cookie != 0 && cookie != netns_cookie() {
+        if cookie != 0 && cookie != sys::netns::cookie() {
             anyhow::bail!(
                 "the tables below {} are those of another network namespace: run explain there, for example with nsenter --net",
                 pins.root().display()

@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        explain::flow::{Flow, Transport},
+        commands::explain::flow::{Flow, Transport},
         model::{ObjectKey, ServicePortName},
         select::FrontendKind,
     };

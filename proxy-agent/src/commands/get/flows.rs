@@ -12,7 +12,7 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::{
-    inspect::render::{self, Row},
+    commands::get::render::{self, Row},
     model::ServicePortName,
     plan::write::Tables,
 };

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use crate::check::Finding;
+use crate::commands::check::Finding;
 
 /// The rules of this network namespace, as the tools print them. Nothing where
 /// a tool is not installed.

@@ -36,7 +36,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::sockets::exceptions::Exceptions;
+    use crate::socket_lb::exceptions::Exceptions;
 
     const UID: &str = "0c7f2a9e-1b7d-4d0a-9f6e-2f5d2c8b1a34";
 

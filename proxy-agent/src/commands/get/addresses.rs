@@ -9,8 +9,8 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::{
+    commands::get::render::{self, Row},
     dataplane::{local_addrs::LocalAddrTable, pins::Pins, tables::TableError},
-    inspect::render::{self, Row},
     local_addrs::Entries,
     model::IpFamily,
 };

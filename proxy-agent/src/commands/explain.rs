@@ -34,14 +34,14 @@ use crate::{
     cli::{ExplainArgs, ExplainOutput},
     config::NodeConfig,
     dataplane::pins::Pins,
-    system,
+    sys,
 };
 
 /// Answers on standard output.
 pub fn run(args: ExplainArgs) -> anyhow::Result<()> {
     let flows = asked(&args)?;
     let node = NodeConfig::try_from(args.node.clone())?;
-    system::require_privileges()?;
+    sys::capabilities::require_privileges()?;
     let mut engine = match &args.manifests {
         Some(directory) => manifests::engine(directory, &node, &args.node_address)?,
         None => live(&args.bpf_root)?,

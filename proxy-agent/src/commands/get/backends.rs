@@ -10,7 +10,7 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::{
-    inspect::{
+    commands::get::{
         render::{self, Row},
         services,
     },

@@ -9,21 +9,20 @@ use std::{
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::{
-    check::{
+    cli::PathArgs,
+    commands::check::{
         firewall::Firewall,
         hooks::DeviceHook,
         host::{BpfMount, Cgroup, Host, Stack},
         reach::Reach,
     },
-    cli::PathArgs,
+    commands::get::devices,
     dataplane::{
-        attach::Hook, devices::DeviceTable, hooks::Hooks, load::kernel_version,
-        other_layouts::OtherLayout, pins::Pins,
+        attach::Hook, devices::DeviceTable, hooks::Hooks, other_layouts::OtherLayout, pins::Pins,
     },
     devices::netlink::Netlink,
-    inspect::devices,
     model::IpFamily,
-    ownership, system,
+    ownership, sys,
 };
 
 /// Kernel types for BPF tools.
@@ -58,9 +57,9 @@ fn host(paths: &PathArgs) -> Host {
     let root = &paths.bpf_root;
     let [has_v4, has_v6] = IpFamily::ALL.map(has_address);
     Host {
-        privileged: system::require_privileges().is_ok(),
-        kernel: kernel_version(),
-        is_real_time: system::is_real_time(),
+        privileged: sys::capabilities::require_privileges().is_ok(),
+        kernel: sys::kernel::version(),
+        is_real_time: sys::kernel::is_real_time(),
         btf: Path::new(BTF).exists(),
         bpf_root: root.clone(),
         bpf_mount: bpf_mount(root),
@@ -91,7 +90,7 @@ fn has_address(family: IpFamily) -> bool {
 
 fn bpf_mount(root: &Path) -> BpfMount {
     let existing = root.ancestors().find(|path| path.exists());
-    if existing.is_some_and(system::is_bpf) {
+    if existing.is_some_and(sys::filesystems::is_bpf) {
         BpfMount::Mounted
     } else if root.starts_with(BPF_MOUNT) && Path::new(BPF_MOUNT).exists() {
         BpfMount::Mountable
@@ -104,7 +103,7 @@ fn cgroup(given: Option<&Path>) -> Cgroup {
     match given {
         Some(path) if is_cgroup2(path) => Cgroup::Found(path.to_owned()),
         Some(path) => Cgroup::NotOne(path.to_owned()),
-        None => system::cgroup2_mount().map_or(Cgroup::None, Cgroup::Found),
+        None => sys::filesystems::cgroup2_mount().map_or(Cgroup::None, Cgroup::Found),
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use crate::{
+    commands::get::render::{self, Row},
     dataplane::{
         attach::Hook,
         devices::DeviceTable,
@@ -19,9 +20,8 @@ use crate::{
         pins::Pins,
     },
     devices::{Link, netlink::Netlink},
-    inspect::render::{self, Row},
     model::IpFamily,
-    node,
+    sys,
 };
 
 /// A device that has a row of `DEVICES`.
@@ -263,7 +263,7 @@ pub(crate) fn is_bridge(ifindex: u32, devices: &[(u32, Device)]) -> bool {
 /// Whether the agent's devices are those of this process' network namespace.
 pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
     let config = load::open_config(pins, Access::Read)?;
-    Ok(config.get(0).map(|config| config.netns_cookie) == Some(node::netns_cookie()))
+    Ok(config.get(0).map(|config| config.netns_cookie) == Some(sys::netns::cookie()))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{check::facts::Facts, cli::PathArgs, escape::Escaped};
+use crate::{cli::PathArgs, commands::check::facts::Facts, escape::Escaped};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

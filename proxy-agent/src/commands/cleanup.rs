@@ -13,7 +13,7 @@ use crate::{
     },
     devices::netlink::Netlink,
     ownership::{self, Candidate, Name, Ownership},
-    system,
+    sys,
 };
 
 /// How long another command may look at the root.
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Removes all links, programs and maps below the bpf root, and our clsact
 /// filters in this network namespace. Nothing there is nothing to do.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
-    system::require_privileges()?;
+    sys::capabilities::require_privileges()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

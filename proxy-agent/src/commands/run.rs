@@ -27,8 +27,8 @@ use crate::{
     ownership::{Candidate, Loss, Name, Ownership},
     predecessors::Predecessors,
     reconcile::Reconciler,
-    sockets::Sockets,
-    source, system,
+    socket_lb::Sockets,
+    source, sys,
     table_sync::TableSync,
     telemetry,
 };
@@ -36,14 +36,14 @@ use crate::{
 /// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4). While
 /// a newer agent is the owner of the bpf root, this one stands by.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    system::require_privileges()?;
-    system::require_kernel()?;
+    sys::capabilities::require_privileges()?;
+    sys::kernel::require_kernel()?;
     let mut stop = in_runtime(async {
         // Before anything is changed on this node.
         config.source.check().await?;
         StopSignals::listen()
     })?;
-    system::mount_bpf(&config.bpf_root)?;
+    sys::filesystems::mount_bpf(&config.bpf_root)?;
     let name = Name::of_this_process("run", &config.node.name);
     let candidate = Candidate::new(&config.bpf_root, name);
     let mut next = in_runtime(async {

@@ -13,7 +13,7 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::{
-    inspect::render::{self, Row},
+    commands::get::render::{self, Row},
     model::{ObjectKey, ServicePortName},
     plan::write::{RangeKey, Tables},
     select::FrontendKind,

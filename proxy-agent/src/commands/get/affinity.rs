@@ -13,7 +13,7 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::{
-    inspect::{
+    commands::get::{
         flows::idle_seconds,
         render::{self, Row},
         services,

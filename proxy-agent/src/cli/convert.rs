@@ -1,0 +1,119 @@
+//! From arguments to settings.
+
+use super::{Attach, LogArgs, NodeArgs, PathArgs, RunArgs, TableArgs};
+use crate::{
+    config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig},
+    dataplane::{attach::Mode, load::Sizes},
+    reconcile::Intervals,
+    socket_lb::SocketConfig,
+    source::Source,
+    telemetry::LogConfig,
+};
+
+impl TryFrom<RunArgs> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
+        // Every field by name: a new flag cannot be forgotten here.
+        let RunArgs {
+            kubeconfig,
+            manifests,
+            node,
+            paths: PathArgs {
+                bpf_root,
+                cgroup_root,
+            },
+            tables:
+                TableArgs {
+                    max_service_ports,
+                    max_endpoints,
+                    flow_table_size,
+                },
+            masquerade_ports,
+            attach,
+            sockets,
+            sockets_exclude_cgroup,
+            metrics_bind_address,
+            min_sync_period,
+            audit_period,
+        } = args;
+        Ok(Self {
+            node: node.try_into()?,
+            source: match manifests {
+                Some(directory) => Source::Manifests { directory },
+                None => Source::Kubernetes { kubeconfig },
+            },
+            bpf_root,
+            sockets: SocketConfig {
+                mode: sockets,
+                cgroup_root,
+                exceptions: sockets_exclude_cgroup,
+            },
+            sizes: Sizes {
+                services: max_service_ports,
+                endpoints: max_endpoints,
+                flows: flow_table_size,
+                ..Sizes::DEFAULT
+            },
+            masquerade_ports,
+            attach: match attach {
+                Attach::Auto => Mode::best(),
+                Attach::Tcx => Mode::Tcx,
+                Attach::Clsact => Mode::Clsact,
+            },
+            metrics: metrics_bind_address.0,
+            intervals: Intervals {
+                min_sync: min_sync_period,
+                audit: audit_period,
+            },
+        })
+    }
+}
+
+impl TryFrom<NodeArgs> for NodeConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        let NodeArgs {
+            hostname_override,
+            cluster_cidr,
+            detect_local_mode,
+            pod_bridge_interface,
+            pod_interface_name_prefix,
+            masquerade_all,
+            nodeport_addresses,
+            feature_gates,
+        } = args;
+        Ok(Self {
+            name: config::node_name(hostname_override.as_deref(), config::host_name)?,
+            local_detector: match detect_local_mode {
+                DetectLocalMode::ClusterCidr => LocalDetector::ClusterCidr(cluster_cidr),
+                DetectLocalMode::NodeCidr => LocalDetector::NodeCidr,
+                DetectLocalMode::BridgeInterface => {
+                    LocalDetector::BridgeInterface(pod_bridge_interface.unwrap_or_default())
+                }
+                DetectLocalMode::InterfaceNamePrefix => LocalDetector::InterfaceNamePrefix(
+                    pod_interface_name_prefix.unwrap_or_default(),
+                ),
+            },
+            masquerade_all,
+            node_port_addresses: nodeport_addresses,
+            feature_gates,
+        })
+    }
+}
+
+impl From<LogArgs> for LogConfig {
+    fn from(args: LogArgs) -> Self {
+        let LogArgs {
+            log_level,
+            verbosity,
+            log_format,
+        } = args;
+        Self {
+            level: log_level,
+            verbosity,
+            format: log_format,
+        }
+    }
+}

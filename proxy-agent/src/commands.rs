@@ -1,0 +1,7 @@
+//! What `proxy-agent` does, one file for each of its commands.
+
+pub mod check;
+pub mod cleanup;
+pub mod explain;
+pub mod get;
+pub mod run;
