@@ -1,7 +1,7 @@
 //! The command line. Scripts rely on it: names and meanings stay.
 //!
 //! Flags that kube-proxy has too are named as there. Every flag is also an
-//! environment variable, except those that are a question to `explain`, and
+//! environment variable, except the questions to `explain` and
 //! `cleanup --force`.
 
 mod convert;
@@ -35,7 +35,7 @@ use crate::{
 /// Exit code for a command line that makes no sense.
 pub const WRONG_USAGE: u8 = 2;
 
-/// Tandem: dual-stack Service proxy on eBPF.
+/// Tandem: a dual-stack Service proxy on eBPF
 #[derive(Clone, Debug, PartialEq, Parser)]
 #[command(
     name = "proxy-agent",
@@ -57,24 +57,29 @@ pub enum Command {
     Run(RunArgs),
     /// Show the tables in the kernel
     Get(GetArgs),
-    /// Tell what would become of a new connection, and why
+    /// Say what would become of a new connection, and why
     Explain(ExplainArgs),
-    /// Tell whether this host can run the proxy, and what is in its way
+    /// Check whether this host can run the proxy
     Check(PathArgs),
-    /// Remove every link, program and map of the proxy, and nothing else
+    /// Remove all links, programs and maps of the proxy, and nothing else
     Cleanup(CleanupArgs),
+    /// Print a script that completes commands in a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
 }
 
 /// How the process logs.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Logging")]
 pub struct LogArgs {
-    /// Least level of log lines, or a filter such as `info,proxy_agent=debug`
+    /// Minimum level of log lines, or a filter such as `info,proxy_agent=debug`
     #[arg(long, value_name = "LEVEL", env = "TANDEM_LOG_LEVEL", global = true)]
     pub log_level: Option<String>,
     /// More log lines: -v for debug, -vv for trace
     #[arg(short, long = "verbose", action = clap::ArgAction::Count, global = true)]
     pub verbosity: u8,
-    /// Form of log lines
+    /// Format of log lines
     #[arg(
         long,
         value_name = "FORMAT",
@@ -90,14 +95,20 @@ pub struct RunArgs {
     /// How to reach the API server [default: the service account of the pod]
     #[arg(
         long,
+        help_heading = "Source",
         value_name = "FILE",
         env = "TANDEM_KUBECONFIG",
         conflicts_with = "manifests"
     )]
     pub kubeconfig: Option<PathBuf>,
-    /// Take Services and EndpointSlices from the manifests below a directory
-    /// instead of an API server
-    #[arg(long, value_name = "DIR", env = "TANDEM_MANIFESTS")]
+    /// Read Services and EndpointSlices from manifests below a directory instead
+    /// of an API server
+    #[arg(
+        long,
+        help_heading = "Source",
+        value_name = "DIR",
+        env = "TANDEM_MANIFESTS"
+    )]
     pub manifests: Option<PathBuf>,
     #[command(flatten)]
     pub node: NodeArgs,
@@ -105,64 +116,71 @@ pub struct RunArgs {
     pub paths: PathArgs,
     #[command(flatten)]
     pub tables: TableArgs,
-    /// Ports that masqueraded connections may take, towards each backend. A
-    /// range that no process of this node uses keeps them apart
+    /// Ports that masqueraded connections may take towards each backend. A
+    /// range that no process of this node uses keeps the two apart
     #[arg(
         long,
+        help_heading = "Datapath",
         value_name = "FIRST-LAST",
         env = "TANDEM_MASQUERADE_PORTS",
         default_value = "1024-65535",
         value_parser = value::port_range
     )]
     pub masquerade_ports: PortRange,
-    /// How programs are put on devices
+    /// How programs are attached to devices
     #[arg(
         long,
+        help_heading = "Datapath",
         value_name = "HOW",
         env = "TANDEM_ATTACH",
         default_value = "auto"
     )]
     pub attach: Attach,
-    /// Whose connections are translated in the calls of their sockets, rather
-    /// than in packets
+    /// Which processes get socket-level load balancing, in connect and sendmsg;
+    /// what others send is translated packet by packet
     #[arg(
         long,
+        help_heading = "Datapath",
         value_name = "WHOSE",
         env = "TANDEM_SOCKETS",
         default_value = "all"
     )]
     pub sockets: socket_lb::Mode,
-    /// Cgroup, by its path below the cgroup root, whose processes' packets are
-    /// translated rather than their calls; `*` stands for any part of a name.
-    /// May be repeated, or a list with commas
+    /// Cgroups whose processes get none, by their path below the cgroup root;
+    /// `*` stands for any part of a name. May be repeated, or a list with commas
     #[arg(
         long,
+        help_heading = "Datapath",
         value_name = "PATH",
         env = "TANDEM_SOCKETS_EXCLUDE_CGROUP",
         value_delimiter = ','
     )]
     pub sockets_exclude_cgroup: Vec<socket_lb::exceptions::Pattern>,
-    /// Where metrics are served; empty for nowhere
+    /// Address that serves metrics and readiness; empty for none
     #[arg(
         long,
+        help_heading = "Operation",
         value_name = "IP:PORT",
         env = "TANDEM_METRICS_BIND_ADDRESS",
         default_value = "127.0.0.1:10249",
         value_parser = value::bind_address
     )]
     pub metrics_bind_address: BindAddress,
-    /// Least time between two syncs
+    /// Minimum interval between two syncs of a family
     #[arg(
         long,
+        help_heading = "Operation",
         value_name = "DURATION",
         env = "TANDEM_MIN_SYNC_PERIOD",
         default_value = "0s",
         value_parser = value::duration
     )]
     pub min_sync_period: Duration,
-    /// Time between two comparisons of the tables with what they should be
+    /// Interval between two audits, which compare the tables with what they
+    /// should hold and repair them
     #[arg(
         long,
+        help_heading = "Operation",
         value_name = "DURATION",
         env = "TANDEM_AUDIT_PERIOD",
         default_value = "60s",
@@ -173,12 +191,12 @@ pub struct RunArgs {
 
 /// What a node needs to know of itself and of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Node and cluster")]
 pub struct NodeArgs {
     /// Name of this node's Node object [default: the host name]
     #[arg(long, value_name = "NAME", env = "TANDEM_HOSTNAME_OVERRIDE")]
     pub hostname_override: Option<String>,
-    /// Prefix of all pods of the cluster, or one for each family with a comma
-    /// between them
+    /// CIDR of all pods of the cluster, or one of each family, with a comma
     #[arg(
         long,
         value_name = "CIDR[,CIDR]",
@@ -188,7 +206,7 @@ pub struct NodeArgs {
         value_parser = value::cluster_cidr
     )]
     pub cluster_cidr: ClusterCidr,
-    /// How traffic of pods is told from other traffic
+    /// How the traffic of pods is told from other traffic
     #[arg(
         long,
         value_name = "MODE",
@@ -196,7 +214,7 @@ pub struct NodeArgs {
         default_value = "ClusterCIDR"
     )]
     pub detect_local_mode: DetectLocalMode,
-    /// Bridge of the pods, for `BridgeInterface`
+    /// The pods' bridge, for `BridgeInterface`
     #[arg(
         long,
         value_name = "DEVICE",
@@ -205,7 +223,7 @@ pub struct NodeArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub pod_bridge_interface: Option<String>,
-    /// What the names of pods' devices begin with, for `InterfaceNamePrefix`
+    /// Prefix of the names of pods' devices, for `InterfaceNamePrefix`
     #[arg(
         long,
         value_name = "PREFIX",
@@ -214,7 +232,7 @@ pub struct NodeArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub pod_interface_name_prefix: Option<String>,
-    /// Masquerade all traffic to cluster IPs, that of pods as well
+    /// Masquerade all traffic to cluster IPs, also that of pods
     #[arg(
         long,
         env = "TANDEM_MASQUERADE_ALL",
@@ -226,10 +244,10 @@ pub struct NodeArgs {
         action = clap::ArgAction::Set
     )]
     pub masquerade_all: bool,
-    /// Addresses of this node that take NodePorts: CIDRs, and the keywords
+    /// Addresses of this node that serve NodePorts: CIDRs and the keywords
     /// `primary` (the Node object's address of each family), `localhost` and
-    /// `all`, with commas between them. A family that is not named takes them
-    /// on all of its addresses
+    /// `all`, with commas. A family that is not named serves them on all of its
+    /// addresses
     #[arg(
         long,
         value_name = "CIDR|KEYWORD,...",
@@ -239,8 +257,8 @@ pub struct NodeArgs {
         value_parser = value::node_port_addresses
     )]
     pub nodeport_addresses: NodePortAddresses,
-    /// Features to turn on or off: `AllowServiceExternalIPs`, on by default, is
-    /// whether spec.externalIPs of Services are served
+    /// Features to turn on or off. `AllowServiceExternalIPs`, on by default,
+    /// serves spec.externalIPs of Services
     #[arg(
         long,
         value_name = "NAME=BOOL",
@@ -254,25 +272,34 @@ pub struct NodeArgs {
 
 /// Where the proxy's objects are in the file system.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Paths")]
 pub struct PathArgs {
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Cgroup whose processes are served [default: the cgroup2 mount]
+    #[arg(long, value_name = "DIR", env = "TANDEM_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Where the pins are.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct PinArgs {
     /// Folder of the pins, in a bpf file system
     #[arg(
         long,
+        help_heading = "Paths",
         value_name = "DIR",
         env = "TANDEM_BPF_ROOT",
         default_value = "/sys/fs/bpf/tandem"
     )]
     pub bpf_root: PathBuf,
-    /// Cgroup whose processes are served [default: the cgroup2 mount]
-    #[arg(long, value_name = "DIR", env = "TANDEM_CGROUP_ROOT")]
-    pub cgroup_root: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct CleanupArgs {
     #[command(flatten)]
     pub paths: PathArgs,
-    /// Also where an agent runs, which then ends
+    /// Even if an agent runs, which then ends
     #[arg(long)]
     pub force: bool,
 }
@@ -313,11 +340,11 @@ pub struct TableArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
-    /// The best the kernel can do
+    /// tcx if the kernel has it, else clsact
     Auto,
-    /// tcx links
+    /// As tcx links
     Tcx,
-    /// Filters of the clsact qdisc
+    /// As filters of the clsact qdisc
     Clsact,
 }
 
@@ -329,7 +356,7 @@ pub struct BindAddress(pub Option<SocketAddr>);
 pub struct GetArgs {
     /// What to show
     pub what: Resource,
-    /// Form of the output
+    /// Format of the output
     #[arg(
         short,
         long,
@@ -344,20 +371,14 @@ pub struct GetArgs {
     /// Only Services of this namespace
     #[arg(short, long, value_name = "NS", env = "TANDEM_NAMESPACE")]
     pub namespace: Option<String>,
-    /// Folder of the pins, in a bpf file system
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "TANDEM_BPF_ROOT",
-        default_value = "/sys/fs/bpf/tandem"
-    )]
-    pub bpf_root: PathBuf,
+    #[command(flatten)]
+    pub pins: PinArgs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct ExplainArgs {
-    /// The client. Its port decides which backend is chosen; without one, what
-    /// is chosen is an example
+    /// The client. Its port decides which backend is chosen; without a port, the
+    /// backend is an example
     #[arg(long, value_name = "IP[:PORT]", required_unless_present = "flows")]
     pub from: Option<Source>,
     /// Destination address
@@ -375,19 +396,19 @@ pub struct ExplainArgs {
     /// elsewhere [default: what its address suggests]
     #[arg(long, value_name = "pod|node|external")]
     pub via: Option<Via>,
-    /// Ask about many: a JSON array of {from, to, protocol, via}, or - for
-    /// standard input. The answer is an array in that order
+    /// Ask about many flows: a file with a JSON array of {from, to, protocol, via},
+    /// or - for standard input. The answer is an array in the same order
     #[arg(
         long,
         value_name = "FILE",
         conflicts_with_all = ["from", "to", "protocol", "via"]
     )]
     pub flows: Option<PathBuf>,
-    /// Form of the output [default: text, and json for --flows]
+    /// Format of the output [default: text, or json with --flows]
     #[arg(short, long, value_name = "text|json")]
     pub output: Option<ExplainOutput>,
-    /// Ask about the manifests below a directory, instead of this node's
-    /// tables: needs no agent, no cluster and no devices
+    /// Ask about the manifests below a directory instead of this node's tables;
+    /// needs no agent, no cluster and no devices
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// Addresses of the node, with --manifests [default: those of its Node
@@ -396,14 +417,20 @@ pub struct ExplainArgs {
     pub node_address: Vec<IpAddr>,
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Folder of the pins, in a bpf file system
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "TANDEM_BPF_ROOT",
-        default_value = "/sys/fs/bpf/tandem"
-    )]
-    pub bpf_root: PathBuf,
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ManArgs {
+    /// Directory for one page for each command
+    pub directory: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -420,11 +447,11 @@ pub enum Resource {
     Backends,
     /// Connections that are being translated
     Flows,
-    /// Clients that session affinity remembers
+    /// Clients with session affinity, and their backends
     Affinity,
-    /// Network devices the programs are on
+    /// Network devices that programs are attached to
     Devices,
-    /// The node's own addresses, and which of them take NodePorts
+    /// The node's own addresses, and which of them serve NodePorts
     Addresses,
 }
 

@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod cleanup;
+pub mod completions;
 pub mod explain;
 pub mod get;
+pub mod man;
 pub mod run;

@@ -15,6 +15,8 @@ pub mod dataplane;
 pub mod devices;
 pub mod escape;
 pub mod fair_share;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod http;
 pub mod index;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proxy_agent::{
     cli::{self, Cli, Command},
-    commands::{check, cleanup, explain, get, run},
+    commands::{check, cleanup, completions, explain, get, man, run},
     config::Config,
     sys, telemetry,
 };
@@ -60,6 +60,14 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(paths) => Ok(check::check(&paths)),
         Command::Cleanup(args) => {
             cleanup::cleanup(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(args) => {
+            completions::print(&args);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(args) => {
+            man::write(&args)?;
             Ok(ExitCode::SUCCESS)
         }
     }

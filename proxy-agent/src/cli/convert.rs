@@ -1,6 +1,6 @@
 //! From arguments to settings.
 
-use super::{Attach, LogArgs, NodeArgs, PathArgs, RunArgs, TableArgs};
+use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
     config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig},
     dataplane::{attach::Mode, load::Sizes},
@@ -19,10 +19,11 @@ impl TryFrom<RunArgs> for Config {
             kubeconfig,
             manifests,
             node,
-            paths: PathArgs {
-                bpf_root,
-                cgroup_root,
-            },
+            paths:
+                PathArgs {
+                    pins: PinArgs { bpf_root },
+                    cgroup_root,
+                },
             tables:
                 TableArgs {
                     max_service_ports,

@@ -1,6 +1,9 @@
 use rstest::rstest;
 
+use std::fmt::Write as _;
+
 use super::*;
+use crate::golden;
 
 fn parse_line(line: &str) -> Result<Cli, clap::Error> {
     try_parse(line.split(' ').map(OsString::from))
@@ -78,7 +81,10 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
     assert!(args.node.feature_gates.service_external_ips);
     let metrics = "127.0.0.1:10249".parse().expect("an address");
     assert_eq!(args.metrics_bind_address, BindAddress(Some(metrics)));
-    assert_eq!(args.paths.bpf_root, PathBuf::from("/sys/fs/bpf/tandem"));
+    assert_eq!(
+        args.paths.pins.bpf_root,
+        PathBuf::from("/sys/fs/bpf/tandem")
+    );
     assert_eq!(args.attach, Attach::Auto);
     assert_eq!(args.sockets, socket_lb::Mode::All);
     assert_eq!((args.kubeconfig, args.manifests), (None, None));
@@ -181,7 +187,9 @@ fn reads_get() {
         output: Output::Json,
         family: Some(IpFamily::V6),
         namespace: Some("shop".to_owned()),
-        bpf_root: "/b".into(),
+        pins: PinArgs {
+            bpf_root: "/b".into(),
+        },
     };
     assert_eq!(cli.command, Command::Get(expected));
 }
@@ -236,4 +244,108 @@ fn only_what_was_told_wrong_is_wrong_usage() {
     assert!(is_wrong_usage(&ConfigError::NoName.into()));
     let failed = anyhow::anyhow!("the disk is full");
     assert!(!is_wrong_usage(&failed));
+}
+
+/// The tables of docs/flags.md: of each command's arguments, group by group.
+fn flags_page() -> String {
+    let mut page = String::from(
+        "# Flags\n\n\
+         Made from the code: `UPDATE_DOCS=1 cargo test -p proxy-agent docs_list` writes this page.\n\
+         A flag on the command line comes before its environment variable.\n",
+    );
+    let mut cli = Cli::command();
+    cli.build();
+    for command in cli.get_subcommands() {
+        if command.get_name() == "help" {
+            continue;
+        }
+        let about = command.get_about().map(ToString::to_string);
+        let _ = write!(
+            page,
+            "\n## proxy-agent {}\n\n{}.\n",
+            command.get_name(),
+            about.unwrap_or_default()
+        );
+        let mut groups: Vec<(&str, Vec<&clap::Arg>)> = Vec::new();
+        for argument in command.get_arguments() {
+            if argument.is_global_set() || ["help", "version"].contains(&argument.get_id().as_str())
+            {
+                continue;
+            }
+            let heading = argument.get_help_heading().unwrap_or("Arguments");
+            match groups.iter_mut().find(|(name, _)| *name == heading) {
+                Some((_, members)) => members.push(argument),
+                None => groups.push((heading, vec![argument])),
+            }
+        }
+        for (heading, members) in groups {
+            let _ = write!(
+                page,
+                "\n### {heading}\n\n| flag | environment | default | |\n|---|---|---|---|\n"
+            );
+            for argument in members {
+                page.push_str(&flag_row(argument));
+            }
+        }
+    }
+    page
+}
+
+fn flag_row(argument: &clap::Arg) -> String {
+    let values: Vec<_> = argument
+        .get_value_names()
+        .unwrap_or_default()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let takes_value = argument.get_action().takes_values();
+    let name = match argument.get_long() {
+        Some(long) if takes_value => format!("`--{long} {}`", values.join(" ")),
+        Some(long) => format!("`--{long}`"),
+        None => format!("`{}`", values.join(" ")),
+    };
+    let code = |text: String| {
+        if text.is_empty() {
+            text
+        } else {
+            format!("`{text}`")
+        }
+    };
+    let environment = argument
+        .get_env()
+        .map(|name| name.to_string_lossy().into_owned());
+    let defaults: Vec<_> = argument
+        .get_default_values()
+        .iter()
+        .map(|value| value.to_string_lossy().into_owned())
+        .collect();
+    let default = if takes_value {
+        defaults.join(",")
+    } else {
+        String::new()
+    };
+    let possible: Vec<_> = argument
+        .get_possible_values()
+        .iter()
+        .map(|value| format!("`{}`", value.get_name()))
+        .collect();
+    let mut help = argument
+        .get_help()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    if takes_value && !possible.is_empty() && argument.get_id() != "masquerade_all" {
+        help = format!("{help}: {}", possible.join(", "));
+    }
+    format!(
+        "| {} | {} | {} | {} |\n",
+        name.replace('|', "\\|"),
+        code(environment.unwrap_or_default()),
+        code(default),
+        help.replace('|', "\\|").replace('\n', " ")
+    )
+}
+
+#[test]
+fn docs_list_the_flags() {
+    golden::check("docs/flags.md", &flags_page());
 }

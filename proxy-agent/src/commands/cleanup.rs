@@ -27,7 +27,7 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(async {
-            let root = &args.paths.bpf_root;
+            let root = &args.paths.pins.bpf_root;
             let ownership = own(root, args.force).await?;
             detach_clsact().await?;
             remove_layouts(root)?;

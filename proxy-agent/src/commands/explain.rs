@@ -44,7 +44,7 @@ pub fn run(args: ExplainArgs) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
     let mut engine = match &args.manifests {
         Some(directory) => manifests::engine(directory, &node, &args.node_address)?,
-        None => live(&args.bpf_root)?,
+        None => live(&args.pins.bpf_root)?,
     }
     .with_pods(args.node.cluster_cidr);
     let explanations = flows

@@ -33,11 +33,11 @@ use crate::{
 /// Shows one kind of table on standard output.
 pub fn get(args: &GetArgs) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
-    let pins = Pins::new(&args.bpf_root);
+    let pins = Pins::new(&args.pins.bpf_root);
     if !pins.map("CONFIG").exists() {
         anyhow::bail!(
             "no tables below {}: is the agent running? (--bpf-root)",
-            args.bpf_root.display()
+            args.pins.bpf_root.display()
         );
     }
     match args.what {

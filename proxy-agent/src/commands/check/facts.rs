@@ -48,13 +48,13 @@ impl Facts {
             host: host(paths),
             reach: reach(),
             firewall: firewall(),
-            hooks: hooks(&Pins::new(&paths.bpf_root)).map_err(|error| format!("{error:#}")),
+            hooks: hooks(&Pins::new(&paths.pins.bpf_root)).map_err(|error| format!("{error:#}")),
         }
     }
 }
 
 fn host(paths: &PathArgs) -> Host {
-    let root = &paths.bpf_root;
+    let root = &paths.pins.bpf_root;
     let [has_v4, has_v6] = IpFamily::ALL.map(has_address);
     Host {
         privileged: sys::capabilities::require_privileges().is_ok(),
