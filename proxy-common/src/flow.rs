@@ -103,6 +103,7 @@ impl<A> Flow<A> {
     /// NodePort, so that its replies are not taken for clients of that. Frontend
     /// and backend are its other end, and the masquerade tuple is the
     /// client's own; with another port, where a masqueraded flow has that one.
+    /// Without [`Flow::MASQUERADE`] a question of one UDP backend to another.
     pub const OUTGOING: u8 = 8;
     /// The client came in by a bridge whose host is the backend's gateway to it:
     /// replies are routed, and so requests must be (E2).

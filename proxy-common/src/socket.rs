@@ -51,7 +51,7 @@ pub struct Peer {
     /// [`crate::flow::ticks`]).
     pub last_used: u32,
     pub protocol: Protocol,
-    /// [`Peer::CONNECTED`].
+    /// [`Peer::CONNECTED`], [`Peer::ITSELF`].
     pub flags: u8,
     pub zero: [u8; 2],
 }
@@ -59,6 +59,9 @@ pub struct Peer {
 impl Peer {
     /// By `connect`, not by `sendto`.
     pub const CONNECTED: u8 = 1;
+    /// Not dialled at all: a backend from which the socket has received a datagram,
+    /// which it will answer. Frontend and backend are the same.
+    pub const ITSELF: u8 = 2;
 
     /// An entry that is not in use.
     pub const VACANT: Self = Self {

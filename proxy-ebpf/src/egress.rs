@@ -3,6 +3,7 @@
 use proxy_common::{
     counter::Counter,
     family::{V4, V6},
+    net::Protocol,
 };
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     outgoing,
     packet::{Link, Skb, same_mac},
     parse::{self, IpHeader, Part},
+    peer,
     rewrite::Side,
     route::Route,
     service_range,
@@ -132,6 +134,13 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
             && let Some(outcome) = masquerade::reply_at_egress::<F>(&skb, scratch)
         {
             return outcome;
+        }
+        if to_backend
+            && protocol == Protocol::UDP
+            && hint != Hint::Foreign
+            && !skb.is_host_originated()
+        {
+            peer::note::<F>(scratch);
         }
     }
     if hint != Hint::None {

@@ -17,6 +17,7 @@ use crate::{
     outgoing,
     packet::Skb,
     parse::{self, IpHeader, tcp},
+    peer,
     rewrite::{self, Side},
     route::Route,
     service_range, tables, uplink,
@@ -109,7 +110,11 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
                     },
                 );
             }
-            None if tables::may_be_masquerade::<F>(&headers.ip.dst) => return None,
+            None if tables::may_be_masquerade::<F>(&headers.ip.dst)
+                || peer::may_ask::<F>(&headers) =>
+            {
+                return None;
+            }
             None => {}
         }
     }

@@ -54,6 +54,7 @@ mod outcome;
 mod outgoing;
 mod packet;
 mod parse;
+mod peer;
 mod refuse;
 mod rewrite;
 mod route;
@@ -179,13 +180,13 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 /// `recvfrom` and `recvmsg` of IPv4 UDP sockets.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV4>(&ctx)
+    socket::recvmsg::<CallV4>(&ctx)
 }
 
 /// `recvfrom` and `recvmsg` of IPv6 UDP sockets.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV6>(&ctx)
+    socket::recvmsg::<CallV6>(&ctx)
 }
 
 /// `getpeername` of IPv4 sockets.

@@ -5,7 +5,7 @@ use proxy_common::{
     explain::{Answer, Decision, Question},
     flow::{Flow, FlowKey},
     frontend::Frontend,
-    net::{Address as _, BePort},
+    net::{Address as _, BePort, Protocol},
     service::SessionAffinity,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     opaque::opaque,
     packet::Skb,
     parse::{IpHeader, tcp},
+    peer,
     route::{self, Route},
     share,
     tables::{self, Scratch, Tables, count},
@@ -327,7 +328,11 @@ fn has_lost_its_frontend<F: IpHeader>(scratch: &Scratch<F::Addr>) -> bool {
 #[inline(never)]
 fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     let hash = F::hash(&scratch.headers);
-    let alone = place == Place::Free && scratch.key.index == 0;
+    let headers = &scratch.headers;
+    let alone = place == Place::Free
+        && scratch.key.index == 0
+        && !(headers.ip.protocol == Protocol::UDP
+            && tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, Protocol::UDP));
     let flow = &mut scratch.flow;
     flow.frontend_addr = scratch.headers.ip.dst;
     flow.frontend_port = scratch.headers.dst_port;
@@ -385,14 +390,15 @@ fn with_session_affinity<F: IpHeader>(
     }
 }
 
-/// Whether another flow of the client port leads to the scratch flow's backend.
+/// Whether another flow of the client port leads to the scratch flow's backend, or
+/// one of the backend's to the client port.
 #[inline(always)]
 pub fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let mut key = scratch.key;
     let own = key.index;
-    let mut taken = false;
+    let mut taken = opaque(peer::would_answer::<F>(scratch));
     let mut index = 0_u32;
-    while index <= flow::LAST_INDEX {
+    while !taken && index <= flow::LAST_INDEX {
         key.index = index as u8;
         if let Some(record) = flow::get::<F>(&key) {
             // SAFETY: see `Record`.
@@ -402,9 +408,6 @@ pub fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
                     && flow.backend_port == scratch.flow.backend_port
                     && flow.backend_addr == scratch.flow.backend_addr,
             );
-        }
-        if taken {
-            break;
         }
         index += 1;
     }

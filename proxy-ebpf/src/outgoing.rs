@@ -14,7 +14,7 @@
 use proxy_common::{
     counter::Counter,
     flow::{Flow, state},
-    net::BePort,
+    net::{AddrV4, BePort},
 };
 
 use crate::{
@@ -33,6 +33,8 @@ use crate::{
 
 /// No row of a table.
 const NO_ROW: u32 = u32::MAX;
+/// Flags of a connection that this node opens itself.
+const OWN: u8 = Flow::<AddrV4>::MASQUERADE | Flow::<AddrV4>::OUTGOING;
 
 /// Whether a packet that leaves may open such a connection, or go on with one
 /// of a protocol without connections.
@@ -93,7 +95,7 @@ pub fn note<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) ->
     // translated.
     scratch.key = flow::reply_key::<F>(headers);
     if flow::to_frontend::<F>(&mut scratch.key, &addr, port).is_none()
-        && opaque(open::<F>(scratch, port))
+        && opaque(open::<F>(scratch, port, OWN))
     {
         tables::note_masquerade::<F>(&scratch.reply.masquerade_addr);
         // An entry that is there belongs to no flow any more.
@@ -151,7 +153,7 @@ fn part<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Out
     if !headers.opens_connection() && headers.ip.protocol.has_connections()
         || !skb.is_host_originated()
         || !F::has_socket(*skb, &scratch.reply)
-        || !opaque(open::<F>(scratch, BePort::ZERO))
+        || !opaque(open::<F>(scratch, BePort::ZERO, OWN))
     {
         return Outcome::NEXT;
     }
@@ -189,7 +191,7 @@ fn go_on<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) {
 /// Opens the flow of the connection of the packet in scratch memory, whose
 /// answers come to `port`; to one that is still to be found if that is zero.
 #[inline(never)]
-fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort) -> bool {
+pub fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -> bool {
     let place = F::place(scratch);
     if place == Place::None {
         return false;
@@ -212,7 +214,7 @@ fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort) -> bool {
         generation: 0,
         last_seen: flow::now(),
         uplink: 0,
-        flags: Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::OUTGOING,
+        flags,
         highest: 0,
         changed_port: BePort::ZERO,
     };

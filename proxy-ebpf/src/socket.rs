@@ -28,7 +28,7 @@ use aya_ebpf::{
 use proxy_common::{
     counter::Counter,
     family::{V4, V6},
-    net::{BePort, Protocol},
+    net::{AddrV6, BePort, Protocol},
     socket::Peer,
 };
 
@@ -135,7 +135,32 @@ fn send_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort)
     GO_ON
 }
 
-/// `recvfrom`, `recvmsg` and `getpeername`: who is at the other end.
+/// `recvfrom` and `recvmsg` of a UDP socket: who is at the other end.
+#[inline(always)]
+pub fn recvmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
+    let (addr, port) = C::read(ctx);
+    if let Some(peer) = peers::by_backend(ctx, &addr, port) {
+        if peer.flags & Peer::ITSELF == 0 {
+            C::write(ctx, &peer.frontend_addr, peer.frontend_port);
+        } else {
+            peer.last_used = now();
+        }
+    } else if may_be_backend(&addr, port) && !address::is_connected(ctx) {
+        peers::note(ctx, &addr, port);
+    }
+    GO_ON
+}
+
+/// Whether this may be a UDP backend.
+#[inline(always)]
+fn may_be_backend(addr: &AddrV6, port: BePort) -> bool {
+    match addr.unmapped() {
+        Some(addr) => tables::may_be_backend::<V4>(&addr, port, Protocol::UDP),
+        None => tables::may_be_backend::<V6>(addr, port, Protocol::UDP),
+    }
+}
+
+/// `getpeername`: who is at the other end.
 #[inline(always)]
 pub fn name_peer<C: Call>(ctx: &SockAddrContext) -> i32 {
     let (addr, port) = C::read(ctx);

@@ -6,12 +6,12 @@ use aya_ebpf::{
 };
 use proxy_common::{
     flow::ticks_from_seconds,
-    net::{AddrV6, BePort},
+    net::{AddrV6, BePort, Protocol},
     socket::{Peer, Peers},
 };
 
 use super::raw;
-use crate::{subprograms, tables::SOCKETS};
+use crate::{flow::now, subprograms, tables::SOCKETS};
 
 /// How long a frontend must not have been used before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
@@ -92,9 +92,9 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
     true
 }
 
-/// Another frontend has the backend.
+/// Another frontend has the backend, or it has asked something itself.
 pub const CLASH: u32 = u32::MAX;
-/// The entry is the frontend's own.
+/// The entry is the frontend's own, or of a backend that has long asked nothing.
 const OWN: u32 = u32::MAX - 1;
 /// The entry is not in use.
 const FREE: u32 = u32::MAX - 2;
@@ -106,7 +106,9 @@ pub fn fitness(entry: &Peer, peer: &Peer) -> u32 {
     if entry.has_frontend(&peer.frontend_addr, peer.frontend_port) {
         OWN
     } else if entry.has_backend(&peer.backend_addr, peer.backend_port) {
-        CLASH
+        let is_over =
+            entry.flags & Peer::ITSELF != 0 && peer.last_used.wrapping_sub(entry.last_used) > IDLE;
+        if is_over { OWN } else { CLASH }
     } else if entry.frontend_port == BePort::ZERO {
         FREE
     } else {
@@ -151,12 +153,39 @@ pub fn set_crowded(ctx: &SockAddrContext) {
     }
 }
 
-/// Forgets who led to this backend: the socket uses it directly.
+/// Forgets who led to this backend: the socket uses it directly. Not if it only
+/// answers.
 #[inline(always)]
 pub fn forget_backend(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
-    if let Some(peer) = by_backend(ctx, addr, port) {
+    if let Some(peer) = by_backend(ctx, addr, port)
+        && peer.flags & Peer::ITSELF == 0
+    {
         peer.frontend_port = BePort::ZERO;
     }
+}
+
+/// Notes that this backend has sent the socket a datagram which no frontend's entry
+/// tells to be an answer. What the socket says to it next is an answer, and if it
+/// asks by way of a frontend, the packet path keeps the two apart. A note that finds
+/// no room is left out, and so is one of a backend that the socket has left a frontend
+/// for: that answers.
+#[inline(always)]
+pub fn note(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
+    let left = |peer: &Peer| peer.backend_port == port && peer.backend_addr == *addr;
+    if find(ctx, left).is_some() {
+        return;
+    }
+    let peer = Peer {
+        frontend_addr: *addr,
+        backend_addr: *addr,
+        frontend_port: port,
+        backend_port: port,
+        last_used: now(),
+        protocol: Protocol::UDP,
+        flags: Peer::ITSELF,
+        ..Peer::VACANT
+    };
+    add(ctx, &peer);
 }
 
 /// Whether the socket is connected to this backend.

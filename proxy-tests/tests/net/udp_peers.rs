@@ -55,47 +55,103 @@ impl Peer {
     }
 }
 
+/// Two peers, their Services, and who serves them.
+struct Scene {
+    lab: Lab,
+    services: [Service; 2],
+    pods: [Pod; 2],
+}
+
+impl Scene {
+    fn set(topology: Topology) -> Result<Self> {
+        let lab = Lab::start(topology)?;
+        let (first, last) = (&lab.nodes[0], &lab.nodes[topology.nodes - 1]);
+        let pods = [first.add_pod("one")?, last.add_pod("two")?];
+        let services = [("one", 1), ("two", 2)]
+            .map(|(name, number)| Service::new(name, number, lab.families()).udp(PORT, PORT));
+        for (service, pod) in services.iter().zip(&pods) {
+            lab.manifests.write(&service.clone().endpoint(pod))?;
+        }
+        Ok(Self {
+            lab,
+            services,
+            pods,
+        })
+    }
+
+    /// Lets them talk for some rounds, in each family.
+    fn play(&self, sockets: Sockets, talk: fn(u8, &Peer, &Peer) -> Result<()>) -> Result<()> {
+        let options = AgentOptions::with_sockets(sockets);
+        let _agents = self.lab.start_agents(&options)?;
+        for &family in self.lab.families().list() {
+            let one = Peer::new(&self.pods[0], &self.services[0], family)?;
+            let two = Peer::new(&self.pods[1], &self.services[1], family)?;
+            for round in 0..ROUNDS {
+                talk(round, &one, &two).with_context(|| format!("{family}, round {round}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Questions come from the peer itself and answers from the Service that was asked, also
 /// while each has asked the other.
 #[rstest]
 fn answers_come_from_the_service_that_was_asked(
-    #[values(Topology::ONE_NODE, BRIDGE)] topology: Topology,
+    #[values(Topology::ONE_NODE, BRIDGE, Topology::ROUTED, Topology::FLANNEL)] topology: Topology,
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
 ) -> Result<()> {
-    let lab = Lab::start(topology)?;
-    let pods = lab.nodes[0].add_pods(["one", "two"])?;
-    let services = [("one", 1), ("two", 2)]
-        .map(|(name, number)| Service::new(name, number, lab.families()).udp(PORT, PORT));
-    for (service, pod) in services.iter().zip(&pods) {
-        lab.manifests.write(&service.clone().endpoint(pod))?;
-    }
-    let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::Off))?;
-
-    for &family in lab.families().list() {
-        let one = Peer::new(&pods[0], &services[0], family)?;
-        let two = Peer::new(&pods[1], &services[1], family)?;
-        for round in 0..ROUNDS {
-            let word = |kind: &str, peer: &Peer| format!("{kind} {round} of {}", peer.own.ip());
-            // Both ask before either answers.
-            for (own, peer) in [(&one, &two), (&two, &one)] {
-                own.say(&word("question", own), peer.frontend)?;
-                let asker = peer.hear(&word("question", own))?;
-                ensure!(
-                    asker == own.own,
-                    "{family}: the question of {} comes from {asker}",
-                    own.own
-                );
-            }
-            for (own, peer) in [(&two, &one), (&one, &two)] {
-                own.say(&word("answer", own), peer.own)?;
-                let server = peer.hear(&word("answer", own))?;
-                ensure!(
-                    server == own.frontend,
-                    "{family}: the answer to {} comes from {server}, not {}",
-                    peer.own,
-                    own.frontend
-                );
-            }
+    Scene::set(topology)?.play(sockets, |round, one, two| {
+        let first = ask(round, one, two)?;
+        let second = ask(round, two, one)?;
+        for (own, asker) in [(one, first), (two, second)] {
+            // The port of the one that asks last may be another one.
+            ensure!(
+                asker.ip() == own.own.ip(),
+                "the question of {} comes from {asker}",
+                own.own
+            );
         }
-    }
+        answer(round, two, one, first)?;
+        answer(round, one, two, second)
+    })
+}
+
+/// Where neither has heard the other's question yet, answers come from the Service, too.
+#[rstest]
+fn questions_may_cross(
+    #[values(Topology::ONE_NODE, Topology::ROUTED)] topology: Topology,
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    Scene::set(topology)?.play(sockets, |round, one, two| {
+        one.say(&word("question", round, one), two.frontend)?;
+        two.say(&word("question", round, two), one.frontend)?;
+        let first = two.hear(&word("question", round, one))?;
+        let second = one.hear(&word("question", round, two))?;
+        answer(round, two, one, first)?;
+        answer(round, one, two, second)
+    })
+}
+
+fn word(kind: &str, round: u8, peer: &Peer) -> String {
+    format!("{kind} {round} of {}", peer.own.ip())
+}
+
+/// Who asks, as the one that is asked sees it.
+fn ask(round: u8, own: &Peer, peer: &Peer) -> Result<SocketAddr> {
+    own.say(&word("question", round, own), peer.frontend)?;
+    peer.hear(&word("question", round, own))
+}
+
+/// Answers the peer's question, which came from `asker`.
+fn answer(round: u8, own: &Peer, peer: &Peer, asker: SocketAddr) -> Result<()> {
+    own.say(&word("answer", round, own), asker)?;
+    let server = peer.hear(&word("answer", round, own))?;
+    ensure!(
+        server == own.frontend,
+        "the answer to {} comes from {server}, not {}",
+        peer.own,
+        own.frontend
+    );
     Ok(())
 }
