@@ -406,7 +406,9 @@ fn unknown_fragment<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> O
     {
         return Outcome::drop(Counter::FragmentUnknown);
     }
-    hint::set(*skb, Hint::Entered);
+    // Egress may know the ports.
+    let is_pretended = client::local_addr::<F>(&scratch.headers.ip.src).is_some();
+    hint::set(*skb, outgoing::entered(is_pretended));
     Outcome::NEXT
 }
 

@@ -267,3 +267,37 @@ fn errors_about_them_are_left_alone(#[values(Family::V4, Family::V6)] family: Fa
     let ran = datapath.run(Hook::Ingress, &error);
     ran.left_alone(&error.bytes());
 }
+
+/// A packet that came in with such a source is another's, and noted nowhere: not if
+/// it is addressed to a port that a frontend's address does not have, nor if it is a
+/// fragment whose ports only egress knows.
+#[rstest]
+fn pretended_sources_are_not_noted(#[values(Family::V4, Family::V6)] family: Family) {
+    let cast = Cast::of(family);
+    let mut datapath = datapath(cast);
+    datapath.load_program("through");
+    let (node, client) = (node(cast), cast.stranger());
+    let own = SocketAddr::new(node.ip(), 8080);
+    datapath
+        .serve(&ServicePort::udp(cast.vip_with(2, 53), &[own]).with(Frontend::external_ip(client)));
+    let other = SocketAddr::new(client.ip(), client.port() + 1);
+    passes(&datapath, Hook::Through, &Packet::udp(node, other));
+    assert_eq!(datapath.flows_of(node), [], "to another port");
+
+    // The node has sent the client fragments of a Service.
+    let client = cast.outsider();
+    datapath.run(Hook::Ingress, &Packet::udp(client, cast.vip_with(2, 53)));
+    let parts = |packet: Packet, id| {
+        let packet = packet.with_payload(vec![0; 64]);
+        [
+            packet.clone().with_fragment(id, 0, true),
+            packet.with_fragment(id, 72, false),
+        ]
+    };
+    let [first, _] = parts(Packet::udp(own, client), 1);
+    datapath.run(Hook::HostEgress, &first);
+    let [first, later] = parts(Packet::udp(node, client), 2);
+    passes(&datapath, Hook::Through, &first);
+    passes(&datapath, Hook::Through, &later);
+    assert_eq!(datapath.flows_of(node), [], "in a fragment");
+}
