@@ -140,6 +140,9 @@ pub mod state {
     /// TCP, of the client: it asked the backend itself for a connection from
     /// the same port since it last opened this one.
     pub const DIRECT: u8 = 16;
+    /// TCP, of the client: a SYN of the flow was known again where it left by a device
+    /// with programs. So will a reset be, which is believed only there.
+    pub const LEAVES: u8 = 32;
 }
 
 /// `last_seen` counts 2^30 ns, about 1.07 s: a shift instead of a division.

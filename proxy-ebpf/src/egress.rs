@@ -80,6 +80,7 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::NEXT;
     };
     if hint == Hint::Opened {
+        flow::leave_unchanged::<F>(&scratch.headers);
         return outgoing::note::<F>(&skb, scratch);
     }
     let headers = &mut scratch.headers;
@@ -149,8 +150,11 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         }
         return outgoing::note::<F>(&skb, scratch);
     }
-    if to_backend && let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
-        return outcome;
+    if to_backend {
+        if let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
+            return outcome;
+        }
+        flow::leave_unchanged::<F>(&scratch.headers);
     }
     let headers = &scratch.headers;
     let frontend = opaque(tables::slow::may_be_frontend::<F>(&headers.ip.dst));

@@ -79,6 +79,7 @@ pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
 pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
     if hint == Hint::Opened {
+        flow::leave_unchanged::<F>(&headers);
         let masqueraded = outgoing::may_be_masqueraded::<F>(&headers);
         return (!masqueraded).then_some(Outcome::NEXT);
     }

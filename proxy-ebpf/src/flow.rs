@@ -182,6 +182,51 @@ pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, directi
     }
 }
 
+/// Notes a packet that came in from the flow's client. A reset that will be seen again
+/// where it leaves counts for nothing before: routing may drop it.
+#[inline(always)]
+pub fn touch_by_client<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>) {
+    // SAFETY: see `Record`.
+    let state = unsafe { record.as_ref() }.client_state;
+    if headers.tcp_flags & tcp::RST == 0 || state & state::LEAVES == 0 {
+        touch::<F>(record, headers, Direction::ToBackend);
+    }
+}
+
+/// Notes that a packet of the client's leaves for the flow's backend: that such packets
+/// do, and what nobody has checked before.
+#[inline(always)]
+pub fn leave<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>) {
+    let bit = if headers.opens_connection() {
+        state::LEAVES
+    } else if headers.tcp_flags & tcp::RST != 0 {
+        state::RST
+    } else {
+        return;
+    };
+    // SAFETY: see `Record`; a one-byte store.
+    unsafe { (*record.as_ptr()).client_state |= bit }
+}
+
+/// The same for a packet that keeps its source.
+#[inline(always)]
+pub fn leave_unchanged<F: IpHeader>(headers: &Headers<F::Addr>) {
+    let changes =
+        Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING;
+    if (headers.opens_connection() || headers.tcp_flags & tcp::RST != 0)
+        && let Some(record) = get::<F>(&client_key::<F>(headers))
+    {
+        // SAFETY: see `Record`.
+        let flow = unsafe { record.as_ref() };
+        if flow.backend_port == headers.dst_port
+            && flow.backend_addr == headers.ip.dst
+            && flow.flags & changes == 0
+        {
+            leave::<F>(record, headers);
+        }
+    }
+}
+
 /// The current flow tick.
 #[inline(always)]
 pub fn now() -> u32 {

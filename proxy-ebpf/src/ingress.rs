@@ -273,7 +273,7 @@ fn forward_slowly<F: IpHeader + Route>(
     let (port, flags) = (flow.backend_port, flow.flags);
     scratch.reply.backend_addr = flow.backend_addr;
     let (headers, addr) = (&mut scratch.headers, &scratch.reply.backend_addr);
-    flow::touch::<F>(record, headers, Direction::ToBackend);
+    flow::touch_by_client::<F>(record, headers);
     uplink::follow_slowly::<F>(skb, record, headers.l3);
     if may_be_bridged::<F>(arrival, flags)
         && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()

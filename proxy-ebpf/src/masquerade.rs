@@ -73,6 +73,9 @@ pub fn forward<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
     {
         return None;
     }
+    if !outgoing {
+        flow::leave::<F>(record, &scratch.headers);
+    }
     let mut addr = flow.masquerade_addr;
     if !outgoing && flow.masquerade_port == BePort::ZERO {
         route::masquerade_source::<F>(skb, scratch);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use proxy_common::{counter::Counter, net::Protocol};
+use proxy_common::{config::Config, counter::Counter, net::Protocol};
 use proxy_tests::{
     Family,
     packet::{Cast, Datapath, Hook, Lease, Packet, ServicePort},
@@ -339,6 +339,50 @@ fn a_reset_that_nobody_believed_ends_nothing(
     datapath.age(cast.pod(), IDLE);
     datapath.sweep();
     assert_eq!(datapath.flows_of(cast.pod()).is_empty(), believed);
+}
+
+/// Routing may drop a packet of the client's that somebody else has sent, on a connection
+/// that nobody uses at the moment: it ends nothing unless it leaves for the backend.
+#[rstest]
+#[case::a_reset(Packet::rst, false)]
+#[case::a_fin(Packet::fin, true)]
+fn what_routing_drops_ends_nothing(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] end: fn(SocketAddr, SocketAddr) -> Packet,
+    #[case] by_both: bool,
+    #[values(true, false)] masqueraded: bool,
+) {
+    let cast = Cast::of(family);
+    let mut datapath = Datapath::load();
+    datapath.load_program("through");
+    if masqueraded {
+        datapath.configure(|config| config.flags |= Config::MASQUERADE_ALL);
+    }
+    let (client, backend) = (cast.pod(), cast.endpoint(1));
+    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]));
+    datapath.run(Hook::Through, &Packet::syn(client, cast.vip()));
+    let source = if masqueraded {
+        datapath.flows_of(client)[0].masquerade
+    } else {
+        client
+    };
+    datapath.run(Hook::Through, &Packet::syn_ack(backend, source));
+    datapath.run(Hook::Through, &Packet::data(client, cast.vip()));
+
+    datapath.run(Hook::Ingress, &end(client, cast.vip()));
+    datapath.age(client, IDLE);
+    datapath.sweep();
+    let push = Packet::data(backend, client).from(cast.vip());
+    let ran = datapath.run(Hook::Through, &Packet::data(backend, source));
+    ran.passed_as(&push);
+
+    datapath.run(Hook::Through, &end(client, cast.vip()));
+    if by_both {
+        datapath.run(Hook::Through, &end(backend, source));
+    }
+    datapath.age(client, IDLE);
+    datapath.sweep();
+    assert_eq!(datapath.flows_of(client), []);
 }
 
 /// A SYN on a connection that is open is a duplicate, made up, or from a client

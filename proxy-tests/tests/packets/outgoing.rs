@@ -202,6 +202,7 @@ fn connections_that_are_over_give_their_port_away(
     if over {
         let reset = Packet::rst(client, cast.vip());
         datapath.run(Hook::Ingress, &reset);
+        datapath.run(Hook::Egress, &reset.to(backend));
     }
 
     passes(&datapath, Hook::Egress, &Packet::syn(masquerade, backend));
