@@ -327,15 +327,17 @@ pub struct TableArgs {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub max_endpoints: u32,
-    /// Flows at the same time
+    /// Flows at the same time [default: a power of two from 16384 to 524288, so
+    /// that tables of flows take a fiftieth of the node's memory at most, and
+    /// half of the memory limit of the agent's cgroup; or what an earlier agent
+    /// made, if that is more]
     #[arg(
         long,
         value_name = "N",
         env = "TANDEM_FLOW_TABLE_SIZE",
-        default_value_t = Sizes::default().flows,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    pub flow_table_size: u32,
+    pub flow_table_size: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -16,6 +16,7 @@ use proxy_common::{family::Family, masquerade::PortRange};
 use self::node_ports::NodePortAddresses;
 use crate::{
     dataplane::{attach::Mode, load::Sizes},
+    memory::Memory,
     model::{
         IpFamily, Node,
         address::{parse_cidr, prefix_of},
@@ -33,6 +34,8 @@ pub struct Config {
     pub bpf_root: PathBuf,
     pub sockets: SocketConfig,
     pub sizes: Sizes,
+    /// Whether a larger flow table that an earlier agent made is as welcome.
+    pub keeps_larger_flow_tables: bool,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
     /// None to serve no metrics.
@@ -76,6 +79,10 @@ pub fn node_name(
         return Err(ConfigError::NoName);
     }
     Ok(name)
+}
+
+pub fn flow_table_size_by_memory() -> u32 {
+    Memory::read().map_or(Sizes::DEFAULT.flows, Memory::flow_table_size)
 }
 
 pub fn host_name() -> io::Result<String> {

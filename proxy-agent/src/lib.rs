@@ -21,6 +21,7 @@ pub mod health;
 pub mod http;
 pub mod index;
 pub mod local_addrs;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod node;

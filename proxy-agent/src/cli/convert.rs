@@ -53,9 +53,10 @@ impl TryFrom<RunArgs> for Config {
             sizes: Sizes {
                 services: max_service_ports,
                 endpoints: max_endpoints,
-                flows: flow_table_size,
+                flows: flow_table_size.unwrap_or_else(config::flow_table_size_by_memory),
                 ..Sizes::DEFAULT
             },
+            keeps_larger_flow_tables: flow_table_size.is_none(),
             masquerade_ports,
             attach: match attach {
                 Attach::Auto => Mode::best(),

@@ -124,9 +124,14 @@ async fn serve(
     stop: &mut StopSignals,
 ) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
+    let sizes = if config.keeps_larger_flow_tables {
+        growth::keeping_larger_flow_tables(&pins, config.sizes)
+    } else {
+        config.sizes
+    };
     let mut loaded = load::load(&LoadOptions {
         pins: pins.clone(),
-        sizes: config.sizes,
+        sizes,
         masquerade_ports: config.masquerade_ports,
         log_level: telemetry::level(),
     })?;
@@ -134,6 +139,7 @@ async fn serve(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
         adopted = loaded.adopted,
+        flow_table_size = loaded.flows,
         "datapath loaded"
     );
     let (metrics, mut registry) = Metrics::new();

@@ -52,6 +52,23 @@ impl Maps for Former<'_> {
     }
 }
 
+/// The sizes with room for as many flows as the tables of an earlier agent have, if that
+/// is more.
+pub fn keeping_larger_flow_tables(pins: &Pins, sizes: Sizes) -> Sizes {
+    let found = [
+        tables::table_name::<V4>("FLOWS"),
+        tables::table_name::<V6>("FLOWS"),
+    ];
+    let found = found.iter().filter_map(|table| {
+        let info = pins.open(table).and_then(|map| map.info()).ok()?;
+        Some(info.max_entries())
+    });
+    Sizes {
+        flows: found.fold(sizes.flows, u32::max),
+        ..sizes
+    }
+}
+
 /// Moves tables aside that are smaller than they are to be. To be called before the
 /// programs are loaded.
 pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {

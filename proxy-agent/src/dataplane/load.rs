@@ -119,8 +119,9 @@ impl Sizes {
     /// Frontends there is room for, for each Service port.
     pub const FRONTENDS_PER_SERVICE: u32 = 4;
 
-    /// What an agent makes unless told otherwise. Tables of devices and local
-    /// addresses take memory for what is in them only.
+    /// What an agent makes unless told otherwise; of flows, where the node's memory is
+    /// not known. Tables of devices and local addresses take memory for what is in them
+    /// only.
     pub const DEFAULT: Self = Self {
         services: 65_536,
         endpoints: 262_144,

@@ -1,16 +1,22 @@
 //! The tables in the kernel take and give back what the planner's tables in
 //! memory do.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::{Duration, Instant},
+};
 
 use proxy_agent::{
     dataplane::{
-        Dataplane as _,
+        Dataplane as _, growth,
         load::{self, LoadOptions, Sizes},
         mapped::Access,
+        maps::Maps as _,
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
+    memory::BYTES_PER_FLOW,
     plan::{
         Planner,
         memory::Memory,
@@ -121,4 +127,45 @@ fn trimmed<F: KernelFamily>(mut tables: Tables<F>) -> Tables<F> {
 fn kernel_and_memory_agree_in_both_families() {
     agree::<V4>(Family::V4);
     agree::<V6>(Family::V6);
+}
+
+/// The kernel's own figures for the tables whose size follows the node's memory; and a
+/// later agent that finds less memory keeps them.
+#[test]
+fn flow_tables_take_the_memory_they_are_reckoned_with() {
+    const FLOWS: u32 = 16_384;
+    let directory = PinDirectory::reserve(&name::unique()).expect("a bpf file system");
+    let pins = Pins::new(directory.path());
+    let with_flows = |flows| Sizes {
+        services: 64,
+        endpoints: 64,
+        flows,
+        ..Sizes::DEFAULT
+    };
+    let _loaded = load::load(&LoadOptions {
+        pins: pins.clone(),
+        sizes: with_flows(FLOWS),
+        masquerade_ports: PortRange::UNPRIVILEGED,
+        log_level: 0,
+    })
+    .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::new(error)));
+    let bytes = |table: String| -> u64 {
+        let map = pins.open(&table).expect("a pinned table");
+        let fd = map.fd().as_fd().as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("procfs");
+        let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        line.expect("a figure").trim().parse().expect("a number")
+    };
+    let tables = ["FLOWS", "MASQ", "AFFINITY"]
+        .into_iter()
+        .flat_map(|table| ["V4", "V6"].map(|family| format!("{table}_{family}")));
+    let found = tables.map(bytes).sum::<u64>() / u64::from(FLOWS);
+    assert!(
+        (BYTES_PER_FLOW / 8 * 7..=BYTES_PER_FLOW).contains(&found),
+        "{found} bytes for each flow"
+    );
+    for (by_memory, expected) in [(FLOWS / 4, FLOWS), (FLOWS * 4, FLOWS * 4)] {
+        let sizes = growth::keeping_larger_flow_tables(&pins, with_flows(by_memory));
+        assert_eq!(sizes, with_flows(expected));
+    }
 }
