@@ -304,8 +304,7 @@ pub struct CleanupArgs {
     pub force: bool,
 }
 
-/// Sizes of the tables. They are fixed when the tables are made; `cleanup`
-/// lets a later `run` make others.
+/// Sizes of the tables. Those of an earlier agent grow to them, and do not shrink.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Table sizes (of each family)")]
 pub struct TableArgs {

@@ -34,7 +34,8 @@ const EXIT_LIMIT: Duration = Duration::from_secs(30);
 const METRICS_PORT: u16 = 10249;
 /// Tables for a handful of Services: making the usual ones would take longer
 /// than most tests.
-const TABLES: [&str; 4] = ["--max-service-ports", "1024", "--max-endpoints", "4096"];
+const FEW_SERVICE_PORTS: u32 = 1024;
+const FEW_ENDPOINTS: u32 = 4096;
 /// Flows of a test that does not make thousands of them.
 const FEW_FLOWS: u32 = 16_384;
 /// Flows of a test that makes as many as it can, for some seconds.
@@ -82,6 +83,8 @@ pub struct AgentOptions {
     pub sockets: Sockets,
     /// Flows at the same time, of each family.
     pub flow_table_size: u32,
+    pub max_service_ports: u32,
+    pub max_endpoints: u32,
     /// More command line arguments, such as `--attach clsact`.
     pub arguments: Vec<String>,
 }
@@ -92,6 +95,8 @@ impl Default for AgentOptions {
             source: Source::default(),
             sockets: Sockets::default(),
             flow_table_size: FEW_FLOWS,
+            max_service_ports: FEW_SERVICE_PORTS,
+            max_endpoints: FEW_ENDPOINTS,
             arguments: Vec::new(),
         }
     }
@@ -187,7 +192,11 @@ impl<'lab> Agent<'lab> {
             .args(["--hostname-override", node.name()])
             .args(["--cluster-cidr", &cluster_cidrs(node)])
             .args(["--metrics-bind-address", &metrics])
-            .args(TABLES)
+            .args([
+                "--max-service-ports",
+                &options.max_service_ports.to_string(),
+            ])
+            .args(["--max-endpoints", &options.max_endpoints.to_string()])
             .args(["--flow-table-size", &options.flow_table_size.to_string()])
             .args(["--sockets", options.sockets.argument()])
             .args(&options.arguments);

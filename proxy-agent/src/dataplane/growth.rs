@@ -1,9 +1,14 @@
-//! Flow tables that an earlier agent made smaller than is asked for now: larger ones
-//! take their places, and what is in them is carried over.
+//! Tables that an earlier agent made smaller than is asked for now: larger ones take
+//! their places, and what is in them is carried over.
 //!
 //! A table cannot grow. So the pin of the smaller one moves aside before the programs
-//! are loaded on a new one, and stays until these have taken the place of those that
-//! write to it. An agent that ends in between leaves it to the next one.
+//! are loaded on a new one. That of a table of flows stays until these have taken the
+//! place of those that write to it. An agent that ends in between leaves it to the next
+//! one.
+
+mod services;
+
+pub use self::services::{ServiceGrowthError, carry_services_over};
 
 use std::{fs, io};
 
@@ -19,9 +24,11 @@ use crate::dataplane::{
     tables::{self, KernelFamily, TableError},
 };
 
-/// Tables that grow, without the family's suffix. The others' rows are referred to by
-/// number, and keep the size that they were made with.
-const GROWING: [&str; 3] = ["FLOWS", "MASQ", "AFFINITY"];
+/// Tables that programs write to, without the family's suffix.
+const FLOW_TABLES: [&str; 3] = ["FLOWS", "MASQ", "AFFINITY"];
+/// Tables that only the agent writes to. Those who refer to their rows do so by number,
+/// which the rows keep.
+const SERVICE_TABLES: [&str; 5] = ["FRONTENDS", "SERVICES", "SLOTS", "BACKENDS", "NAMES"];
 
 /// Flows cannot be carried over to a larger table.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +80,10 @@ pub fn keeping_larger_flow_tables(pins: &Pins, sizes: Sizes) -> Sizes {
 /// programs are loaded.
 pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
     for table in names() {
+        // Of an agent that ended before it had made the larger one.
+        if Former(pins).has(&table) && !pins.map(&table).exists() {
+            fs::rename(pins.map(&Former::name(&table)), pins.map(&table))?;
+        }
         let Some(wanted) = size_of_table(&table, sizes) else {
             continue;
         };
@@ -82,17 +93,17 @@ pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
             continue;
         };
         let size = size.max_entries();
-        // One that is still aside has flows that are not in this one.
+        // One that is still aside has entries that are not in this one.
         if size >= wanted || Former(pins).has(&table) {
             continue;
         }
         fs::rename(pins.map(&table), pins.map(&Former::name(&table)))?;
-        info!("table {table} grows from {size} to {wanted} entries, open flows are carried over");
+        info!("table {table} grows from {size} to {wanted} entries, what is in it is carried over");
     }
     Ok(())
 }
 
-/// Copies what is in tables that were moved aside to those in their places, except what
+/// Copies what is in tables of flows that were moved aside to those in their places, except what
 /// is there. To be called before the new programs run.
 pub fn carry_over(pins: &Pins) {
     carry_over_family::<V4>(pins);
@@ -111,7 +122,7 @@ fn finish_family<F: KernelFamily>(pins: &Pins) {
     if !carry_over_family::<F>(pins) {
         return;
     }
-    for table in GROWING.map(tables::table_name::<F>) {
+    for table in FLOW_TABLES.map(tables::table_name::<F>) {
         let path = pins.map(&Former::name(&table));
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
@@ -162,10 +173,13 @@ fn try_to_carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
 
 /// The tables that grow, suffixes included.
 fn names() -> impl Iterator<Item = String> {
-    GROWING.into_iter().flat_map(|table| {
-        [
-            tables::table_name::<V4>(table),
-            tables::table_name::<V6>(table),
-        ]
-    })
+    FLOW_TABLES
+        .into_iter()
+        .chain(SERVICE_TABLES)
+        .flat_map(|table| {
+            [
+                tables::table_name::<V4>(table),
+                tables::table_name::<V6>(table),
+            ]
+        })
 }

@@ -94,6 +94,8 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
+    #[error(transparent)]
+    Growth(#[from] growth::ServiceGrowthError),
     #[error("enter the slow path's programs in PROGRAMS")]
     Programs(#[source] MapError),
     #[error(
@@ -103,7 +105,7 @@ pub enum LoadError {
 }
 
 /// Sizes of the tables, in entries of each family. They take effect when the
-/// tables are made; of pinned ones those of flows grow, and the others keep theirs.
+/// tables are made; pinned ones of Services and flows grow, and none shrinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     pub services: u32,
@@ -206,6 +208,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     {
         load_program(&mut ebpf, program)?;
     }
+    growth::carry_services_over(pins)?;
     growth::carry_over(pins);
     enter_slow_programs(&mut ebpf)?;
     let (flows, reply_tuples) = compare_sizes(pins, options.sizes)?;
@@ -245,7 +248,7 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<(u32, u32), LoadError> {
     }
     if !kept.is_empty() {
         warn!(
-            "tables keep the size they were made with: {}; only those of flows grow. `proxy-agent cleanup` before the start removes all, and open flows with them",
+            "tables keep the size they were made with: {}; they grow, but do not shrink. `proxy-agent cleanup` before the start removes all, and open flows with them",
             kept.join(", ")
         );
     }

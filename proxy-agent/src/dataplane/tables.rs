@@ -113,7 +113,7 @@ pub struct KernelTables<F: KernelFamily> {
 impl<F: KernelFamily> KernelTables<F> {
     /// Opens the family's tables.
     pub fn open(maps: &impl Maps, access: Access) -> Result<Self, TableError> {
-        let frontends = open_hash::<F, _, _>(maps, "FRONTENDS")?;
+        let frontends = open_frontends::<F>(maps)?;
         let capacity = |table: &str, map: &MapData| {
             map.info()
                 .map(|info| info.max_entries())
@@ -130,7 +130,7 @@ impl<F: KernelFamily> KernelTables<F> {
         let backends = open_array::<F, _>(maps, "BACKENDS", access)?;
         Ok(Self {
             frontends,
-            names: open_hash::<F, _, _>(maps, "NAMES")?,
+            names: open_names::<F>(maps)?,
             source_ranges: Map::from_map_data(ranges)
                 .and_then(LpmTrie::try_from)
                 .map_err(|source| TableError::Open {
@@ -200,6 +200,20 @@ impl<F: KernelFamily> KernelTables<F> {
     }
 }
 
+/// A family's frontends.
+pub(super) fn open_frontends<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<HashMap<MapData, F::FrontendKey, Frontend>, TableError> {
+    open_hash::<F, _, _>(maps, "FRONTENDS")
+}
+
+/// Whose a family's rows of `SERVICES` are.
+pub(super) fn open_names<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<HashMap<MapData, u32, ServiceName>, TableError> {
+    open_hash::<F, _, _>(maps, "NAMES")
+}
+
 /// A family's flow table.
 pub fn open_flows<F: KernelFamily>(
     maps: &impl Maps,
@@ -255,7 +269,8 @@ fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
         })
 }
 
-fn open_array<F: Family, T: aya::Pod>(
+/// A family's table of rows.
+pub(super) fn open_array<F: Family, T: aya::Pod>(
     maps: &impl Maps,
     table: &str,
     access: Access,

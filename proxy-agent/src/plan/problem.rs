@@ -6,7 +6,10 @@ use crate::model::ServicePortName;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
     /// The port keeps what it had; other ports are not affected.
-    #[error("table {table} is full ({capacity} entries): {port} stays as it was")]
+    #[error(
+        "table {table} is full ({capacity} entries): {port} stays as it was{}",
+        advice(table)
+    )]
     TableFull {
         port: ServicePortName,
         table: &'static str,
@@ -36,6 +39,16 @@ impl Problem {
             Self::FrontendTaken { .. } => "frontend_taken",
         }
     }
+}
+
+/// What to do about a full table.
+fn advice(table: &str) -> String {
+    let flag = match table {
+        "SLOTS" | "BACKENDS" => "--max-endpoints",
+        "SERVICES" | "FRONTENDS" | "NAMES" => "--max-service-ports",
+        _ => return String::new(),
+    };
+    format!("; start the agent with a larger {flag}, which harms no flow")
 }
 
 /// A table has no room for what was asked.

@@ -273,7 +273,10 @@ fn a_full_table_harms_only_the_newcomer() {
             .iter()
             .map(Problem::to_string)
             .collect::<Vec<_>>(),
-        ["table BACKENDS is full (10 entries): default/service-2:p80 stays as it was"]
+        [
+            "table BACKENDS is full (10 entries): default/service-2:p80 stays as it was; \
+          start the agent with a larger --max-endpoints, which harms no flow"
+        ]
     );
     assert_serves(&memory, &first);
     // Room that the first one gives up is the second one's after the grace.

@@ -1,13 +1,14 @@
-//! A larger `--flow-table-size` takes effect while flows are open.
+//! Larger sizes of tables take effect while flows are open.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_agent::dataplane::{maps::Maps as _, pins::Pins};
 use proxy_tests::agent::Agent;
 use proxy_tests::traffic::{Heartbeat, Server, ask_tcp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Node, Service, Sockets, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Node, Pod, Service, Sockets, Topology,
+    eventually,
 };
 use rstest::rstest;
 
@@ -21,15 +22,8 @@ const MANY: usize = 8;
 #[rstest]
 fn flow_tables_grow_under_open_flows(#[values(true, false)] crash: bool) -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
-    let (node, remote) = (&lab.nodes[0], &lab.nodes[1]);
-    let client = node.add_pod("client")?;
-    let [kept, added] = remote.add_pods(["kept", "added"])?;
-    let _servers = [
-        Server::start(&kept, ECHO_TARGET)?,
-        Server::start(&added, ECHO_TARGET)?,
-    ];
-    let service = Service::echo(lab.families()).endpoint(&kept);
-    lab.manifests.write(&service)?;
+    let node = &lab.nodes[0];
+    let scene = Scene::set(&lab)?;
     let options = |flow_table_size| AgentOptions {
         flow_table_size,
         sockets: Sockets::Off,
@@ -37,26 +31,7 @@ fn flow_tables_grow_under_open_flows(#[values(true, false)] crash: bool) -> Resu
     };
     let mut agent = Agent::start(node, &lab, &options(1024))?;
     agent.wait_ready()?;
-    let mut beats = Vec::new();
-    for &family in lab.families().list() {
-        let frontend = service.at(family, ECHO_PORT);
-        for _ in 0..MANY {
-            // Those of the node's own processes are masqueraded.
-            beats.push(Heartbeat::udp(&client, frontend, BEAT)?);
-            beats.push(Heartbeat::udp(node, frontend, BEAT)?);
-        }
-        beats.push(Heartbeat::tcp(&client, frontend, BEAT)?);
-        beats.push(Heartbeat::tcp(node, frontend, BEAT)?);
-    }
-    lab.manifests.write(&service.clone().endpoint(&added))?;
-    for &family in lab.families().list() {
-        let frontend = service.at(family, ECHO_PORT);
-        eventually("the added endpoint is used", Duration::from_secs(5), || {
-            let answer = client.run(|| ask_tcp(frontend))?;
-            ensure!(answer.server == "added", "only the kept one");
-            Ok(())
-        })?;
-    }
+    let beats = scene.open_flows(&lab)?;
     for (asked, expected) in [(4096, 4096), (1024, 4096)] {
         if crash {
             agent.crash()?;
@@ -67,6 +42,126 @@ fn flow_tables_grow_under_open_flows(#[values(true, false)] crash: bool) -> Resu
         agent.wait_ready()?;
         assert_sizes(node, expected)?;
     }
+    assert_unharmed(beats)
+}
+
+/// The tables of an agent are too small for its Services, those of the next one are large
+/// enough, and so they stay with a third one that asks for less: no flow loses a packet or
+/// its backend meanwhile, and all Services are served.
+#[rstest]
+fn service_tables_grow_under_open_flows(
+    #[values(true, false)] crash: bool,
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(Topology::ROUTED)?;
+    let node = &lab.nodes[0];
+    let scene = Scene::set(&lab)?;
+    let options = |max_service_ports, max_endpoints| AgentOptions {
+        max_service_ports,
+        max_endpoints,
+        sockets,
+        ..AgentOptions::default()
+    };
+    let mut agent = Agent::start(node, &lab, &options(8, 16))?;
+    agent.wait_ready()?;
+    let beats = scene.open_flows(&lab)?;
+    let others: Vec<_> = (10..30)
+        .map(|number| {
+            Service::echo_as(&format!("other-{number}"), number, lab.families())
+                .endpoint(&scene.kept)
+        })
+        .collect();
+    for other in &others {
+        lab.manifests.write(other)?;
+    }
+    eventually("full tables", Duration::from_secs(10), || {
+        let log = agent.log();
+        ensure!(log.contains("table SERVICES is full"), "{log}");
+        ensure!(log.contains("larger --max-service-ports"), "{log}");
+        Ok(())
+    })?;
+    for (ports, endpoints) in [(64, 128), (8, 16)] {
+        if crash {
+            agent.crash()?;
+        } else {
+            agent.terminate()?;
+        }
+        agent = Agent::start(node, &lab, &options(ports, endpoints))?;
+        agent.wait_ready()?;
+        for other in &others {
+            for &family in lab.families().list() {
+                let frontend = other.at(family, ECHO_PORT);
+                for host in [&*scene.client, &**node] {
+                    let answer = host.run(|| ask_tcp(frontend));
+                    let context = || format!("{} to {frontend}", host.name());
+                    assert_eq!(answer.with_context(context)?.server, "kept");
+                }
+            }
+        }
+        ensure!(!agent.log().contains("is full"), "{}", agent.log());
+        assert_nothing_aside(node)?;
+    }
+    assert_unharmed(beats)
+}
+
+/// A Service with a backend to which flows are opened, and another one at hand after
+/// that.
+struct Scene {
+    client: Pod,
+    kept: Pod,
+    added: Pod,
+    service: Service,
+    _servers: [Server; 2],
+}
+
+impl Scene {
+    fn set(lab: &Lab) -> Result<Self> {
+        let client = lab.nodes[0].add_pod("client")?;
+        let [kept, added] = lab.nodes[1].add_pods(["kept", "added"])?;
+        let servers = [
+            Server::start(&kept, ECHO_TARGET)?,
+            Server::start(&added, ECHO_TARGET)?,
+        ];
+        let service = Service::echo(lab.families()).endpoint(&kept);
+        lab.manifests.write(&service)?;
+        Ok(Self {
+            client,
+            kept,
+            added,
+            service,
+            _servers: servers,
+        })
+    }
+
+    fn open_flows(&self, lab: &Lab) -> Result<Vec<Heartbeat>> {
+        let (client, node) = (&self.client, &lab.nodes[0]);
+        let mut beats = Vec::new();
+        for &family in lab.families().list() {
+            let frontend = self.service.at(family, ECHO_PORT);
+            for _ in 0..MANY {
+                // Those of the node's own processes are masqueraded.
+                beats.push(Heartbeat::udp(client, frontend, BEAT)?);
+                beats.push(Heartbeat::udp(node, frontend, BEAT)?);
+            }
+            beats.push(Heartbeat::tcp(client, frontend, BEAT)?);
+            beats.push(Heartbeat::tcp(node, frontend, BEAT)?);
+        }
+        lab.manifests
+            .write(&self.service.clone().endpoint(&self.added))?;
+        for &family in lab.families().list() {
+            let frontend = self.service.at(family, ECHO_PORT);
+            eventually("the added endpoint is used", Duration::from_secs(5), || {
+                let answer = client.run(|| ask_tcp(frontend))?;
+                ensure!(answer.server == "added", "only the kept one");
+                Ok(())
+            })?;
+        }
+        Ok(beats)
+    }
+}
+
+/// No flow lost anything, and all still have the backend that they had first.
+fn assert_unharmed(beats: Vec<Heartbeat>) -> Result<()> {
     for beat in beats {
         let report = beat.stop()?;
         assert_eq!(report.servers.iter().collect::<Vec<_>>(), ["kept"]);
@@ -93,6 +188,11 @@ fn assert_sizes(node: &Node, flows: u32) -> Result<()> {
             assert_eq!(info.max_entries(), size, "{table}_{suffix}");
         }
     }
+    assert_nothing_aside(node)
+}
+
+/// No table is left that a larger one has taken the place of.
+fn assert_nothing_aside(node: &Node) -> Result<()> {
     let left: Vec<_> = node.pins().pins()?;
     let former = |pin: &&std::path::PathBuf| pin.to_string_lossy().ends_with("-former");
     ensure!(!left.iter().any(|pin| former(&pin)), "{left:?}");

@@ -129,6 +129,72 @@ fn kernel_and_memory_agree_in_both_families() {
     agree::<V6>(Family::V6);
 }
 
+/// Tables of Services grow without a change to any row, also if an agent ends between
+/// the steps: before it has made the larger tables, and before those that were moved aside
+/// are gone.
+fn grow<F: KernelFamily>(family: Family) {
+    let directory = PinDirectory::reserve(&name::unique()).expect("a bpf file system");
+    let pins = Pins::new(directory.path());
+    let with_size = |size| Sizes {
+        services: size,
+        endpoints: size,
+        flows: 64,
+        ..Sizes::DEFAULT
+    };
+    let load = |size| {
+        let loaded = load::load(&LoadOptions {
+            pins: pins.clone(),
+            sizes: with_size(size),
+            masquerade_ports: PortRange::UNPRIVILEGED,
+            log_level: 0,
+        });
+        loaded.unwrap_or_else(|error| panic!("{:#}", anyhow::Error::new(error)))
+    };
+    let read = || {
+        let kernel = KernelTables::<F>::open(&pins, Access::Read).expect("tables");
+        (trimmed(kernel.read().expect("readable")), kernel.capacity())
+    };
+    drop(load(16));
+    let cast = Cast::of(family);
+    let service = ServicePort::tcp(cast.vip(), &[]).service();
+    let [port, ..] = changes(cast);
+    let desired: Vec<DesiredPort<F>> = port.iter().map(ServicePort::desired).collect();
+    {
+        let mut kernel = KernelTables::<F>::open(&pins, Access::Write).expect("tables");
+        let mut planner = Planner::<F>::new(kernel.capacity());
+        for write in planner.update(&service, &desired, Instant::now()).writes {
+            kernel.write(&write).expect("written");
+        }
+    }
+    let (before, _) = read();
+    assert!(!before.names.is_empty());
+
+    growth::set_aside(&pins, with_size(32)).expect("moved aside");
+    drop(load(32));
+    let (after, capacity) = read();
+    assert_eq!(after, before);
+    assert_eq!([capacity.services, capacity.backends], [32, 32]);
+
+    let aside = ["FRONTENDS", "SERVICES", "SLOTS", "BACKENDS", "NAMES"]
+        .map(|table| format!("{table}_{}", F::SUFFIX));
+    for table in &aside {
+        let map = pins.open(table).expect("a pinned table");
+        map.pin(pins.map(&format!("{table}-former")))
+            .expect("pinned once more");
+    }
+    drop(load(64));
+    assert_eq!(read().0, before);
+    for table in &aside {
+        assert!(!pins.map(&format!("{table}-former")).exists(), "{table}");
+    }
+}
+
+#[test]
+fn service_tables_grow_in_both_families() {
+    grow::<V4>(Family::V4);
+    grow::<V6>(Family::V6);
+}
+
 /// The kernel's own figures for the tables whose size follows the node's memory; and a
 /// later agent that finds less memory keeps them.
 #[test]
