@@ -182,6 +182,14 @@ fn attach_program(
     })
 }
 
+/// Whether our programs are on a cgroup.
+pub fn is_attached(pins: &Pins) -> bool {
+    let entries = fs::read_dir(pins.links()).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .any(|name| name.starts_with(PREFIX))
+}
+
 /// Takes our programs off every cgroup.
 pub fn detach(loaded: &mut Loaded, pins: &Pins) -> Result<(), CgroupError> {
     loaded.cgroup = None;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use proxy_agent::dataplane::pins::Pins;
 use proxy_tests::bpffs::PinDirectory;
 use proxy_tests::traffic::{Server, ask_tcp};
 use proxy_tests::{
@@ -325,8 +326,7 @@ fn remembered_clients_have_one_endpoint() -> Result<()> {
     Ok(())
 }
 
-/// SCTP of the node's own processes to its own addresses is all that no hook
-/// sees; it says so.
+/// SCTP of the node's own processes to its own addresses meets no hook; it says so.
 #[test]
 fn what_meets_no_hook_is_not_promised() -> Result<()> {
     const NODE_PORT: u16 = 30_080;
@@ -357,6 +357,50 @@ fn what_meets_no_hook_is_not_promised() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where no program is on a cgroup, calls of the node's own processes to its own
+/// addresses are not served; what goes by packets is.
+#[test]
+fn without_cgroup_programs_no_call_is_promised() -> Result<()> {
+    const NODE_PORT: u16 = 30_080;
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let backend = node.add_pod("backend")?;
+    let service = Service::new("web", 1, lab.families())
+        .tcp(ECHO_PORT, ECHO_TARGET)
+        .node_port(ECHO_PORT, NODE_PORT)
+        .endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let verdicts = |expected: [&str; 3]| -> Result<()> {
+        for &family in lab.families().list() {
+            let (own, at_node) = (node.address(family), node.at(family, NODE_PORT));
+            let asked = [
+                (own, at_node),
+                (own, service.at(family, ECHO_PORT)),
+                (lab.external.address(family), at_node),
+            ];
+            for ((from, to), expected) in asked.into_iter().zip(expected) {
+                let answer = ask(node, from, to)?;
+                assert_eq!(answer["verdict"], expected, "{answer}");
+                let reason = answer["reason"].as_str().context("a sentence")?;
+                assert_eq!(expected == "pass", reason.contains("cgroup2"), "{reason}");
+            }
+        }
+        Ok(())
+    };
+    verdicts(["forward"; 3])?;
+    for agent in agents {
+        agent.crash()?;
+    }
+    let links = Pins::new(node.pins().path()).links();
+    for link in std::fs::read_dir(links)?.collect::<Result<Vec<_>, _>>()? {
+        if link.file_name().to_string_lossy().starts_with("cgroup-") {
+            std::fs::remove_file(link.path())?;
+        }
+    }
+    verdicts(["pass", "forward", "forward"])
 }
 
 /// Asks with no more than the capabilities of the container.

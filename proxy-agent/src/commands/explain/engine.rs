@@ -18,6 +18,7 @@ use super::{
 use crate::{
     config::ClusterCidr,
     dataplane::{
+        cgroup,
         devices::DeviceTable,
         explain::Explainer,
         load::{self, Sizes},
@@ -39,6 +40,8 @@ pub struct Engine {
     /// The node's devices; none offline.
     devices: Vec<(u32, Device)>,
     offline: bool,
+    /// Whether programs translate in the calls of sockets.
+    serves_calls: bool,
     pods: ClusterCidr,
 }
 
@@ -62,7 +65,11 @@ impl Engine {
                 pins.root().display()
             );
         }
-        Self::new(Explainer::live(pins)?, Access::Read, devices, false)
+        let engine = Self::new(Explainer::live(pins)?, Access::Read, devices, false)?;
+        Ok(Self {
+            serves_calls: cgroup::is_attached(pins),
+            ..engine
+        })
     }
 
     /// Asks about tables of these sizes, which are empty at first.
@@ -83,6 +90,7 @@ impl Engine {
             v6: Side::open(maps, access)?,
             devices,
             offline,
+            serves_calls: true,
             pods: ClusterCidr::default(),
             explainer,
         })
@@ -118,8 +126,9 @@ impl Engine {
             IpAddr::V4(ip) => decode::answer::<V4>(&mut facts, &self.v4.tables, ip, &answer)?,
             IpAddr::V6(ip) => decode::answer::<V6>(&mut facts, &self.v6.tables, ip, &answer)?,
         }
-        if via == Via::Node && flow.transport == Transport::Sctp && self.is_own(flow.to.ip()) {
-            // They go by the loopback device, and calls of SCTP have no hooks.
+        let is_served_in_calls = self.serves_calls && flow.transport != Transport::Sctp;
+        if via == Via::Node && !is_served_in_calls && self.is_own(flow.to.ip()) {
+            // They go by the loopback device, which has no programs.
             facts.leave();
         }
         Ok(facts.into())

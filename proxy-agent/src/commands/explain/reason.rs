@@ -19,9 +19,14 @@ pub fn sentence(facts: &Facts) -> String {
             )
         }
         Decision::Pass if facts.service.is_some() => format!(
-            "{} has {to} {}, but not for this node's own processes: their packets to its own addresses go by the loopback device, which has no programs, and calls of SCTP are not translated.",
+            "{} has {to} {}, but not for this node's own processes: their packets to its own addresses go by the loopback device, which has no programs, and {}.",
             service(facts),
-            protocol(facts)
+            protocol(facts),
+            match facts.flow.transport {
+                Transport::Sctp => "calls of SCTP are not translated",
+                Transport::Tcp | Transport::Udp =>
+                    "their calls are not translated, because the agent found no cgroup2 to put programs on; `proxy-agent check` says what is missing",
+            }
         ),
         Decision::Pass => format!(
             "No Service has {to} {}: the host's routing decides.",
