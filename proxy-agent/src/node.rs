@@ -5,6 +5,7 @@
 mod devices;
 mod local_addrs;
 mod pins;
+mod refused;
 mod settings;
 mod sweeps;
 mod trouble;
@@ -27,7 +28,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{devices::MainRoutes, sweeps::SWEEP, trouble::Troubles};
+use self::{devices::MainRoutes, refused::Refused, sweeps::SWEEP, trouble::Troubles};
 use crate::{
     config::NodeConfig,
     dataplane::{
@@ -98,7 +99,7 @@ pub struct NodeController {
     /// Devices with programs.
     attached: BTreeMap<u32, Described>,
     /// Devices for which something could not be done, and what.
-    refused: BTreeMap<u32, String>,
+    refused: Refused,
     /// How many of those the table has no room for, and how many of that were
     /// told of.
     without_room: usize,
@@ -168,7 +169,7 @@ impl NodeController {
             table,
             vlans,
             attached: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            refused: Refused::default(),
             without_room: 0,
             told_without_room: 0,
             try_again_at: None,
@@ -221,7 +222,7 @@ impl NodeController {
 
     fn replace_predecessors(&mut self) {
         if let Some(predecessors) = &mut self.predecessors {
-            predecessors.replace(|ifindex| self.refused.contains_key(&ifindex));
+            predecessors.replace(|ifindex| self.refused.contains(ifindex));
             if predecessors.is_empty() {
                 self.predecessors = None;
             }

@@ -98,7 +98,7 @@ impl NodeController {
             .partition(|(_, device)| device.carries_programs);
         let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
         // A device that refused programs may have a row and some of them.
-        let refused = self.refused.keys();
+        let refused = self.refused.devices();
         let refused = refused.filter(|ifindex| !bridges.contains_key(ifindex));
         let unwanted: BTreeSet<_> = self
             .attached
@@ -114,7 +114,7 @@ impl NodeController {
         self.try_again_at = None;
         self.without_room = 0;
         self.refused
-            .retain(|ifindex, _| wanted.contains_key(ifindex) || bridges.contains_key(ifindex));
+            .retain(|ifindex| wanted.contains_key(&ifindex) || bridges.contains_key(&ifindex));
         for (ifindex, device) in wanted {
             self.hook(ifindex, device).await;
         }
@@ -153,7 +153,7 @@ impl NodeController {
         let name = wanted.name.clone();
         match self.try_to_hook(ifindex, &wanted).await {
             Ok(()) => {
-                if self.refused.remove(&ifindex).is_some() {
+                if self.refused.remove(ifindex) {
                     info!(device = name, "the device is served now");
                 }
                 self.attached.insert(ifindex, wanted);
@@ -196,15 +196,21 @@ impl NodeController {
     /// while; says so once.
     fn refuse(&mut self, ifindex: u32, name: &str, error: &anyhow::Error) {
         let message = format!("{error:#}");
+        let is_gone = is_gone(error);
+        let tell = self
+            .refused
+            .note(ifindex, &message, is_gone, Instant::now().into_std());
         if matches!(error.downcast_ref(), Some(TableError::Full { .. })) {
             self.without_room += 1;
-            self.refused.insert(ifindex, message);
-        } else if is_gone(error) {
+        } else if is_gone && tell {
+            warn!(
+                device = name,
+                "the device is not served: it is listed, but the kernel has been saying for a minute that there is no such device: {message}"
+            );
+        } else if is_gone {
             debug!(device = name, "the device went: {message}");
-            self.refused.insert(ifindex, message);
-        } else if self.refused.get(&ifindex) != Some(&message) {
+        } else if tell {
             warn!(device = name, "{message}");
-            self.refused.insert(ifindex, message);
         }
         self.try_again_at = Some(Instant::now() + TRY_AGAIN);
     }
@@ -254,7 +260,7 @@ impl NodeController {
             }
             match self.describe(ifindex, device) {
                 Ok(()) => {
-                    self.refused.remove(&ifindex);
+                    self.refused.remove(ifindex);
                     self.bridges.insert(ifindex, device);
                 }
                 Err(error) => self.refuse(ifindex, &bridge.name, &error),
