@@ -47,6 +47,7 @@ mod hint;
 mod host;
 mod icmp;
 mod ingress;
+mod listener;
 mod masquerade;
 mod opaque;
 mod open;

@@ -13,7 +13,7 @@ use crate::{
     affinity,
     choose::{self, Destination},
     client::{self, Masquerade},
-    flow,
+    flow, listener,
     opaque::opaque,
     packet::Skb,
     parse::{IpHeader, tcp},
@@ -117,6 +117,12 @@ fn try_open<F: IpHeader + Route>(
             Destination::Unallocated => Opened::Unallocated,
             _ => Opened::NotOurs,
         };
+    }
+    if !host
+        && scratch.frontend.kind == Frontend::CLUSTER_IP
+        && opaque(listener::takes_packet::<F>(skb, scratch))
+    {
+        return Opened::NotOurs;
     }
     if scratch.frontend.kind == Frontend::NODE_PORT
         && opaque(client::is_loopback::<F>(&scratch.headers.ip.dst))

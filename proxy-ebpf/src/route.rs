@@ -16,6 +16,7 @@ use proxy_common::{
 
 use crate::{
     choose,
+    listener::Bound,
     masquerade::Sockets,
     outcome::Outcome,
     packet::Skb,
@@ -31,7 +32,7 @@ const AF_INET6: u8 = 10;
 static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 
 /// Routing table look-ups, by family.
-pub trait Route: Sockets + Refusal {
+pub trait Route: Sockets + Refusal + Bound {
     /// Whether the kernel's look-up for a device takes none of a route's next hops
     /// on other devices.
     const KEEPS_TO_DEVICE: bool;

@@ -7,7 +7,7 @@ use proxy_common::{
     net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
 };
 
-use crate::tables::Tables;
+use crate::listener::Bound;
 
 /// A call's address, in the context of one of its two kinds of programs.
 pub trait Call {
@@ -173,7 +173,7 @@ pub fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
 }
 
 /// A family whose addresses have the form of `SOCKETS`.
-pub trait Wide: Tables {
+pub trait Wide: Bound {
     /// The address as `SOCKETS` has it.
     fn wide(addr: &Self::Addr) -> AddrV6;
 

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     affinity, choose, client,
     flow::now,
+    listener,
     tables::{self, Tables},
 };
 
@@ -117,16 +118,21 @@ pub fn decide<F: Wide>(
             .or_else(|| choose::node_port::<F>(addr, port, protocol))
     };
     let Some(frontend) = frontend else {
-        return if is_served && !loopback && is_cluster_ip::<F>(addr) {
+        // What listens at an address of this node answers to its clients there.
+        return if is_served && !loopback && is_cluster_ip::<F>(addr) && !is_own::<F>(addr) {
             Decision::Refuse
         } else {
             Decision::Leave
         };
     };
     let cluster_ip = frontend.kind == Frontend::CLUSTER_IP;
+    let own = !loopback && is_own::<F>(addr);
+    // Of pods, the packet path can tell whether a process of the node listens there.
+    if own && cluster_ip && (!host || listener::takes_call::<F>(ctx, addr, port, protocol)) {
+        return Decision::Leave;
+    }
     // Packets of the node's own processes to its own addresses meet no hook.
-    let has_packet_path =
-        !host || !loopback && (cluster_ip || client::local_addr::<F>(addr).is_none());
+    let has_packet_path = !host || !loopback && !own;
     if !is_served && has_packet_path {
         return Decision::Leave;
     }
@@ -176,6 +182,12 @@ pub fn decide<F: Wide>(
     // SAFETY: the helper takes nothing.
     target.random = unsafe { bpf_get_prandom_u32() };
     Decision::Serve
+}
+
+/// Whether the address is one of this node.
+#[inline(never)]
+fn is_own<F: Wide>(addr: &F::Addr) -> bool {
+    client::local_addr::<F>(addr).is_some()
 }
 
 /// Whether a socket of the host is bound to what its packets would be freed from:

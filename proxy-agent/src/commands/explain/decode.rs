@@ -106,6 +106,8 @@ pub struct Facts {
     pub masquerade_all: bool,
     /// Something tells pods from others in this family.
     pub detector: bool,
+    /// The address that the client connects to is one of this node.
+    pub own_address: bool,
 }
 
 impl Facts {
@@ -123,6 +125,7 @@ impl Facts {
             kind: None,
             service: None,
             local_policy: false,
+            own_address: false,
             local_set: false,
             endpoints: Vec::new(),
             chosen: None,

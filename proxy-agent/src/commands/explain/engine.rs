@@ -126,8 +126,9 @@ impl Engine {
             IpAddr::V4(ip) => decode::answer::<V4>(&mut facts, &self.v4.tables, ip, &answer)?,
             IpAddr::V6(ip) => decode::answer::<V6>(&mut facts, &self.v6.tables, ip, &answer)?,
         }
+        facts.own_address = self.is_own(flow.to.ip());
         let is_served_in_calls = self.serves_calls && flow.transport != Transport::Sctp;
-        if via == Via::Node && !is_served_in_calls && self.is_own(flow.to.ip()) {
+        if via == Via::Node && !is_served_in_calls && facts.own_address {
             // They go by the loopback device, which has no programs.
             facts.leave();
         }

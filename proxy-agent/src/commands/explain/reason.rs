@@ -32,7 +32,7 @@ pub fn sentence(facts: &Facts) -> String {
             "No Service has {to} {}: the host's routing decides.",
             protocol(facts)
         ),
-        Decision::Forward => format!("{} {}", set(facts), masquerade(facts)),
+        Decision::Forward => format!("{} {}{}", set(facts), masquerade(facts), listener(facts)),
         Decision::NoEndpoint => format!(
             "{} has no endpoint that is ready, nor one that still serves while it terminates, on any node: the client is told at once.",
             service(facts)
@@ -56,6 +56,15 @@ pub fn sentence(facts: &Facts) -> String {
             "{} is in a range of cluster IPs, but no Service has it.",
             to.ip()
         ),
+    }
+}
+
+/// Who may answer in the place of all endpoints.
+fn listener(facts: &Facts) -> &'static str {
+    if facts.own_address && facts.kind == Some(FrontendKind::ClusterIp) {
+        " The cluster IP is an address of this node, too: a process that listens at this very address and port answers instead."
+    } else {
+        ""
     }
 }
 
