@@ -520,7 +520,7 @@ fn refuse_ignored(matches: &clap::ArgMatches) -> Result<(), clap::Error> {
     }
 }
 
-/// Whether a command failed because of what it was told: what clap cannot know
+/// Returns whether a command failed because of what it was told: what clap cannot know
 /// to be wrong.
 pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()

@@ -135,7 +135,7 @@ impl LocalDetector {
         [cluster, node].concat()
     }
 
-    /// Why no client counts as a pod, where the Node object does not tell.
+    /// Returns why no client counts as a pod, where the Node object does not tell.
     pub fn gap(&self, node: Option<&Node>) -> Option<&'static str> {
         match (self, node) {
             (Self::NodeCidr, None) => Some("there is no Node object of this node's name"),
@@ -146,7 +146,7 @@ impl LocalDetector {
         }
     }
 
-    /// Whether a device tells, and then whether this one means pods.
+    /// Returns whether a device tells, and then whether this one means pods.
     pub fn is_pod_device(&self, name: &str) -> Option<bool> {
         match self {
             Self::ClusterCidr(_) | Self::NodeCidr => None,
@@ -212,7 +212,7 @@ impl ClusterCidr {
         self.0.iter().copied().find_map(prefix_of::<F>)
     }
 
-    /// Whether an address is in one of them.
+    /// Returns whether an address is in one of them.
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.0.iter().any(|cidr| cidr.contains(&ip))
     }
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
     use crate::model::ObjectKey;
 
-    /// S89
+    /// The name is the given one or the host's, trimmed and in lower case (S89).
     #[rstest]
     #[case::given(Some(" Node-A "), "node-a")]
     #[case::host_name(None, "some-host")]
@@ -277,7 +277,7 @@ mod tests {
         assert!(matches!(failed, Err(ConfigError::HostName(_))));
     }
 
-    /// S101
+    /// A cluster CIDR is one prefix, or one of each family (S101).
     #[rstest]
     #[case("", None, None)]
     #[case("10.1.2.3/16", Some(([10, 1, 0, 0], 16)), None)]
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(others.gap(node.as_ref()), None);
     }
 
-    /// S68
+    /// Local detection is by CIDR, bridge or device name (S68).
     #[test]
     fn node_cidr_is_the_nodes_own() {
         let node = node_with(&["10.1.0.0/24", "10.2.0.0/24"]);
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(detector.prefix::<V4>(None), None);
     }
 
-    /// S68
+    /// Local detection is by CIDR, bridge or device name (S68).
     #[rstest]
     #[case(LocalDetector::BridgeInterface("cni0".to_owned()), "cni0", true)]
     #[case(LocalDetector::BridgeInterface("cni0".to_owned()), "cni01", false)]

@@ -34,7 +34,7 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// Whether a character does something else than to show itself: control
+/// Returns whether a character does something else than to show itself: control
 /// characters, and those that break lines or turn the direction of writing.
 pub fn is_hidden(character: char) -> bool {
     character.is_control()

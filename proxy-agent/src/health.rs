@@ -102,7 +102,7 @@ impl Health {
         checks.get(id).map_or(0, |check| check.endpoints)
     }
 
-    /// Whether no family has left changes waiting for too long (S106).
+    /// Returns whether no family has left changes waiting for too long (S106).
     pub fn is_healthy(&self, now: Instant) -> bool {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting
@@ -284,7 +284,7 @@ mod tests {
         assert!(checks.borrow().is_empty());
     }
 
-    /// S106
+    /// A change that waits for a minute is unhealthy (S106).
     #[test]
     fn a_change_that_waits_for_long_is_unhealthy() {
         let health = Health::default();

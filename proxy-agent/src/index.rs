@@ -49,7 +49,7 @@ impl Index {
         }
     }
 
-    /// Whether spec.externalIPs are to be served (S7): yes, unless told
+    /// Returns whether spec.externalIPs are to be served (S7): yes, unless told
     /// otherwise before there are any Services.
     pub fn serve_external_ips(&mut self, serve: bool) {
         self.context.external_ips = serve;
@@ -92,7 +92,7 @@ impl Index {
         changed
     }
 
-    /// Whether Services and EndpointSlices have both been listed. Before that,
+    /// Returns whether Services and EndpointSlices have both been listed. Before that,
     /// nothing may be programmed (S85).
     pub fn is_complete(&self) -> bool {
         self.listed.contains(&Kind::Service) && self.listed.contains(&Kind::EndpointSlice)
@@ -231,7 +231,7 @@ impl Indexed for EndpointSlice {
             if let Ok(at) = find(siblings, key) {
                 siblings.remove(at);
             }
-            // S27
+            // Nothing is kept about a Service without slices (S27).
             if siblings.is_empty() {
                 index.slices.remove(&service);
             }

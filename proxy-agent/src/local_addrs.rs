@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(table(NODE, flag), expected);
     }
 
-    /// S113
+    /// Health check ports are listened on in each family by itself (S113).
     #[test]
     fn health_checks_are_asked_for_where_node_ports_are() {
         let flag: NodePortAddresses = "192.0.2.0/24,10.9.0.0/16,::1/128".parse().expect("valid");

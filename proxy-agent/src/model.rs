@@ -100,7 +100,7 @@ pub struct Parsed<T> {
 }
 
 impl<T> Parsed<T> {
-    /// Whether it can be told which object this is.
+    /// Returns whether it can be told which object this is.
     pub fn is_named(&self) -> bool {
         !self.key.name().is_empty()
     }
@@ -146,7 +146,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether objects of this kind belong to a namespace.
+    /// Returns whether objects of this kind belong to a namespace.
     pub fn is_namespaced(self) -> bool {
         matches!(self, Self::Service | Self::EndpointSlice)
     }

@@ -289,7 +289,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Whether somebody waits to become the owner.
+/// Returns whether somebody waits to become the owner.
 fn has_successor(root: &Path) -> bool {
     File::open(root.join(SUCCESSOR))
         .is_ok_and(|folder| matches!(try_lock(folder, FlockArg::LockSharedNonblock), Ok(None)))
@@ -321,7 +321,7 @@ fn lock(path: &Path) -> Result<Option<Flock<File>>, OwnershipError> {
     Ok(locked.filter(|lock| is_at(lock, path)))
 }
 
-/// Whether a folder is still the one at a path.
+/// Returns whether a folder is still the one at a path.
 fn is_at(folder: &File, path: &Path) -> bool {
     let (Ok(folder), Ok(there)) = (folder.metadata(), fs::metadata(path)) else {
         return false;

@@ -115,7 +115,7 @@ impl<F: Family> Planner<F> {
         services.filter(move |service| last.replace(*service) != Some(*service))
     }
 
-    /// Whether the Service has anything in the tables.
+    /// Returns whether the Service has anything in the tables.
     pub fn holds(&self, service: &ObjectKey) -> bool {
         self.ports_of(service).next().is_some()
     }
@@ -225,7 +225,7 @@ impl<F: Family> Planner<F> {
     }
 }
 
-/// Whether it is the entry of an address itself.
+/// Returns whether it is the entry of an address itself.
 fn is_address<A: Address>(key: &FrontendKey<A>) -> bool {
     *key == FrontendKey::address(key.addr)
 }

@@ -132,7 +132,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether spec.externalIPs are served (S7); they are, unless this says no.
+    /// Returns whether spec.externalIPs are served (S7); they are, unless this says no.
     #[must_use]
     pub fn with_external_ips(mut self, serve: bool) -> Self {
         self.index.serve_external_ips(serve);
@@ -169,7 +169,7 @@ impl Reconciler {
         self.service_ranges.subscribe()
     }
 
-    /// Whether the tables of all families have been what they should be once.
+    /// Returns whether the tables of all families have been what they should be once.
     pub fn in_force(&self) -> watch::Receiver<bool> {
         self.in_force.subscribe()
     }

@@ -80,7 +80,7 @@ impl<A: Address> Prefix<A> {
         mask: A::ONES,
     };
 
-    /// Whether `addr` lies in the prefix.
+    /// Returns whether `addr` lies in the prefix.
     #[inline(always)]
     pub fn contains(&self, addr: &A) -> bool {
         let mut difference = 0;

@@ -77,7 +77,7 @@ impl Protocol {
     pub const ICMPV6: Self = Self(58);
     pub const SCTP: Self = Self(132);
 
-    /// Whether packets of the protocol open and close connections. Such a flow
+    /// Returns whether packets of the protocol open and close connections. Such a flow
     /// stays with its backend until it is over (S79).
     #[inline(always)]
     pub const fn has_connections(self) -> bool {
@@ -111,7 +111,7 @@ pub trait Address: Copy + Eq + Ord + core::hash::Hash + fmt::Debug + 'static {
     /// Word `index` of the address, as a native integer over network bytes.
     fn word(&self, index: usize) -> u32;
 
-    /// Whether all bytes are zero.
+    /// Returns whether all bytes are zero.
     #[inline(always)]
     fn is_zero(&self) -> bool {
         *self == Self::ZERO

@@ -77,7 +77,7 @@ impl Peer {
         zero: [0; 2],
     };
 
-    /// Whether this is the backend of an entry that is in use.
+    /// Returns whether this is the backend of an entry that is in use.
     #[inline(always)]
     pub fn has_backend(&self, addr: &AddrV6, port: BePort) -> bool {
         self.frontend_port != BePort::ZERO
@@ -85,7 +85,7 @@ impl Peer {
             && self.backend_addr == *addr
     }
 
-    /// Whether this is the frontend of an entry that is in use.
+    /// Returns whether this is the frontend of an entry that is in use.
     #[inline(always)]
     pub fn has_frontend(&self, addr: &AddrV6, port: BePort) -> bool {
         self.frontend_port != BePort::ZERO

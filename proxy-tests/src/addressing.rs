@@ -47,7 +47,7 @@ pub fn pod(family: Family, node: u8, number: u8) -> IpAddr {
     }
 }
 
-/// Whether `address` is one of the pods of node `node`.
+/// Returns whether `address` is one of the pods of node `node`.
 pub fn is_pod_of(node: u8, address: IpAddr) -> bool {
     match (address, pod(Family::of(address), node, 0)) {
         (IpAddr::V4(address), IpAddr::V4(first)) => address.octets()[..3] == first.octets()[..3],

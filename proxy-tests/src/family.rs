@@ -60,7 +60,7 @@ impl Families {
         }
     }
 
-    /// Whether `family` is one of them.
+    /// Returns whether `family` is one of them.
     pub fn has(self, family: Family) -> bool {
         self.list().contains(&family)
     }

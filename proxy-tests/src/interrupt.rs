@@ -38,7 +38,7 @@ pub fn watch() -> Result<()> {
     Ok(())
 }
 
-/// Whether someone has asked for the end.
+/// Returns whether someone has asked for the end.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }

@@ -21,12 +21,12 @@ pub const TCX: Feature = Feature {
 };
 
 impl Feature {
-    /// Whether this kernel has it, for tests that hold without it, too.
+    /// Returns whether this kernel has it, for tests that hold without it, too.
     pub fn exists(self) -> bool {
         kernel_version() >= self.since
     }
 
-    /// Whether this kernel has it. If not, the test is to return, and a line
+    /// Returns whether this kernel has it. If not, the test is to return, and a line
     /// says so: the test runner knows only tests that pass and tests that fail.
     pub fn is_here(self) -> bool {
         if !self.exists() {
@@ -46,7 +46,7 @@ impl Feature {
     }
 }
 
-/// Whether the agent can attach its programs in this way, `tcx` or `clsact`,
+/// Returns whether the agent can attach its programs in this way, `tcx` or `clsact`,
 /// under this kernel; says so if it cannot.
 pub fn can_attach(way: &str) -> bool {
     way != "tcx" || TCX.is_here()

@@ -93,7 +93,7 @@ impl Underlay {
         self.families
     }
 
-    /// Whether every host gets a router of its own.
+    /// Returns whether every host gets a router of its own.
     pub fn needs_routers(&self) -> bool {
         matches!(self.kind, UnderlayKind::Routed { .. })
     }

@@ -88,7 +88,7 @@ pub(crate) fn find(program: impl AsRef<Path>) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Whether this process runs as root.
+/// Returns whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)

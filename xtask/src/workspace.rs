@@ -48,7 +48,7 @@ fn path(cache: &Cache) -> Result<OsString> {
     env::join_paths(folders).context("put the cache on PATH")
 }
 
-/// Whether cargo sets a variable for each package anew.
+/// Returns whether cargo sets a variable for each package anew.
 fn is_of_a_package(variable: &str) -> bool {
     variable.starts_with("CARGO_MANIFEST_") || variable.starts_with("CARGO_PKG_")
 }

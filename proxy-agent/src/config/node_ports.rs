@@ -63,12 +63,12 @@ impl FromStr for NodePortAddresses {
 }
 
 impl NodePortAddresses {
-    /// Whether the Node object has to be known to tell.
+    /// Returns whether the Node object has to be known to tell.
     pub fn needs_node(&self) -> bool {
         self.0.contains(&Entry::Primary)
     }
 
-    /// Which addresses of a family take NodePorts. A family for which the flag
+    /// Returns which addresses of a family take NodePorts. A family for which the flag
     /// names nothing, also because the node's own address is unknown, takes
     /// them on all (S52, S53).
     pub fn accepted(&self, family: IpFamily, node: Option<&Node>) -> Accepted {
@@ -96,7 +96,7 @@ fn primary(family: IpFamily, node: &Node) -> Option<IpAddr> {
 }
 
 impl Accepted {
-    /// Whether an address takes NodePorts, if the node has it.
+    /// Returns whether an address takes NodePorts, if the node has it.
     pub fn contains(&self, ip: IpAddr) -> bool {
         match self {
             Self::All => true,
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(overlaps(IpFamily::V6, LOOPBACK_V6.into()), v6);
     }
 
-    /// S53
+    /// A node's address is its first `InternalIP`, else its first `ExternalIP` (S53).
     #[test]
     fn primary_is_the_nodes_own_address() {
         use NodeAddressKind::{External, Internal};
@@ -250,7 +250,7 @@ mod tests {
         }
     }
 
-    /// S54
+    /// Keywords may stand beside CIDRs (S54).
     #[test]
     fn keywords_and_cidrs_mix() {
         let flag = "primary, localhost ,192.0.2.0/24";

@@ -234,7 +234,7 @@ pub fn forget(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// How many hooks of each device have pinned links, by ifindex.
+/// Returns how many hooks of each device have pinned links, by ifindex.
 pub fn pinned_hooks(pins: &Pins) -> BTreeMap<u32, usize> {
     let mut hooks = BTreeMap::new();
     let entries = fs::read_dir(pins.links()).into_iter().flatten();

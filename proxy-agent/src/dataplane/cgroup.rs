@@ -182,7 +182,7 @@ fn attach_program(
     })
 }
 
-/// Whether our programs are on a cgroup.
+/// Returns whether our programs are on a cgroup.
 pub fn is_attached(pins: &Pins) -> bool {
     let entries = fs::read_dir(pins.links()).into_iter().flatten().flatten();
     entries

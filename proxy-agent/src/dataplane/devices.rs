@@ -26,7 +26,7 @@ impl DeviceTable {
         })
     }
 
-    /// How many devices there is room for.
+    /// Returns how many devices there is room for.
     pub fn entries(&self) -> u32 {
         self.entries
     }

@@ -132,7 +132,7 @@ fn finish_family<F: KernelFamily>(pins: &Pins) {
     }
 }
 
-/// Whether everything was copied.
+/// Returns whether everything was copied.
 fn carry_over_family<F: KernelFamily>(pins: &Pins) -> bool {
     let result = try_to_carry_over::<F>(pins).map_err(anyhow::Error::new);
     if let Err(error) = &result {

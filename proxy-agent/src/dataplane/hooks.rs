@@ -159,7 +159,7 @@ impl Programs {
     }
 }
 
-/// Whether the kernel refused for lack of privileges.
+/// Returns whether the kernel refused for lack of privileges.
 fn is_forbidden(error: &ProgramError) -> bool {
     matches!(
         error,

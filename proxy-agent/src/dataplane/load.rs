@@ -166,9 +166,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether a sweep found the flow table, or that of the reply tuples, more than
-    /// 80 % full; once it was, more than half: or a flood would take turns with the
-    /// sweeps.
+    /// Returns whether a sweep found the flow table, or that of the reply tuples, more
+    /// than 80 % full; once it was, more than half: or a flood would take turns with
+    /// the sweeps.
     pub fn is_pressed(&self, swept: Swept, before: bool) -> bool {
         let limit = |size: u32| if before { size / 2 } else { size / 5 * 4 };
         let found = |left: u32| left.saturating_add(swept.expired);

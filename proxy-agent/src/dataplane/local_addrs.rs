@@ -44,7 +44,7 @@ impl<F: KernelFamily> LocalAddrTable<F> {
         Ok(table)
     }
 
-    /// How many prefixes there is room for.
+    /// Returns how many prefixes there is room for.
     pub fn room(&self) -> usize {
         self.entries
     }

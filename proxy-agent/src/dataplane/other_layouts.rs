@@ -81,7 +81,7 @@ impl OtherLayout {
         fs::read_dir(self.path.join("links")).map_or(0, Iterator::count)
     }
 
-    /// Whether its flows can be read.
+    /// Returns whether its flows can be read.
     pub fn has_known_flows(&self) -> bool {
         matches!(
             pins::flow_layout(&self.path),
@@ -89,7 +89,7 @@ impl OtherLayout {
         )
     }
 
-    /// Whether its flows have the layout before ours.
+    /// Returns whether its flows have the layout before ours.
     fn is_former(&self) -> bool {
         pins::flow_layout(&self.path) == Some(FORMER_FLOW_LAYOUT)
     }

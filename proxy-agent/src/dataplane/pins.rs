@@ -44,7 +44,7 @@ pub const SHARED_MAPS: [&str; 10] = [
     "EXCEPTIONS",
 ];
 
-/// Whether a folder is that of a layout version: `v1`, `v2` …
+/// Returns whether a folder is that of a layout version: `v1`, `v2` …
 pub fn is_layout(folder: &Path) -> bool {
     let name = folder.file_name().and_then(|name| name.to_str());
     name.and_then(|name| name.strip_prefix('v'))

@@ -37,7 +37,7 @@ impl StaleSockets {
         })
     }
 
-    /// Whether the socket that `query` names, of the calling thread's network
+    /// Returns whether the socket that `query` names, of the calling thread's network
     /// namespace, is connected to a UDP backend that serves no more (S77).
     /// `interface` is the one that the socket is bound to, or 0.
     pub fn is_stale(&self, query: &SocketQuery, interface: u32) -> Result<bool, StaleError> {

@@ -543,7 +543,7 @@ pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-/// Whether an element was not made because it is there.
+/// Returns whether an element was not made because it is there.
 pub(super) fn is_there(error: &MapError) -> bool {
     matches!(
         error,

@@ -233,7 +233,7 @@ mod tests {
         places.iter().map(text).collect()
     }
 
-    /// S113
+    /// Health check ports are listened on in each family by itself (S113).
     #[test]
     fn each_family_is_listened_for_on_its_own() {
         let checks = checks(&[

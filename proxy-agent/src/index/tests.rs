@@ -54,7 +54,7 @@ fn slice_names(index: &Index, service: &str) -> Vec<String> {
         .collect()
 }
 
-/// S15
+/// An event that changes nothing causes no work (S15).
 #[test]
 fn equal_objects_change_nothing() {
     let mut index = Index::new(THIS_NODE);
@@ -110,7 +110,7 @@ fn slices_wait_for_their_service() {
     assert_eq!(slice_names(&index, "web"), ["web-1"]);
 }
 
-/// S26
+/// A slice with another owner label moves to that Service (S26).
 #[test]
 fn a_relabelled_slice_moves() {
     let mut index = Index::new(THIS_NODE);
@@ -128,7 +128,7 @@ fn a_relabelled_slice_moves() {
     assert_eq!(dirty(&mut index), ["new"]);
 }
 
-/// S27
+/// Nothing is kept about a Service without slices (S27).
 #[test]
 fn nothing_is_left_of_slices_that_are_gone() {
     let mut index = Index::new(THIS_NODE);
@@ -137,7 +137,7 @@ fn nothing_is_left_of_slices_that_are_gone() {
     assert!(index.slices.is_empty() && index.owners.is_empty());
 }
 
-/// S25
+/// An object that is known already is no change (S25).
 #[test]
 fn deleting_the_unknown_is_no_change() {
     let mut index = Index::new(THIS_NODE);
@@ -147,7 +147,7 @@ fn deleting_the_unknown_is_no_change() {
     assert_eq!(dirty(&mut index), [""; 0]);
 }
 
-/// S85
+/// Nothing is programmed until both lists are complete (S85).
 #[test]
 fn is_complete_once_both_lists_are_in() {
     let mut index = Index::new(THIS_NODE);
@@ -172,7 +172,7 @@ fn a_relist_touches_only_the_differences() {
     assert_eq!(dirty(&mut index), ["b", "c", "d"]);
 }
 
-/// S90
+/// Only a change of the node's zone concerns the endpoints (S90).
 #[test]
 fn only_a_change_of_zone_concerns_all_services() {
     let mut index = Index::new(THIS_NODE);

@@ -23,7 +23,7 @@ use crate::http;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Connections that are answered at the same time.
 const CONNECTIONS: usize = 64;
-/// S110
+/// An address that is taken is tried again every 5 s (S110).
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
 /// Serves `/metrics`, `/healthz` and `/readyz` for as long as it is polled. An address

@@ -174,12 +174,12 @@ impl<F: Family> Cidr<F> {
         self.network
     }
 
-    /// How many bits its addresses have in common.
+    /// Returns how many bits its addresses have in common.
     pub fn length(self) -> u8 {
         self.length
     }
 
-    /// Whether the address is one of them.
+    /// Returns whether the address is one of them.
     pub fn contains(self, ip: F::Ip) -> bool {
         IpNet::new(ip.into(), self.length).is_ok_and(|net| net.network() == self.network.into())
     }
@@ -293,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    /// S13
+    /// Addresses are parsed leniently: zeros may come first (S13).
     #[rstest]
     #[case::plain("10.0.0.1", "10.0.0.1")]
     #[case::leading_zeros_are_decimal("172.30.0.041", "172.30.0.41")]

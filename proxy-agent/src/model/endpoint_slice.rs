@@ -62,7 +62,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Whether this one counts where another has the same address: a pod's
+    /// Returns whether this one counts where another has the same address: a pod's
     /// address may be given to a new pod before the old pod's endpoint is gone
     /// (S23).
     pub fn supersedes(&self, other: &Self) -> bool {
@@ -70,7 +70,7 @@ impl Endpoint {
         rank(self) > rank(other)
     }
 
-    /// Whether it may be used while no endpoint is ready (S32).
+    /// Returns whether it may be used while no endpoint is ready (S32).
     pub fn is_last_resort(&self) -> bool {
         self.serving && self.terminating
     }
@@ -290,7 +290,7 @@ fn endpoint(raw: RawEndpoint, family: IpFamily) -> Result<Endpoint, EndpointSlic
         .map_err(EndpointSliceProblem::Address)?;
     Ok(Endpoint {
         ip,
-        // S19
+        // Missing conditions mean ready, serving and not terminating (S19).
         ready: raw.ready.unwrap_or(true),
         serving: raw.serving.unwrap_or(true),
         terminating: raw.terminating.unwrap_or(false),

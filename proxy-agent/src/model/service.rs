@@ -137,7 +137,7 @@ impl Object for Service {
     }
 }
 
-/// Whether a Service has a cluster IP to be proxied at all (S2).
+/// Returns whether a Service has a cluster IP to be proxied at all (S2).
 fn is_proxied(ip: Option<&str>, listed: &List<Box<str>>, problems: &mut Problems) -> bool {
     match ip {
         Some("None") => false,
@@ -156,7 +156,7 @@ fn is_proxied(ip: Option<&str>, listed: &List<Box<str>>, problems: &mut Problems
     }
 }
 
-/// Whether the tables can hold a Service's name and namespace. The API server
+/// Returns whether the tables can hold a Service's name and namespace. The API server
 /// takes no others, but manifests may have them.
 fn is_nameable(key: &ObjectKey, problems: &mut Problems) -> bool {
     let mut names = [key.namespace(), key.name()].into_iter();
@@ -234,7 +234,7 @@ fn internal_local(policy: Field<Box<str>>, problems: &mut Problems) -> Result<bo
     }))
 }
 
-/// Whether a traffic policy is Local; none means Cluster. An error is another
+/// Returns whether a traffic policy is Local; none means Cluster. An error is another
 /// policy's name.
 fn policy_is_local(raw: Option<&str>) -> Result<bool, String> {
     match raw {

@@ -275,7 +275,7 @@ fn taken<F: Family>(
     }
 }
 
-/// Which kind has more right to an address, and is the kind of one whose ports
+/// Returns which kind has more right to an address, and is the kind of one whose ports
 /// are of several: the smallest.
 fn precedence(kind: u8) -> u8 {
     match kind {

@@ -60,7 +60,7 @@ pub(super) struct Filters {
 pub struct Excess(BTreeSet<Bit>);
 
 impl Excess {
-    /// Whether no bit may be cleared.
+    /// Returns whether no bit may be cleared.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

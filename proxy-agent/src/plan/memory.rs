@@ -200,7 +200,7 @@ impl<F: Family> Memory<F> {
         Resolved::Backends(backends)
     }
 
-    /// Whether the programs would let a client use this frontend (S58, S59).
+    /// Returns whether the programs would let a client use this frontend (S58, S59).
     pub fn admits(&self, key: &FrontendKey<F::Addr>, client: F::Ip) -> bool {
         let Some(frontend) = self.tables.frontends.get(key) else {
             return true;

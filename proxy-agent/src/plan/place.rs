@@ -267,7 +267,7 @@ impl Placed {
     }
 }
 
-/// Whether any frontend of the port uses the set.
+/// Returns whether any frontend of the port uses the set.
 fn is_used<F: Family>(desired: &DesiredPort<F>, set: Set) -> bool {
     desired.frontends.iter().any(|frontend| match set {
         Set::Cluster => frontend.uses_cluster_set(),

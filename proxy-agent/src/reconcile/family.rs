@@ -42,7 +42,7 @@ pub trait Queue {
     /// Compares the real tables with what they should be.
     fn audit(&mut self, index: &Index);
 
-    /// Whether a sync of all Services has succeeded.
+    /// Returns whether a sync of all Services has succeeded.
     fn was_in_force(&self) -> bool;
 }
 

@@ -141,7 +141,7 @@ impl Rig {
         self.run_for(Duration::from_millis(1)).await;
     }
 
-    /// How many changes' latencies were measured, IPv4 first.
+    /// Returns how many changes' latencies were measured, IPv4 first.
     fn measured(&self) -> [u64; 2] {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("encode");
@@ -221,7 +221,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// S85
+/// Nothing is programmed until both lists are complete (S85).
 #[rstest]
 #[case::services_only(vec![Update::Relist(vec![service("web")]).into()])]
 #[case::slices_only(vec![Update::Relist(vec![slice("web", 1)]).into()])]

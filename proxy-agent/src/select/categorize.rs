@@ -78,7 +78,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// Whether some endpoint somewhere could take traffic (S36).
+    /// Returns whether some endpoint somewhere could take traffic (S36).
     pub fn has_any(&self) -> bool {
         self.has_any
     }
@@ -164,7 +164,8 @@ impl Topology {
     }
 }
 
-/// S21
+/// Returns whether the endpoint is on this node: its node name is ours, and one
+/// without a name is nowhere (S21).
 fn is_local(endpoint: &Endpoint, node: &NodeContext) -> bool {
     !node.name.is_empty() && endpoint.placement.node.as_deref() == Some(node.name.as_str())
 }

@@ -180,7 +180,7 @@ fn a_live_endpoint_beats_a_terminating_one<F: TestFamily>(#[case] _family: F) {
     }
 }
 
-/// S43
+/// No endpoint anywhere is refused, none for this path is dropped (S43).
 #[rstest]
 #[case::nobody(&[], WhenEmpty::Reject)]
 #[case::unready(&[(false, false)], WhenEmpty::Reject)]
@@ -287,7 +287,7 @@ fn a_family_without_cluster_ip_has_no_frontend() {
     assert_eq!(frontends::<V4>(&service, &node()).len(), 4);
 }
 
-/// S7
+/// `externalIPs` are served unless the feature gate is off (S7).
 #[test]
 fn external_ips_can_be_left_alone() {
     let node = NodeContext {

@@ -81,7 +81,7 @@ impl Exceptions {
     }
 }
 
-/// Whether a name is one that the pattern stands for.
+/// Returns whether a name is one that the pattern stands for.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some((front, rest)) = pattern.split_once('*') else {
         return pattern == name;

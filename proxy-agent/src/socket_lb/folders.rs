@@ -30,7 +30,7 @@ impl Folders {
         })
     }
 
-    /// Whether there are any.
+    /// Returns whether there are any.
     pub fn is_empty(&self) -> bool {
         self.watched.is_empty()
     }

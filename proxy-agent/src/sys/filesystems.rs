@@ -42,17 +42,17 @@ pub fn mount_bpf(bpf_root: &Path) -> Result<(), SystemError> {
     .map_err(|errno| failed(errno.into()))
 }
 
-/// Whether the path is in a bpf file system.
+/// Returns whether the path is in a bpf file system.
 pub fn is_bpf(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Whether the path is in a cgroup2 file system.
+/// Returns whether the path is in a cgroup2 file system.
 pub fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Whether the folder is the root of all cgroups, which a container with a
+/// Returns whether the folder is the root of all cgroups, which a container with a
 /// cgroup namespace of its own does not see.
 pub fn is_root_cgroup(path: &Path) -> bool {
     const ROOT: u64 = 1;

@@ -25,13 +25,13 @@ pub fn require_kernel() -> Result<(), SystemError> {
     Ok(())
 }
 
-/// Whether packets may preempt each other on a CPU. The slow path keeps what it
+/// Returns whether packets may preempt each other on a CPU. The slow path keeps what it
 /// works on in memory of the CPU's.
 pub fn preempts_programs(version: (u32, u32), is_real_time: bool) -> bool {
     is_real_time && version >= PREEMPTS_PROGRAMS_SINCE
 }
 
-/// Whether the kernel was built as `PREEMPT_RT`.
+/// Returns whether the kernel was built as `PREEMPT_RT`.
 pub fn is_real_time() -> bool {
     fs::read_to_string("/sys/kernel/realtime").is_ok_and(|value| value.trim() == "1")
 }

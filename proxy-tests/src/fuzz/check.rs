@@ -22,7 +22,7 @@ const MAC_LEN: usize = 6;
 /// Hop limit of packets that the datapath makes.
 const TTL: u8 = 64;
 
-/// Whether the packets of a hook have no Ethernet header.
+/// Returns whether the packets of a hook have no Ethernet header.
 pub(super) fn is_layer3(hook: Hook) -> bool {
     matches!(hook, Hook::IngressLayer3 | Hook::EgressLayer3)
 }
@@ -55,7 +55,7 @@ pub(super) fn run(hook: Hook, packet: &[u8], ran: &Ran) -> Result<()> {
     }
 }
 
-/// Whether no table can know any of the packet's addresses, nor those of a
+/// Returns whether no table can know any of the packet's addresses, nor those of a
 /// packet that it quotes.
 fn is_nobodys(frame: &Frame<'_>) -> bool {
     let ours = |frame: &Frame<'_>| [frame.src(), frame.dst()].map(world::may_be_ours);

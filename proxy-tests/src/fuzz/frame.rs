@@ -179,7 +179,7 @@ impl<'a> Frame<'a> {
         (!self.later && self.l4 + at < self.end).then(|| self.bytes.get(self.l4 + at).copied())?
     }
 
-    /// Whether this is a TCP reset, or an SCTP chunk that ends an association as
+    /// Returns whether this is a TCP reset, or an SCTP chunk that ends an association as
     /// one would.
     pub(super) fn is_reset(&self) -> bool {
         match self.protocol {
@@ -191,7 +191,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether this opens a connection, or is of a protocol without any.
+    /// Returns whether this opens a connection, or is of a protocol without any.
     pub(super) fn is_opener(&self) -> bool {
         match self.protocol {
             TCP => self
@@ -202,13 +202,14 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether this is an ICMP message that is no echo request.
+    /// Returns whether this is an ICMP message that is no echo request.
     pub(super) fn is_unaskable(&self) -> bool {
         let request = if self.family == Family::V4 { 8 } else { 128 };
         self.is_icmp() && !self.later && self.transport_byte(0) != Some(request)
     }
 
-    /// Whether this is an `ICMPv6` redirect, which quotes a packet in its options.
+    /// Returns whether this is an `ICMPv6` redirect, which quotes a packet in its
+    /// options.
     pub(super) fn is_redirect_v6(&self) -> bool {
         self.family == Family::V6 && self.is_icmp() && self.transport_byte(0) == Some(137)
     }
@@ -313,7 +314,7 @@ impl<'a> Frame<'a> {
         self.bytes.get(self.l4..self.end).unwrap_or_default()
     }
 
-    /// Whether the IPv4 header's checksum is wrong.
+    /// Returns whether the IPv4 header's checksum is wrong.
     pub(super) fn is_damaged(&self) -> bool {
         self.family == Family::V4
             && self

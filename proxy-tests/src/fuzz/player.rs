@@ -138,10 +138,10 @@ impl Player {
         Ok(ran)
     }
 
-    /// Whether the hint alone tells egress what a packet is: a question between two
-    /// peers looks like an answer, a client's packet straight to a backend like one
-    /// that was led there, and one that came in from a NodePort of this node's like
-    /// one of its own connections.
+    /// Returns whether the hint alone tells egress what a packet is: a question between
+    /// two peers looks like an answer, a client's packet straight to a backend like one
+    /// that was led there, and one that came in from a NodePort of this node's like one
+    /// of its own connections.
     fn needs_hint(&self, packet: &[u8], entered: &[u8]) -> bool {
         let Some(frame) = Frame::of(entered, false) else {
             return false;
@@ -221,7 +221,7 @@ fn is_shown_once(hook: Hook, packet: &[u8]) -> bool {
             .is_some_and(|frame| frame.ports().0 == world::NODE_PORT && !frame.is_opener())
 }
 
-/// Whether the packet ends at the node, and leaves by no device.
+/// Returns whether the packet ends at the node, and leaves by no device.
 fn is_for_node(packet: &[u8]) -> bool {
     Frame::of(packet, false).is_some_and(|frame| frame.dst() == Cast::of(frame.family).node())
 }

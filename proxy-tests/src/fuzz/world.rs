@@ -172,7 +172,7 @@ pub(super) fn special(cast: Cast) -> Vec<IpAddr> {
     own.into_iter().chain(others).collect()
 }
 
-/// Whether a packet from or to this address may be ours: it is one of a frontend
+/// Returns whether a packet from or to this address may be ours: it is one of a frontend
 /// , of an endpoint or of the node, or lies in a range for cluster IPs.
 pub(super) fn may_be_ours(ip: IpAddr) -> bool {
     let cast = Cast::of(Family::of(ip));
@@ -186,7 +186,7 @@ pub(super) fn may_be_ours(ip: IpAddr) -> bool {
         || (1..=3).any(|index| cast.endpoint(index).ip() == ip)
 }
 
-/// Whether an answer to this source would reach one host (RFC 1122 section 3.2.2,
+/// Returns whether an answer to this source would reach one host (RFC 1122 section 3.2.2,
 /// RFC 4443 section 2.4).
 pub(super) fn is_single_host(ip: IpAddr) -> bool {
     match ip {

@@ -112,7 +112,7 @@ spec: {{
         self.kubectl.get(&namespace).map(ServiceView)
     }
 
-    /// Whether the tables of a node have frontends of a Service in a family.
+    /// Returns whether the tables of a node have frontends of a Service in a family.
     pub fn is_served(&self, node: usize, service: &str, family: Family) -> Result<bool> {
         let family = match family {
             Family::V4 => "4",

@@ -30,7 +30,7 @@ impl Way {
         Self::MappedUnconnectedUdp,
     ];
 
-    /// Whether addresses of this family can be reached so.
+    /// Returns whether addresses of this family can be reached so.
     pub fn fits(self, family: Family) -> bool {
         family == Family::V4 || !self.is_mapped()
     }

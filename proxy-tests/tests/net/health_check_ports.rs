@@ -142,7 +142,7 @@ fn ports_follow_services_and_endpoints() -> Result<()> {
     expect(client, v4, 503, 0)?;
     expect(client, v6, 200, 1)?;
 
-    // S62
+    // A health check port answers for the ready endpoints here (S62).
     write(&lab, service(PORT, "Cluster"), [1, 1])?;
     expect_refused(client, v4)?;
     expect_refused(client, v6)?;

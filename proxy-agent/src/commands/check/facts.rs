@@ -77,7 +77,7 @@ fn host(paths: &PathArgs) -> Host {
     }
 }
 
-/// Whether others can reach an address of this host. What cannot be found out
+/// Returns whether others can reach an address of this host. What cannot be found out
 /// counts as one.
 fn has_address(family: IpFamily) -> bool {
     let listed = in_runtime(async { Ok(Netlink::open()?.addresses().await?) });
@@ -111,7 +111,7 @@ fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Whether a switch is on; nothing if this kernel does not have it.
+/// Returns whether a switch is on; nothing if this kernel does not have it.
 fn sysctl(name: &str) -> Option<bool> {
     let value = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
     Some(value.trim() != "0")

@@ -192,7 +192,7 @@ pub fn answer<F: KernelFamily>(
     Ok(())
 }
 
-/// Whether the policy is Local, also for clients that are exempt from it.
+/// Returns whether the policy is Local, also for clients that are exempt from it.
 fn is_local_policy<F: KernelFamily>(
     facts: &Facts,
     tables: &KernelTables<F>,

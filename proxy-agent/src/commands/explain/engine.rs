@@ -135,7 +135,7 @@ impl Engine {
         Ok(facts.into())
     }
 
-    /// Whether the address is one of this node.
+    /// Returns whether the address is one of this node.
     fn is_own(&self, ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => self.v4.is_own(ip),

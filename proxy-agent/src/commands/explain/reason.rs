@@ -8,7 +8,7 @@ use super::{
 };
 use crate::select::FrontendKind;
 
-/// Why the flow gets the verdict it gets, in one sentence or a few.
+/// Returns why the flow gets the verdict it gets, in one sentence or a few.
 pub fn sentence(facts: &Facts) -> String {
     let to = facts.flow.to;
     match facts.decision {
@@ -68,7 +68,7 @@ fn listener(facts: &Facts) -> &'static str {
     }
 }
 
-/// Which endpoints may answer, and why those.
+/// Returns which endpoints may answer, and why those.
 pub fn set(facts: &Facts) -> String {
     if facts.remembered {
         return format!(
@@ -89,7 +89,7 @@ pub fn set(facts: &Facts) -> String {
     }
 }
 
-/// Whether the endpoint sees the client's address, and why.
+/// Returns whether the endpoint sees the client's address, and why.
 pub fn masquerade(facts: &Facts) -> String {
     let same = facts.chosen.map(|chosen| chosen.ip()) == Some(facts.flow.from.ip);
     let external = facts.kind != Some(FrontendKind::ClusterIp);

@@ -254,13 +254,13 @@ async fn programs(hooks: &Hooks, link: &Link) -> Result<DevicePrograms, HooksErr
     })
 }
 
-/// Whether a row of `DEVICES` is a bridge that is described for its ports' sake
+/// Returns whether a row of `DEVICES` is a bridge that is described for its ports' sake
 /// and has no programs of its own.
 pub(crate) fn is_bridge(ifindex: u32, devices: &[(u32, Device)]) -> bool {
     devices.iter().any(|(_, device)| device.bridge == ifindex)
 }
 
-/// Whether the agent's devices are those of this process' network namespace.
+/// Returns whether the agent's devices are those of this process' network namespace.
 pub(crate) fn is_our_namespace(pins: &Pins) -> anyhow::Result<bool> {
     let config = load::open_config(pins, Access::Read)?;
     Ok(config.get(0).map(|config| config.netns_cookie) == Some(sys::netns::cookie()))

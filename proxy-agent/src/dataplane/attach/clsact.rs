@@ -36,7 +36,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether an agent of ours attached it, this one or an earlier one.
+    /// Returns whether an agent of ours attached it, this one or an earlier one.
     pub fn is_ours(&self) -> bool {
         self.is_in_our_place() && HOOK_PROGRAMS.contains(&self.name.as_str())
     }
@@ -162,7 +162,7 @@ fn ours(target: &Target<'_>, hook: Hook) -> Result<SchedClassifierLink, AttachEr
         .map_err(|error| AttachError::Attach(tc::TcError::IoError(error).into()))
 }
 
-/// Whether adding a qdisc failed because it is there.
+/// Returns whether adding a qdisc failed because it is there.
 fn is_already_there(error: &tc::TcError) -> bool {
     match error {
         tc::TcError::AlreadyAttached => true,

@@ -35,7 +35,7 @@ api_fields! {
 pub struct Wanted(Vec<(&'static str, Field<Box<str>>)>);
 
 impl Wanted {
-    /// Whether one is there, whatever its value.
+    /// Returns whether one is there, whatever its value.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }

@@ -76,7 +76,7 @@ fn keeps_what_a_proxy_needs() {
     assert_eq!((slice, problems), (expected, vec![]));
 }
 
-/// S17
+/// Slices of headless Services are left out, and those of nobody (S17).
 #[rstest]
 #[case::headless(
     json!({SERVICE_NAME_LABEL: "web", HEADLESS_LABEL: ""}), "IPv4", vec![])]
@@ -102,7 +102,7 @@ fn leaves_out_what_is_not_proxied(
     assert_eq!(parsed.problems, problems);
 }
 
-/// S19
+/// Missing conditions mean ready, serving and not terminating (S19).
 #[rstest]
 #[case::absent(json!(null), (true, true, false))]
 #[case::empty(json!({}), (true, true, false))]
@@ -152,7 +152,7 @@ fn a_bad_endpoint_leaves_the_others(
     assert_eq!(addresses(&slice), good);
 }
 
-/// S20
+/// Ports of slices are matched by name and protocol (S20).
 #[rstest]
 #[case::no_name(json!({"port": 80}),
     r#"a port has no name; the unnamed port of a Service is called """#)]
@@ -208,7 +208,7 @@ fn order_does_not_matter() {
     );
 }
 
-/// S28
+/// An annotation says when the change happened (S28).
 #[rstest]
 #[case("1970-01-01T00:00:01.5Z", Some(Duration::from_millis(1500)))]
 #[case("1970-01-01T01:00:00+01:00", Some(Duration::ZERO))]

@@ -40,7 +40,7 @@ fn keeps_zone_prefixes_and_addresses() {
     assert_eq!(node.ip::<V6>(), Some(ip));
 }
 
-/// S35
+/// The zone is that of the node's label, and an empty one matches nothing (S35).
 #[rstest]
 #[case(json!({ZONE_LABEL: ""}))]
 #[case(json!({"topology.kubernetes.io/region": "zone-a"}))]
@@ -50,7 +50,7 @@ fn an_empty_zone_is_none(#[case] labels: Value) {
     assert_eq!(node.zone, None);
 }
 
-/// S53
+/// A node's address is its first `InternalIP`, else its first `ExternalIP` (S53).
 #[test]
 fn falls_back_to_external_addresses() {
     let (node, _) = parse(json!({

@@ -10,7 +10,7 @@ use crate::model::{
 pub(super) const DEFAULT_SECONDS: u32 = 10_800;
 const DEFAULT_IS_USED: &str = "10800 seconds are used";
 
-/// How long a client without a new connection is remembered; nothing if not at
+/// Returns how long a client without a new connection is remembered; nothing if not at
 /// all.
 ///
 /// A malformed sessionAffinity fails: without affinity clients would lose their

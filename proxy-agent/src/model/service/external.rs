@@ -18,7 +18,7 @@ use crate::model::{
 
 const LEFT_OUT: &str = "it is left out";
 
-/// Whether externalTrafficPolicy: Local counts on a Service: if something of it
+/// Returns whether externalTrafficPolicy: Local counts on a Service: if something of it
 /// is meant for clients outside (S10).
 pub(super) fn is_external(kind: Option<&str>, has_external_ips: bool) -> bool {
     match kind {

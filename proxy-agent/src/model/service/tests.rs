@@ -99,7 +99,7 @@ fn what_is_not_read_makes_no_difference() {
     }
 }
 
-/// S4
+/// The cluster IP of a family is found by `ipFamilies`, in old objects in `clusterIP` (S4).
 #[rstest]
 #[case::old_ipv4(json!({"clusterIP": "10.0.0.10"}), Some("10.0.0.10"), None)]
 #[case::old_ipv6(json!({"clusterIP": "2000::1"}), None, Some("2000::1"))]
@@ -129,7 +129,7 @@ fn finds_the_cluster_ip_of_each_family(
     assert_eq!(problems, Vec::<String>::new());
 }
 
-/// S1, S2
+/// Services of other proxies, headless ones and those without cluster IP are left out (S1, S2).
 #[rstest]
 #[case::no_cluster_ip(json!({}))]
 #[case::empty_cluster_ip(json!({"clusterIP": ""}))]
@@ -263,7 +263,7 @@ fn order_does_not_matter() {
     assert_eq!(parse(one), parse(other));
 }
 
-/// S10
+/// `externalTrafficPolicy` counts only where there is external traffic (S10).
 #[rstest]
 #[case(json!(null), false, 0)]
 #[case(json!("Cluster"), false, 0)]
@@ -446,7 +446,7 @@ fn the_external_policy_counts_for(
     assert_eq!(problems, Vec::<String>::new());
 }
 
-/// S72
+/// A client is forgotten after `timeoutSeconds` without a new connection (S72).
 #[rstest]
 #[case::none(json!({"sessionAffinity": "None"}), None, 0)]
 #[case::default(json!({"sessionAffinity": "ClientIP"}), Some(10_800), 0)]
@@ -475,7 +475,7 @@ fn reads_session_affinity(
     assert_eq!((service.affinity, problems.len()), (seconds, count));
 }
 
-/// S14
+/// Names may begin with a digit and be 63 characters long (S14).
 #[test]
 fn names_are_kept_whole() {
     let namespace = "n".repeat(63);
@@ -487,7 +487,7 @@ fn names_are_kept_whole() {
     assert_eq!(parsed.key, ObjectKey::new(namespace, name));
 }
 
-/// S12
+/// A health check port counts for load balancers with a Local policy only (S12).
 #[rstest]
 #[case::asked("LoadBalancer", "Local", json!(32000), Some(32000))]
 #[case::other_policy("LoadBalancer", "Cluster", json!(32000), None)]
@@ -507,7 +507,7 @@ fn load_balancers_ask_where_the_policy_is_local(
     assert_eq!((service.health_check_port, problems), (expected, vec![]));
 }
 
-/// S12
+/// A health check port counts for load balancers with a Local policy only (S12).
 #[rstest]
 #[case(json!({}), 0)]
 #[case(json!({"healthCheckNodePort": 70000}), 70000)]

@@ -59,7 +59,7 @@ impl<F: TestFamily> Answer<F> {
         }
     }
 
-    /// Whether the tables answer like this.
+    /// Returns whether the tables answer like this.
     fn is_given(&self, memory: &Memory<F>, key: &FrontendKey<F::Addr>) -> bool {
         let frontend = memory.tables.frontends.get(key);
         frontend.is_some_and(|frontend| frontend.kind == self.kind)

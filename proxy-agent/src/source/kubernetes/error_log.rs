@@ -94,7 +94,7 @@ fn is_expired(error: &Error) -> bool {
     }
 }
 
-/// Whether the API server does not know the kind that was asked for.
+/// Returns whether the API server does not know the kind that was asked for.
 pub(super) fn is_not_found(error: &Error) -> bool {
     match error {
         Error::InitialListFailed(kube::Error::Api(status))

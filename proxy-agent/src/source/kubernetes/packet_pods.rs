@@ -101,7 +101,7 @@ impl Pods {
     }
 }
 
-/// Which pod it is, and its uid. A pod that does not say so changes nothing.
+/// Returns which pod it is, and its uid. A pod that does not say so changes nothing.
 fn identify(pod: Pod) -> Option<(ObjectKey, Option<Box<str>>)> {
     let warn = |key: &ObjectKey, malformed| {
         warn!(kind = "Pod", object = %key, "{malformed}; its label {LABEL} is not followed");

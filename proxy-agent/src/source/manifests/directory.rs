@@ -122,7 +122,7 @@ impl Directory {
         Ok(changes.collect())
     }
 
-    /// Whether all there is could be looked at when the directory was last read.
+    /// Returns whether all there is could be looked at when the directory was last read.
     pub fn is_complete(&self) -> bool {
         self.refused.is_empty()
     }

@@ -61,7 +61,7 @@ impl Found {
         Ok(found)
     }
 
-    /// Whether a file is there, or may be.
+    /// Returns whether a file is there, or may be.
     pub(super) fn has(&self, path: &Path) -> bool {
         self.files.contains_key(path)
             || self.refused.keys().any(|refused| path.starts_with(refused))

@@ -70,7 +70,7 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
     }
     let client = client(cluster, flow, family);
     let all = service.endpoints(family);
-    // S36, S43
+    // No usable endpoint: what that means depends on the path (S36, S43).
     if !all.iter().any(|e| is_ready(e) || is_last_resort(e)) {
         return refused("reject");
     }
@@ -98,7 +98,7 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
             return true; // S65
         }
         if kind == "ClusterIP" {
-            // S63
+            // Traffic to cluster IPs is masqueraded (S63).
             let detector = cluster.detector.contains(&family);
             return cluster.masquerade_all || detector && client != Client::Pod;
         }
@@ -152,9 +152,9 @@ fn without_port(cluster: &Cluster, ip: IpAddr, family: Family) -> &'static str {
         // S46, and for load balancers' addresses so that nothing runs in
         // circles.
         Some("ClusterIP" | "LoadBalancer") => "reject",
-        // S47
+        // Addresses for cluster IPs that no Service has (S47).
         None if cluster.service_cidr && in_service_cidr => "drop",
-        // S48
+        // Ports that no Service has at an external address (S48).
         _ => "pass",
     }
 }
@@ -193,7 +193,7 @@ fn destination<'a>(cluster: &'a Cluster, flow: &Flow, family: Family) -> Option<
     None
 }
 
-/// S52–S54
+/// Returns whether NodePorts are served at the address (S52–S54).
 fn takes_node_ports(cluster: &Cluster, ip: IpAddr, family: Family) -> bool {
     let first = ip == node_ip(family, 1, false);
     let second = ip == node_ip(family, 1, true);
@@ -205,7 +205,7 @@ fn takes_node_ports(cluster: &Cluster, ip: IpAddr, family: Family) -> bool {
     }
 }
 
-/// S39, S41, S68
+/// Tells what kind of client it is (S39, S41, S68).
 fn client(cluster: &Cluster, flow: &Flow, family: Family) -> Client {
     if flow.place == Place::Node || is_own(flow.from, family) {
         return Client::Host;
@@ -225,7 +225,7 @@ fn is_own(ip: IpAddr, family: Family) -> bool {
     ip == node_ip(family, 1, false) || ip == node_ip(family, 1, true) || ip.is_loopback()
 }
 
-/// S9, S58, S59
+/// Returns whether source ranges let the client in (S9, S58, S59).
 fn is_admitted(service: &Service, flow: &Flow, family: Family) -> bool {
     let ranges: Vec<ipnet::IpNet> = service
         .source_ranges
@@ -240,13 +240,14 @@ fn is_admitted(service: &Service, flow: &Flow, family: Family) -> bool {
     allows(flow.from) || flow.from == flow.to.ip() && allows(node_ip(family, 1, false))
 }
 
-/// S10
+/// Returns whether the external policy is Local, which counts only where there is
+/// external traffic (S10).
 fn is_external_local(service: &Service) -> bool {
     service.external_policy == Some("Local")
         && (service.kind != "ClusterIP" || service.external_ips)
 }
 
-/// S19
+/// Returns whether the endpoint is ready, as it is if nothing is said (S19).
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.ready.unwrap_or(true)
 }
@@ -255,12 +256,13 @@ fn is_last_resort(endpoint: &Endpoint) -> bool {
     endpoint.serving.unwrap_or(true) && endpoint.terminating.unwrap_or(false)
 }
 
-/// S21
+/// Returns whether the endpoint is on this node (S21).
 fn is_here(endpoint: &Endpoint) -> bool {
     endpoint.node.map(|node| NODES[node]) == Some(NODES[0])
 }
 
-/// S32, S34
+/// Endpoints that any node may use: by hints, else all ready ones, else terminating
+/// ones that serve (S32, S34).
 fn cluster_set<'a>(all: &'a [Endpoint], cluster: &Cluster) -> Vec<&'a Endpoint> {
     let ready: Vec<_> = all.iter().filter(|e| is_ready(e)).collect();
     if ready.is_empty() {
@@ -289,7 +291,7 @@ fn cluster_set<'a>(all: &'a [Endpoint], cluster: &Cluster) -> Vec<&'a Endpoint> 
     ready
 }
 
-/// S33
+/// Endpoints of this node: ready ones, else terminating ones that serve (S33).
 fn local_set(all: &[Endpoint]) -> Vec<&Endpoint> {
     let here: Vec<_> = all.iter().filter(|e| is_here(e)).collect();
     let ready: Vec<_> = here.iter().copied().filter(|e| is_ready(e)).collect();

@@ -52,7 +52,7 @@ impl<W: Write> Archive<W> {
         self.below_folder(path.as_ref(), LINK, target.as_bytes())
     }
 
-    /// Whether something is at this path.
+    /// Returns whether something is at this path.
     pub(super) fn has(&self, path: &Path) -> bool {
         self.written.contains(&place(path))
     }

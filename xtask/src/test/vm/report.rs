@@ -73,7 +73,7 @@ impl Report {
         self.running.as_deref()
     }
 
-    /// Whether the machine came to the end of its tests.
+    /// Returns whether the machine came to the end of its tests.
     pub(super) fn is_done(&self) -> bool {
         self.is_done
     }

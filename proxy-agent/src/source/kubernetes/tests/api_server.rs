@@ -64,7 +64,7 @@ impl FakeApi {
         self.kinds.lock().entry(kind.to_owned()).or_default().listed = listed;
     }
 
-    /// Whether somebody watches a kind.
+    /// Returns whether somebody watches a kind.
     pub(super) fn is_watched(&self, kind: &str) -> bool {
         let mut kinds = self.kinds.lock();
         let watches = &mut kinds.entry(kind.to_owned()).or_default().watches;

@@ -32,7 +32,7 @@ impl Document {
         field.unwrap_or_default()
     }
 
-    /// Whether there is nothing in it at all.
+    /// Returns whether there is nothing in it at all.
     pub(super) fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }
