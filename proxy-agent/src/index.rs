@@ -49,7 +49,7 @@ impl Index {
         }
     }
 
-    /// Returns whether spec.externalIPs are to be served (S7): yes, unless told
+    /// Sets whether spec.externalIPs are served (S7): they are, unless told
     /// otherwise before there are any Services.
     pub fn serve_external_ips(&mut self, serve: bool) {
         self.context.external_ips = serve;

@@ -132,7 +132,7 @@ impl Reconciler {
         }
     }
 
-    /// Returns whether spec.externalIPs are served (S7); they are, unless this says no.
+    /// Sets whether spec.externalIPs are served (S7); they are, unless this says no.
     #[must_use]
     pub fn with_external_ips(mut self, serve: bool) -> Self {
         self.index.serve_external_ips(serve);

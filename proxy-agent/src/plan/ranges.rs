@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl<F: Family> Planner<F> {
-    /// Returns whether there is room for the source ranges of a port beside those that
+    /// Checks that there is room for the source ranges of a port beside those that
     /// it has.
     pub(super) fn check_ranges(&self, desired: &DesiredPort<F>, row: u32) -> Result<(), Full> {
         let wanted = wanted(desired, row);

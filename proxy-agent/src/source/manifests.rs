@@ -62,7 +62,7 @@ pub enum ManifestError {
     },
 }
 
-/// Returns whether the directory is there to be watched.
+/// Checks that the directory is there to be watched.
 pub fn check(root: &Path) -> Result<(), ManifestError> {
     Watch::new(root)?.add(root)
 }

@@ -60,7 +60,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Returns whether every client reaches this many backends.
+    /// Checks that every client reaches this many backends.
     pub(crate) fn is_possible(
         lab: &Lab,
         clients: &[Pod; 2],

@@ -200,7 +200,7 @@ fn a_bad_item_leaves_the_others() {
     assert_eq!(refused.len(), 1);
 }
 
-/// Returns whether the list says what its items are before or after them.
+/// The list may say what its items are before or after them.
 #[rstest]
 #[case::before(r#"{"apiVersion":"v1","kind":"ServiceList","items":[{"metadata":{"name":"a"}}]}"#)]
 #[case::after(r#"{"apiVersion":"v1","items":[{"metadata":{"name":"a"}}],"kind":"ServiceList"}"#)]
