@@ -13,7 +13,7 @@
 //! [`frontend`], [`local_addr`] and [`source_range`] where it connects to and whether
 //! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
 //! [`masquerade`], [`fragment`] and [`socket`] remember that, [`share`] limits it,
-//! [`counter`] counts it, and [`explain`] tells it beforehand.
+//! [`counter`] counts it, and [`explain`] tells it beforehand. [`table`] lists the maps.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![allow(
@@ -43,6 +43,7 @@ pub mod share;
 pub mod siphash;
 pub mod socket;
 pub mod source_range;
+pub mod table;
 pub mod vlan;
 
 /// Version of the map layouts. Pins live in a folder of this name, so an agent

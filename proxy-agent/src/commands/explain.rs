@@ -36,6 +36,7 @@ use crate::{
     dataplane::pins::Pins,
     sys,
 };
+use proxy_common::table::Table;
 
 /// Answers on standard output.
 pub fn run(args: ExplainArgs) -> anyhow::Result<()> {
@@ -85,7 +86,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 fn live(bpf_root: &Path) -> anyhow::Result<Engine> {
     let pins = Pins::new(bpf_root);
-    if !pins.map("CONFIG").exists() {
+    if !pins.map(Table::Config.name()).exists() {
         anyhow::bail!(
             "no tables below {}: start the agent, name its --bpf-root, or ask about manifests with --manifests",
             bpf_root.display()

@@ -29,12 +29,13 @@ use crate::{
     model::IpFamily,
     sys,
 };
+use proxy_common::table::Table;
 
 /// Shows one kind of table on standard output.
 pub fn get(args: &GetArgs) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
     let pins = Pins::new(&args.pins.bpf_root);
-    if !pins.map("CONFIG").exists() {
+    if !pins.map(Table::Config.name()).exists() {
         anyhow::bail!(
             "no tables below {}: is the agent running? (--bpf-root)",
             args.pins.bpf_root.display()

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
-use proxy_common::counter::Counter;
+use proxy_common::{counter::Counter, table::Table};
 
 use crate::dataplane::{
     pins::Pins,
@@ -21,8 +21,11 @@ impl Counters {
     pub fn open(pins: &Pins) -> Result<Self, MapError> {
         let open = |name| MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
         Ok(Self {
-            counters: open("COUNTERS")?.try_into()?,
-            sweeps: Reports::open(open("SWEEPS")?, open("SWEPT_MASQ")?)?,
+            counters: open(Table::Counters.name())?.try_into()?,
+            sweeps: Reports::open(
+                open(Table::Sweeps.name())?,
+                open(Table::SweptMasquerades.name())?,
+            )?,
         })
     }
 

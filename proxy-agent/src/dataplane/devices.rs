@@ -1,7 +1,7 @@
 //! `DEVICES`: what the programs know of the devices they are on.
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use proxy_common::device::Device;
+use proxy_common::{device::Device, table::Table};
 
 use crate::dataplane::{maps::Maps, tables::TableError};
 
@@ -15,7 +15,7 @@ impl DeviceTable {
     /// Opens the table of a loaded datapath.
     pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
         let open = || {
-            let data = maps.open("DEVICES")?;
+            let data = maps.open(Table::Devices.name())?;
             let entries = data.info()?.max_entries();
             let map = HashMap::try_from(Map::from_map_data(data)?)?;
             Ok(Self { map, entries })
@@ -72,5 +72,5 @@ impl DeviceTable {
 }
 
 fn name() -> String {
-    "DEVICES".to_owned()
+    Table::Devices.to_string()
 }

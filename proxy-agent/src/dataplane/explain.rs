@@ -10,6 +10,7 @@ use proxy_common::{
     frontend::Frontend,
     masquerade::PortRange,
     service::SlotRange,
+    table::Table,
 };
 
 use crate::dataplane::{
@@ -51,7 +52,10 @@ impl Explainer {
     /// Loads the program on the pinned maps. What it writes is its own.
     pub fn live(pins: &Pins) -> Result<Self, AskError> {
         // A map that is not there would be made and pinned.
-        if let Some(name) = Pins::map_names().find(|name| !pins.map(name).exists()) {
+        if let Some(name) = Pins::tables()
+            .map(|(_, name)| name)
+            .find(|name| !pins.map(name).exists())
+        {
             return Err(AskError::NotPinned(name));
         }
         Self::load_from(Some(pins), Sizes::default())
@@ -66,7 +70,7 @@ impl Explainer {
         let mut ebpf = load::load_object(pins, sizes, PortRange::UNPRIVILEGED, 0)?;
         load::load_program(&mut ebpf, "explain")?;
         let map = ebpf
-            .open("EXPLAIN")
+            .open(Table::Explain.name())
             .and_then(Map::from_map_data)
             .map_err(AskError::Open)?;
         let explain = Mapped::new(&map, Access::Write).map_err(AskError::Mapped)?;

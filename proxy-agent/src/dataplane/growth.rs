@@ -18,17 +18,24 @@ use tracing::{info, warn};
 
 use crate::dataplane::{
     copy::{CopyError, copy},
-    load::{Sizes, size_of_table},
+    load::Sizes,
     maps::Maps,
-    pins::Pins,
+    pins::{self, Pins},
     tables::{self, KernelFamily, TableError},
 };
+use proxy_common::table::Table;
 
 /// Tables that programs write to, without the family's suffix.
-const FLOW_TABLES: [&str; 3] = ["FLOWS", "MASQ", "AFFINITY"];
+const FLOW_TABLES: [Table; 3] = [Table::Flows, Table::Masquerades, Table::Affinity];
 /// Tables that only the agent writes to. Those who refer to their rows do so by number,
 /// which the rows keep.
-const SERVICE_TABLES: [&str; 5] = ["FRONTENDS", "SERVICES", "SLOTS", "BACKENDS", "NAMES"];
+const SERVICE_TABLES: [Table; 5] = [
+    Table::Frontends,
+    Table::Services,
+    Table::Slots,
+    Table::Backends,
+    Table::Names,
+];
 
 /// Flows cannot be carried over to a larger table.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +70,8 @@ impl Maps for Former<'_> {
 /// is more.
 pub fn keeping_larger_flow_tables(pins: &Pins, sizes: Sizes) -> Sizes {
     let found = [
-        tables::table_name::<V4>("FLOWS"),
-        tables::table_name::<V6>("FLOWS"),
+        tables::table_name::<V4>(Table::Flows),
+        tables::table_name::<V6>(Table::Flows),
     ];
     let found = found.iter().filter_map(|table| {
         let info = pins.open(table).and_then(|map| map.info()).ok()?;
@@ -79,12 +86,12 @@ pub fn keeping_larger_flow_tables(pins: &Pins, sizes: Sizes) -> Sizes {
 /// Moves tables aside that are smaller than they are to be. To be called before the
 /// programs are loaded.
 pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
-    for table in names() {
+    for (kind, table) in names() {
         // Of an agent that ended before it had made the larger one.
         if Former(pins).has(&table) && !pins.map(&table).exists() {
             fs::rename(pins.map(&Former::name(&table)), pins.map(&table))?;
         }
-        let Some(wanted) = size_of_table(&table, sizes) else {
+        let Some(wanted) = sizes.of(kind) else {
             continue;
         };
         // Nothing to tell of where there is no table yet, or none that can be read:
@@ -146,14 +153,14 @@ fn try_to_carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
     let former = Former(pins);
     let has = |table| former.has(&tables::table_name::<F>(table));
     // Reply tuples first: a flow without is a masqueraded one that gets no replies.
-    if has("MASQ") {
+    if has(Table::Masquerades) {
         let (from, mut to) = (
             tables::open_masquerades::<F>(&former)?,
             tables::open_masquerades::<F>(pins)?,
         );
         copy(&from, &mut to, |_, client| client)?;
     }
-    if has("FLOWS") {
+    if has(Table::Flows) {
         let (from, mut to) = (
             tables::open_flows::<F>(&former)?,
             tables::open_flows::<F>(pins)?,
@@ -161,7 +168,7 @@ fn try_to_carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
         let flows = copy(&from, &mut to, |_, flow| flow)?;
         info!(family = F::NAME, flows, "open flows carried over");
     }
-    if has("AFFINITY") {
+    if has(Table::Affinity) {
         let (from, mut to) = (
             tables::open_affinity::<F>(&former)?,
             tables::open_affinity::<F>(pins)?,
@@ -172,14 +179,9 @@ fn try_to_carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), GrowthError> {
 }
 
 /// The tables that grow, suffixes included.
-fn names() -> impl Iterator<Item = String> {
+fn names() -> impl Iterator<Item = (Table, String)> {
     FLOW_TABLES
         .into_iter()
         .chain(SERVICE_TABLES)
-        .flat_map(|table| {
-            [
-                tables::table_name::<V4>(table),
-                tables::table_name::<V6>(table),
-            ]
-        })
+        .flat_map(|table| pins::names(table).map(move |name| (table, name)))
 }

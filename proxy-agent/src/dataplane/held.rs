@@ -45,7 +45,9 @@ impl HeldMaps {
         };
         Ok(Self {
             pins: pins.clone(),
-            maps: Pins::map_names().map(open).collect::<Result<_, _>>()?,
+            maps: Pins::tables()
+                .map(|(_, name)| open(name))
+                .collect::<Result<_, _>>()?,
         })
     }
 

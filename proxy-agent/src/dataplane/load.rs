@@ -7,7 +7,12 @@ use aya::{
     maps::{Map, MapError, ProgramArray},
     programs::{ProgramError, SchedClassifier},
 };
-use proxy_common::{LAYOUT_VERSION, config::Config, masquerade::PortRange};
+use proxy_common::{
+    LAYOUT_VERSION,
+    config::Config,
+    masquerade::PortRange,
+    table::{Entries, Table},
+};
 use tracing::warn;
 
 use crate::{
@@ -15,7 +20,7 @@ use crate::{
         growth,
         mapped::{Access, Mapped, MappedError},
         maps::Maps,
-        pins::Pins,
+        pins::{self, Pins},
         stale,
         sweep::Swept,
     },
@@ -133,6 +138,24 @@ impl Sizes {
     };
 }
 
+impl Sizes {
+    /// Entries of a map, unless it has as many as the programs declare.
+    pub fn of(self, table: Table) -> Option<u32> {
+        Some(match table.entries() {
+            Entries::Declared => return None,
+            Entries::Count(count) => count,
+            Entries::Frontends => self.services.saturating_mul(Self::FRONTENDS_PER_SERVICE),
+            Entries::ServicePorts => self.services,
+            Entries::Slots => self.endpoints.saturating_mul(2),
+            Entries::Endpoints => self.endpoints,
+            Entries::Flows => self.flows,
+            Entries::Affinity => self.flows / 4,
+            Entries::Devices => self.devices,
+            Entries::LocalAddrs => self.local_addrs,
+        })
+    }
+}
+
 impl Default for Sizes {
     fn default() -> Self {
         Self::DEFAULT
@@ -188,7 +211,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             path: pins.version(),
             source,
         })?;
-    let adopted = pins.map("CONFIG").exists();
+    let adopted = pins.map(Table::Config.name()).exists();
     growth::set_aside(pins, options.sizes).map_err(|source| LoadError::Folder {
         path: pins.maps(),
         source,
@@ -228,22 +251,27 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
 fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<(u32, u32), LoadError> {
     let (mut flows, mut reply_tuples) = (sizes.flows, sizes.flows);
     let mut kept = Vec::new();
-    for table in Pins::map_names() {
-        let Some(asked) = size_of_table(&table, sizes) else {
+    for (table, name) in Pins::tables() {
+        let Some(asked) = sizes.of(table) else {
             continue;
         };
-        let info = pins.open(&table).and_then(|map| map.info());
+        let info = pins.open(&name).and_then(|map| map.info());
         let size = match info {
             Ok(info) => info.max_entries(),
-            Err(source) => return Err(LoadError::Size { table, source }),
+            Err(source) => {
+                return Err(LoadError::Size {
+                    table: name,
+                    source,
+                });
+            }
         };
         if size != asked {
-            if table.starts_with("FLOWS_") {
-                flows = size;
-            } else if table.starts_with("MASQ_") {
-                reply_tuples = size;
+            match table {
+                Table::Flows => flows = size,
+                Table::Masquerades => reply_tuples = size,
+                _ => {}
             }
-            kept.push(format!("{table} {size}, not {asked}"));
+            kept.push(format!("{name} {size}, not {asked}"));
         }
     }
     if !kept.is_empty() {
@@ -262,7 +290,10 @@ pub(super) fn load_object(
     masquerade_ports: PortRange,
     log_level: u8,
 ) -> Result<Ebpf, LoadError> {
-    let names: Vec<String> = Pins::map_names().collect();
+    let tables = Table::ALL.iter().copied();
+    let names: Vec<_> = tables
+        .flat_map(|table| pins::names(table).map(move |name| (table, name)))
+        .collect();
     let csum_ipv6 = u8::from(kernel::version() >= BPF_F_IPV6_SINCE);
     let set_retval = u8::from(kernel::version() >= SET_RETVAL_SINCE);
     let fib_source = u8::from(kernel::version() >= FIB_SOURCE_SINCE);
@@ -274,17 +305,15 @@ pub(super) fn load_object(
         .override_global("KERNEL_HAS_FIB_SOURCE", &fib_source, true)
         .override_global("MASQUERADE_PORTS", &masquerade_ports, true)
         .override_global(aya_log::LEVEL, &log_level, false);
-    for name in &names {
-        if let Some(pins) = pins {
+    for (table, name) in &names {
+        if let Some(pins) = pins
+            && table.is_pinned()
+        {
             loader.map_pin_path(name, pins.map(name));
         }
-        if let Some(size) = size_of_table(name, sizes) {
+        if let Some(size) = sizes.of(*table) {
             loader.map_max_entries(name, size);
         }
-    }
-    // Not pinned. No more clients than flows; takes memory for those there are.
-    for name in ["CLIENTS_V4", "CLIENTS_V6"] {
-        loader.map_max_entries(name, sizes.flows);
     }
     loader.load(PROGRAMS).map_err(LoadError::Object)
 }
@@ -292,16 +321,16 @@ pub(super) fn load_object(
 /// The programs' settings.
 pub fn open_config(maps: &impl Maps, access: Access) -> Result<Mapped<Config>, LoadError> {
     let map = maps
-        .open("CONFIG")
+        .open(Table::Config.name())
         .and_then(Map::from_map_data)
         .map_err(LoadError::OpenConfig)?;
     Mapped::new(&map, access).map_err(LoadError::Config)
 }
 
 fn config(ebpf: &Ebpf, options: &LoadOptions, adopted: bool) -> Result<Mapped<Config>, LoadError> {
-    let map = ebpf
-        .map("CONFIG")
-        .ok_or(LoadError::Missing { name: "CONFIG" })?;
+    let map = ebpf.map(Table::Config.name()).ok_or(LoadError::Missing {
+        name: Table::Config.name(),
+    })?;
     let mut config: Mapped<Config> = Mapped::new(map, Access::Write).map_err(LoadError::Config)?;
     let found = config.get(0).map_or(0, |config| config.layout);
     if adopted && found != LAYOUT_VERSION && found != 0 {
@@ -361,8 +390,10 @@ fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
         fds.push(fd.map_err(|error| failed(error.into()))?);
     }
     let map = ebpf
-        .map_mut("PROGRAMS")
-        .ok_or(LoadError::Missing { name: "PROGRAMS" })?;
+        .map_mut(Table::Programs.name())
+        .ok_or(LoadError::Missing {
+            name: Table::Programs.name(),
+        })?;
     let mut programs = ProgramArray::try_from(map).map_err(LoadError::Programs)?;
     for (index, fd) in (0..).zip(&fds) {
         programs.set(index, fd, 0).map_err(LoadError::Programs)?;
@@ -386,31 +417,5 @@ pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Entries of a map, where they are not fixed.
-pub(super) fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
-    match name {
-        "DEVICES" | "VLANS" => return Some(sizes.devices),
-        "EXCEPTIONS" => return Some(4096),
-        _ => {}
-    }
-    let table = name
-        .strip_suffix("_V4")
-        .or_else(|| name.strip_suffix("_V6"))?;
-    Some(match table {
-        // A Service port may have a cluster IP, a NodePort and another
-        // address, and the addresses have an entry of their own.
-        "FRONTENDS" => sizes.services.saturating_mul(Sizes::FRONTENDS_PER_SERVICE),
-        "SERVICES" | "NAMES" => sizes.services,
-        // A changed set stands beside the old one for a while.
-        "SLOTS" => sizes.endpoints.saturating_mul(2),
-        "BACKENDS" => sizes.endpoints,
-        // Of reply tuples one for each flow, if all are masqueraded; flows of the
-        // host's processes may need two.
-        "FLOWS" | "MASQ" => sizes.flows,
-        "FRAGMENTS" => 8192,
-        "LOCAL_ADDRS" => sizes.local_addrs,
-        "SOURCE_RANGES" => 65_536,
-        "AFFINITY" => sizes.flows / 4,
-        _ => return None,
-    })
-}
+#[cfg(test)]
+mod tests;

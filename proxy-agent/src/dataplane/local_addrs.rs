@@ -5,7 +5,7 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use ipnet::IpNet;
-use proxy_common::{family::Family, local_addr::LocalAddr};
+use proxy_common::{family::Family, local_addr::LocalAddr, table::Table};
 
 use crate::{
     dataplane::{
@@ -114,5 +114,5 @@ impl<F: KernelFamily> LocalAddrTable<F> {
 }
 
 fn name<F: Family>() -> String {
-    format!("LOCAL_ADDRS_{}", F::SUFFIX)
+    format!("{}_{}", Table::LocalAddrs, F::SUFFIX)
 }

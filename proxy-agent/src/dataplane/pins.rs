@@ -6,43 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proxy_common::{FLOW_LAYOUT, LAYOUT_VERSION};
+use proxy_common::{
+    FLOW_LAYOUT, LAYOUT_VERSION,
+    table::{Scope, Table},
+};
 
 /// Folders below a bpf root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
 }
-
-/// Names of all maps that are pinned, without the family's suffix.
-pub const FAMILY_MAPS: [&str; 12] = [
-    "FRONTENDS",
-    "SERVICES",
-    "SLOTS",
-    "BACKENDS",
-    "FLOWS",
-    "MASQ",
-    "FRAGMENTS",
-    "PREFILTER",
-    "NAMES",
-    "LOCAL_ADDRS",
-    "SOURCE_RANGES",
-    "AFFINITY",
-];
-
-/// Names of the pinned maps that both families share.
-pub const SHARED_MAPS: [&str; 10] = [
-    "CONFIG",
-    "COUNTERS",
-    "DEVICES",
-    "VLANS",
-    "PROGRAMS",
-    "REFUSALS",
-    "SWEEPS",
-    "SWEPT_MASQ",
-    "SOCKETS",
-    "EXCEPTIONS",
-];
 
 /// Returns whether a folder is that of a layout version: `v1`, `v2` …
 pub fn is_layout(folder: &Path) -> bool {
@@ -113,15 +86,22 @@ impl Pins {
         self.version().join("links")
     }
 
-    /// All names of pinned maps, suffixes included.
-    pub fn map_names() -> impl Iterator<Item = String> {
-        SHARED_MAPS
-            .iter()
-            .map(ToString::to_string)
-            .chain(["V4", "V6"].into_iter().flat_map(|suffix| {
-                FAMILY_MAPS
-                    .iter()
-                    .map(move |name| format!("{name}_{suffix}"))
-            }))
+    /// All pinned maps, with the names of their pins.
+    pub fn tables() -> impl Iterator<Item = (Table, String)> {
+        let tables = Table::ALL.iter().copied();
+        tables
+            .filter(|table| table.is_pinned())
+            .flat_map(|table| names(table).map(move |name| (table, name)))
     }
+}
+
+/// Returns the names of a map: one, or one for each family.
+pub fn names(table: Table) -> impl Iterator<Item = String> {
+    let suffixes: &[&str] = match table.scope() {
+        Scope::Node => &[""],
+        Scope::Family => &["_V4", "_V6"],
+    };
+    suffixes
+        .iter()
+        .map(move |suffix| format!("{table}{suffix}"))
 }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, mem::offset_of};
 
 use aya::maps::{HashMap, MapData, MapError};
-use proxy_common::config::Config;
+use proxy_common::{config::Config, table::Table};
 
 use crate::dataplane::{
     load::Loaded,
@@ -33,13 +33,13 @@ impl Serving {
     pub fn open(loaded: &mut Loaded) -> Result<Self, ServingError> {
         let settings = loaded
             .ebpf
-            .map("CONFIG")
-            .ok_or(ServingError::Missing("CONFIG"))?;
+            .map(Table::Config.name())
+            .ok_or(ServingError::Missing(Table::Config.name()))?;
         let settings = Mapped::new(settings, Access::Write).map_err(ServingError::Config)?;
         let exceptions = loaded
             .ebpf
-            .take_map("EXCEPTIONS")
-            .ok_or(ServingError::Missing("EXCEPTIONS"))?;
+            .take_map(Table::Exceptions.name())
+            .ok_or(ServingError::Missing(Table::Exceptions.name()))?;
         let exceptions = HashMap::try_from(exceptions).map_err(ServingError::Exceptions)?;
         Ok(Self {
             settings,

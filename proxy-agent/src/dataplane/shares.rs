@@ -4,6 +4,7 @@ use aya::maps::{Array, MapData, MapError};
 use proxy_common::{
     config::Config,
     share::{ClientSizes, Share, UNLIMITED},
+    table::Table,
 };
 
 use super::load::Loaded;
@@ -39,8 +40,10 @@ pub fn share_out(loaded: &mut Loaded) -> Result<[Share; 2], ShareError> {
         if pressed {
             *share = fair_share(&sizes(loaded, family)?, room);
         }
-        let missing = ShareError::Missing { name: "SHARES" };
-        let map = loaded.ebpf.map_mut("SHARES").ok_or(missing)?;
+        let missing = ShareError::Missing {
+            name: Table::Shares.name(),
+        };
+        let map = loaded.ebpf.map_mut(Table::Shares.name()).ok_or(missing)?;
         let mut table: Array<&mut MapData, Share> = map.try_into().map_err(ShareError::Write)?;
         table.set(family, *share, 0).map_err(ShareError::Write)?;
     }
@@ -54,7 +57,7 @@ fn room(size: u32) -> u32 {
 }
 
 fn sizes(loaded: &Loaded, family: u32) -> Result<ClientSizes, ShareError> {
-    let name = "CLIENT_SIZES";
+    let name = Table::ClientSizes.name();
     let map = loaded.ebpf.map(name).ok_or(ShareError::Missing { name })?;
     let table: Array<&MapData, Sizes> = map.try_into().map_err(ShareError::Read)?;
     let Sizes(sizes) = table.get(&family, 0).map_err(ShareError::Read)?;

@@ -1,5 +1,6 @@
 //! Runs the sweeper and reads what it found.
 
+use proxy_common::table::Table;
 use std::borrow::Borrow;
 
 use aya::{
@@ -82,7 +83,11 @@ pub fn sweep(ebpf: &mut Ebpf) -> Result<[Swept; 2], SweepError> {
     options.data_in = Some(&packet);
     program.test_run(options).map_err(SweepError::Run)?;
     let map = |name| ebpf.map(name).ok_or(SweepError::Missing);
-    let reports = Reports::open(map("SWEEPS")?, map("SWEPT_MASQ")?).map_err(SweepError::Read)?;
+    let reports = Reports::open(
+        map(Table::Sweeps.name())?,
+        map(Table::SweptMasquerades.name())?,
+    )
+    .map_err(SweepError::Read)?;
     let read = |family| reports.read(family).map_err(SweepError::Read);
     Ok([read(0)?, read(1)?])
 }

@@ -20,6 +20,7 @@ use proxy_common::{
     prefilter::{self, Filter},
     service::{NAME_LEN, Service, ServiceName, SessionAffinity, Slot, SlotRange},
     source_range::SourceRange,
+    table::Table,
 };
 use tokio::sync::Notify;
 
@@ -114,7 +115,7 @@ impl<F: KernelFamily> KernelTables<F> {
     /// Opens the family's tables.
     pub fn open(maps: &impl Maps, access: Access) -> Result<Self, TableError> {
         let frontends = open_frontends::<F>(maps)?;
-        let capacity = |table: &str, map: &MapData| {
+        let capacity = |table: Table, map: &MapData| {
             map.info()
                 .map(|info| info.max_entries())
                 .map_err(|source| TableError::Open {
@@ -122,19 +123,20 @@ impl<F: KernelFamily> KernelTables<F> {
                     source,
                 })
         };
-        let frontend_capacity = capacity("FRONTENDS", &open_data::<F>(maps, "FRONTENDS")?)?;
-        let ranges = open_data::<F>(maps, "SOURCE_RANGES")?;
-        let range_capacity = capacity("SOURCE_RANGES", &ranges)?;
-        let services = open_array::<F, _>(maps, "SERVICES", access)?;
-        let slots = open_array::<F, _>(maps, "SLOTS", access)?;
-        let backends = open_array::<F, _>(maps, "BACKENDS", access)?;
+        let frontend_capacity =
+            capacity(Table::Frontends, &open_data::<F>(maps, Table::Frontends)?)?;
+        let ranges = open_data::<F>(maps, Table::SourceRanges)?;
+        let range_capacity = capacity(Table::SourceRanges, &ranges)?;
+        let services = open_array::<F, _>(maps, Table::Services, access)?;
+        let slots = open_array::<F, _>(maps, Table::Slots, access)?;
+        let backends = open_array::<F, _>(maps, Table::Backends, access)?;
         Ok(Self {
             frontends,
             names: open_names::<F>(maps)?,
             source_ranges: Map::from_map_data(ranges)
                 .and_then(LpmTrie::try_from)
                 .map_err(|source| TableError::Open {
-                    table: table_name::<F>("SOURCE_RANGES"),
+                    table: table_name::<F>(Table::SourceRanges),
                     source,
                 })?,
             filters: open_filters::<F>(maps, access)?,
@@ -168,7 +170,7 @@ impl<F: KernelFamily> KernelTables<F> {
     pub fn frontend(&self, key: &FrontendKey<F::Addr>) -> Result<Option<Frontend>, TableError> {
         present(self.frontends.get(&F::FrontendKey::from(*key), 0)).map_err(|source| {
             TableError::Read {
-                table: table_name::<F>("FRONTENDS"),
+                table: table_name::<F>(Table::Frontends),
                 source,
             }
         })
@@ -177,7 +179,7 @@ impl<F: KernelFamily> KernelTables<F> {
     /// Whose a row of `SERVICES` is.
     pub fn name(&self, row: u32) -> Result<Option<ServicePortName>, TableError> {
         let name = present(self.names.get(&row, 0)).map_err(|source| TableError::Read {
-            table: table_name::<F>("NAMES"),
+            table: table_name::<F>(Table::Names),
             source,
         })?;
         Ok(name.map(|name| read_name(&name)))
@@ -204,28 +206,28 @@ impl<F: KernelFamily> KernelTables<F> {
 pub(super) fn open_frontends<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::FrontendKey, Frontend>, TableError> {
-    open_hash::<F, _, _>(maps, "FRONTENDS")
+    open_hash::<F, _, _>(maps, Table::Frontends)
 }
 
 /// Whose a family's rows of `SERVICES` are.
 pub(super) fn open_names<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, u32, ServiceName>, TableError> {
-    open_hash::<F, _, _>(maps, "NAMES")
+    open_hash::<F, _, _>(maps, Table::Names)
 }
 
 /// A family's flow table.
 pub fn open_flows<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::FlowKey, F::Flow>, TableError> {
-    open_hash::<F, _, _>(maps, "FLOWS")
+    open_hash::<F, _, _>(maps, Table::Flows)
 }
 
 /// A family's reply tuples.
 pub fn open_masquerades<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::MasqueradeKey, F::FlowKey>, TableError> {
-    open_hash::<F, _, _>(maps, "MASQ")
+    open_hash::<F, _, _>(maps, Table::Masquerades)
 }
 
 /// A family's filters.
@@ -233,22 +235,22 @@ pub fn open_filters<F: KernelFamily>(
     maps: &impl Maps,
     access: Access,
 ) -> Result<Mapped<Filter>, TableError> {
-    open_array::<F, _>(maps, "PREFILTER", access)
+    open_array::<F, _>(maps, Table::Prefilter, access)
 }
 
 /// A family's remembered clients.
 pub fn open_affinity<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, F::AffinityKey, Affinity>, TableError> {
-    open_hash::<F, _, _>(maps, "AFFINITY")
+    open_hash::<F, _, _>(maps, Table::Affinity)
 }
 
 /// Name of a family's table, with its suffix.
-pub(super) fn table_name<F: Family>(table: &str) -> String {
+pub(super) fn table_name<F: Family>(table: Table) -> String {
     format!("{table}_{}", F::SUFFIX)
 }
 
-fn open_data<F: Family>(maps: &impl Maps, table: &str) -> Result<MapData, TableError> {
+fn open_data<F: Family>(maps: &impl Maps, table: Table) -> Result<MapData, TableError> {
     let name = table_name::<F>(table);
     maps.open(&name).map_err(|source| TableError::Open {
         table: name,
@@ -258,7 +260,7 @@ fn open_data<F: Family>(maps: &impl Maps, table: &str) -> Result<MapData, TableE
 
 fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
     maps: &impl Maps,
-    table: &str,
+    table: Table,
 ) -> Result<HashMap<MapData, K, V>, TableError> {
     let data = open_data::<F>(maps, table)?;
     Map::from_map_data(data)
@@ -272,7 +274,7 @@ fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
 /// A family's table of rows.
 pub(super) fn open_array<F: Family, T: aya::Pod>(
     maps: &impl Maps,
-    table: &str,
+    table: Table,
     access: Access,
 ) -> Result<Mapped<T>, TableError> {
     let name = table_name::<F>(table);
@@ -295,7 +297,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
     }
 
     fn read(&self) -> Result<Tables<F>, TableError> {
-        let read_error = |table: &str| {
+        let read_error = |table: Table| {
             let table = table_name::<F>(table);
             move |source| TableError::Read { table, source }
         };
@@ -304,19 +306,19 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             .iter()
             .map(|entry| entry.map(|(key, value)| (key.into(), value)))
             .collect::<Result<BTreeMap<_, _>, _>>()
-            .map_err(read_error("FRONTENDS"))?;
+            .map_err(read_error(Table::Frontends))?;
         let names = self
             .names
             .iter()
             .map(|entry| entry.map(|(row, name)| (row, read_name(&name))))
             .collect::<Result<BTreeMap<_, _>, _>>()
-            .map_err(read_error("NAMES"))?;
+            .map_err(read_error(Table::Names))?;
         let source_ranges = self
             .source_ranges
             .keys()
             .map(|key| key.map(|key| read_range::<F>(&key)))
             .collect::<Result<BTreeSet<_>, _>>()
-            .map_err(read_error("SOURCE_RANGES"))?;
+            .map_err(read_error(Table::SourceRanges))?;
         let words = |filter| {
             self.filters
                 .get(filter)
@@ -365,7 +367,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
         let entries = self.flows.iter();
         for entry in entries {
             let (key, flow) = entry.map_err(|source| TableError::Read {
-                table: table_name::<F>("FLOWS"),
+                table: table_name::<F>(Table::Flows),
                 source,
             })?;
             let (key, flow): (FlowKey<F::Addr>, Flow<F::Addr>) = (key.into(), flow.into());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use proxy_common::vlan::Vlan;
+use proxy_common::{table::Table, vlan::Vlan};
 
 use crate::dataplane::{maps::Maps, tables::TableError};
 
@@ -16,7 +16,7 @@ impl VlanTable {
     /// Opens the table of a loaded datapath.
     pub fn open(maps: &impl Maps) -> Result<Self, TableError> {
         let open = || {
-            let data = maps.open("VLANS")?;
+            let data = maps.open(Table::Vlans.name())?;
             let map = HashMap::try_from(Map::from_map_data(data)?)?;
             Ok(Self { map })
         };
@@ -52,5 +52,5 @@ impl VlanTable {
 }
 
 fn name() -> String {
-    "VLANS".to_owned()
+    Table::Vlans.to_string()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proxy_common::{backend::Backend, family::Family, net::BePort};
+use proxy_common::{backend::Backend, family::Family, net::BePort, table::Table};
 
 use crate::{
     plan::{Plan, Planner, place::Port, problem::Full, write::Write},
@@ -39,7 +39,7 @@ impl<F: Family> Planner<F> {
             let Some(row) = self.backends.take(1) else {
                 self.put_back_backends(&fresh);
                 return Err(Full {
-                    table: "BACKENDS",
+                    table: Table::Backends,
                     capacity: self.capacity.backends,
                 });
             };

@@ -14,6 +14,7 @@ use proxy_common::{
     family::Family,
     frontend::{Frontend, FrontendKey},
     net::Address,
+    table::Table,
 };
 
 use crate::{
@@ -225,7 +226,7 @@ impl<F: Family> Planner<F> {
         let (owner, _) = claim.owner().filter(|_| wanted.addr == key.addr)?;
         Some(Problem::TableFull {
             port: owner.clone(),
-            table: "FRONTENDS",
+            table: Table::Frontends,
             capacity: self.capacity.frontends,
         })
     }

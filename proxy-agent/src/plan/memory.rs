@@ -8,6 +8,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey},
     net::{Address as _, BePort},
     service::{Service, SlotRange},
+    table::Table,
 };
 
 use crate::plan::{
@@ -29,7 +30,7 @@ pub struct Memory<F: Family> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("write to {table} failed")]
 pub struct Failed {
-    pub table: &'static str,
+    pub table: Table,
 }
 
 impl<F: Family> Memory<F> {

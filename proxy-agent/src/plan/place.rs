@@ -7,6 +7,7 @@ use proxy_common::{
     family::Family,
     frontend::FrontendKey,
     service::{Service, SessionAffinity, SlotRange},
+    table::Table,
 };
 
 use crate::{
@@ -202,7 +203,7 @@ impl<F: Family> Planner<F> {
 
     fn take_row(&mut self) -> Result<u32, Full> {
         self.rows.take(1).ok_or(Full {
-            table: "SERVICES",
+            table: Table::Services,
             capacity: self.capacity.services,
         })
     }
@@ -227,7 +228,7 @@ impl<F: Family> Planner<F> {
             current.range
         } else {
             let full = Full {
-                table: "SLOTS",
+                table: Table::Slots,
                 capacity: self.capacity.slots,
             };
             let count = u32::try_from(backends.len()).map_err(|_| full)?;

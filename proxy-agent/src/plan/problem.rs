@@ -1,6 +1,7 @@
 //! What the tables cannot hold.
 
 use crate::model::ServicePortName;
+use proxy_common::table::Table;
 
 /// Something about a Service port that the tables cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -8,11 +9,11 @@ pub enum Problem {
     /// The port keeps what it had; other ports are not affected.
     #[error(
         "table {table} is full ({capacity} entries): {port} stays as it was{}",
-        advice(table)
+        advice(*table)
     )]
     TableFull {
         port: ServicePortName,
-        table: &'static str,
+        table: Table,
         capacity: u32,
     },
     /// Two Services claim one address and port; the first one keeps it.
@@ -42,10 +43,10 @@ impl Problem {
 }
 
 /// What to do about a full table.
-fn advice(table: &str) -> String {
+fn advice(table: Table) -> String {
     let flag = match table {
-        "SLOTS" | "BACKENDS" => "--max-endpoints",
-        "SERVICES" | "FRONTENDS" | "NAMES" => "--max-service-ports",
+        Table::Slots | Table::Backends => "--max-endpoints",
+        Table::Services | Table::Frontends | Table::Names => "--max-service-ports",
         _ => return String::new(),
     };
     format!("; start the agent with a larger {flag}, which harms no flow")
@@ -54,6 +55,6 @@ fn advice(table: &str) -> String {
 /// A table has no room for what was asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Full {
-    pub(super) table: &'static str,
+    pub(super) table: Table,
     pub(super) capacity: u32,
 }

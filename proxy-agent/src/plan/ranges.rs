@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::{family::Family, net::Address as _};
+use proxy_common::{family::Family, net::Address as _, table::Table};
 
 use crate::{
     plan::{
@@ -21,7 +21,7 @@ impl<F: Family> Planner<F> {
         let more = wanted.difference(&self.source_ranges).count();
         if more > 0 && self.source_ranges.len() + more > self.capacity.source_ranges as usize {
             return Err(Full {
-                table: "SOURCE_RANGES",
+                table: Table::SourceRanges,
                 capacity: self.capacity.source_ranges,
             });
         }

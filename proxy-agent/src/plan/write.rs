@@ -10,6 +10,7 @@ use proxy_common::{
     prefilter,
     service::{Service, SessionAffinity, SlotRange},
     source_range::SourceRange,
+    table::Table,
 };
 
 use crate::model::ServicePortName;
@@ -116,17 +117,17 @@ impl<A: Address> RangeKey<A> {
 
 impl<F: Family> Write<F> {
     /// The table that it changes, without the family's suffix.
-    pub fn table(&self) -> &'static str {
+    pub fn table(&self) -> Table {
         match self {
-            Self::Filter { .. } => "PREFILTER",
-            Self::Backend { .. } | Self::BackendState { .. } => "BACKENDS",
-            Self::Slots { .. } => "SLOTS",
+            Self::Filter { .. } => Table::Prefilter,
+            Self::Backend { .. } | Self::BackendState { .. } => Table::Backends,
+            Self::Slots { .. } => Table::Slots,
             Self::Service { .. } | Self::SlotRange { .. } | Self::SessionAffinity { .. } => {
-                "SERVICES"
+                Table::Services
             }
-            Self::SourceRange { .. } | Self::DeleteSourceRange { .. } => "SOURCE_RANGES",
-            Self::Name { .. } | Self::DeleteName { .. } => "NAMES",
-            Self::Frontend { .. } | Self::DeleteFrontend { .. } => "FRONTENDS",
+            Self::SourceRange { .. } | Self::DeleteSourceRange { .. } => Table::SourceRanges,
+            Self::Name { .. } | Self::DeleteName { .. } => Table::Names,
+            Self::Frontend { .. } | Self::DeleteFrontend { .. } => Table::Frontends,
         }
     }
 }

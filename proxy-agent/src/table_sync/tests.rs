@@ -5,6 +5,7 @@ use proxy_common::{
     frontend::FrontendKey,
     net::{Address as _, BePort, Protocol},
     service::{SessionAffinity, SlotRange},
+    table::Table,
 };
 
 use super::*;
@@ -277,7 +278,7 @@ fn what_goes_makes_room_for_what_comes_in_both_families() {
 /// Tables that take their time for one write.
 struct Slow<F: Family> {
     memory: Memory<F>,
-    delay: Option<(&'static str, Duration)>,
+    delay: Option<(Table, Duration)>,
     /// Rows of `BACKENDS` and when they were marked dead.
     retired: BTreeMap<u32, Instant>,
     /// Least time between the removal of a row and its next use.
@@ -331,7 +332,7 @@ fn rows_rest_after_a_long_sync<F: Family>(vip: F::Ip, endpoint: F::Ip) {
     let port = |name: &str| vec![port::<F>(name, vip, endpoint)];
     let before = BTreeMap::from([(service("a"), port("a")), (service("b"), port("b"))]);
     sync(&mut table_sync, &before, true);
-    table_sync.dataplane.delay = Some(("FRONTENDS", GRACE));
+    table_sync.dataplane.delay = Some((Table::Frontends, GRACE));
     let gone = BTreeMap::from([(service("a"), Vec::new()), (service("b"), Vec::new())]);
     sync(&mut table_sync, &gone, false);
     for name in ["c", "d"] {

@@ -24,6 +24,7 @@ use crate::{
     model::IpFamily,
     ownership, sys,
 };
+use proxy_common::table::Table;
 
 /// Kernel types for BPF tools.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -201,7 +202,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// What is on the devices that the agent has attached; nothing without an agent.
 fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
-    if !pins.map("DEVICES").try_exists()? {
+    if !pins.map(Table::Devices.name()).try_exists()? {
         return Ok(Vec::new());
     }
     let attached = DeviceTable::open(pins)?.read()?;

@@ -9,6 +9,7 @@ use std::{fs, io, path::PathBuf};
 use proxy_common::{
     family::{V4, V6},
     service::{Service, Slot},
+    table::Table,
 };
 
 use crate::dataplane::{
@@ -55,22 +56,22 @@ fn carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), ServiceGrowthError> {
             continue;
         }
         match table {
-            "FRONTENDS" => copy_hash(&name, || {
+            Table::Frontends => copy_hash(&name, || {
                 let (from, mut to) = (
                     tables::open_frontends::<F>(&former)?,
                     tables::open_frontends::<F>(pins)?,
                 );
                 Ok(copy(&from, &mut to, |_, frontend| frontend))
             })?,
-            "NAMES" => copy_hash(&name, || {
+            Table::Names => copy_hash(&name, || {
                 let (from, mut to) = (
                     tables::open_names::<F>(&former)?,
                     tables::open_names::<F>(pins)?,
                 );
                 Ok(copy(&from, &mut to, |_, name| name))
             })?,
-            "SERVICES" => copy_rows::<F, Service>(pins, table)?,
-            "SLOTS" => copy_rows::<F, Slot>(pins, table)?,
+            Table::Services => copy_rows::<F, Service>(pins, table)?,
+            Table::Slots => copy_rows::<F, Slot>(pins, table)?,
             _ => copy_rows::<F, F::Backend>(pins, table)?,
         }
         let path = pins.map(&Former::name(&name));
@@ -94,7 +95,7 @@ fn copy_hash(
 
 fn copy_rows<F: KernelFamily, T: aya::Pod>(
     pins: &Pins,
-    table: &str,
+    table: Table,
 ) -> Result<(), ServiceGrowthError> {
     let from: Mapped<T> = tables::open_array::<F, _>(&Former(pins), table, Access::Read)?;
     let mut to: Mapped<T> = tables::open_array::<F, _>(pins, table, Access::Write)?;
