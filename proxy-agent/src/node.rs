@@ -2,12 +2,13 @@
 //! have them, the node's own addresses, the programs' settings, and a flow
 //! table without dead flows.
 
-mod devices;
-mod local_addrs;
+pub mod addresses;
+pub mod devices;
+pub mod flow_sweeper;
+pub mod netlink;
 mod pins;
-mod settings;
-mod sweeps;
-mod trouble;
+pub mod service_cidrs;
+pub mod settings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,11 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{devices::MainRoutes, sweeps::SWEEP, trouble::Troubles};
+use self::{
+    devices::{Described, MainRoutes},
+    flow_sweeper::{SWEEP, advice::Troubles},
+    netlink::{Netlink, News},
+};
 use crate::{
     config::NodeConfig,
     dataplane::{
@@ -40,10 +45,6 @@ use crate::{
         pins::Pins,
         sweep::Swept,
         vlans::VlanTable,
-    },
-    devices::{
-        Described,
-        netlink::{Netlink, News},
     },
     health::serve::Addresses,
     metrics::Metrics,

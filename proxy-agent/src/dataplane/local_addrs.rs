@@ -12,8 +12,8 @@ use crate::{
         maps::Maps,
         tables::{KernelFamily, TableError, gone},
     },
-    local_addrs::{self, Change, Entries},
     model::address::prefix_of,
+    node::addresses::desired::{self, Change, Entries},
 };
 
 /// One family's table, and what is in it.
@@ -80,7 +80,7 @@ impl<F: KernelFamily> LocalAddrTable<F> {
             .filter(|(prefix, _)| prefix_of::<F>(**prefix).is_some())
             .map(|(prefix, value)| (*prefix, *value))
             .collect();
-        let mut changes = local_addrs::changes(&self.known, &wanted);
+        let mut changes = desired::changes(&self.known, &wanted);
         let comes = |change: &&Change| matches!(change, Change::Put(prefix, _) if !self.known.contains_key(prefix));
         if self.known.len() + changes.iter().filter(comes).count() > self.entries {
             // What goes makes room.

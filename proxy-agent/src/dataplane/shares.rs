@@ -7,7 +7,7 @@ use proxy_common::{
 };
 
 use super::load::Loaded;
-use crate::fair_share::fair_share;
+use crate::node::flow_sweeper::fair_share::fair_share;
 
 /// A share could not be set.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,8 @@
 //! Keeps programs on the devices that should have them, and `DEVICES` as they
 //! are.
 
+pub mod desired;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -14,14 +16,15 @@ use proxy_common::{
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-use super::NodeController;
+use self::desired::Surroundings;
+pub use self::desired::{Described, Layer, Link, LinkKind, Routes};
+use super::{NodeController, netlink::Netlink};
 use crate::{
     dataplane::{
         attach::{self, Target},
         load::Sizes,
         tables::TableError,
     },
-    devices::{self, Described, Link, Routes, Surroundings, netlink::Netlink},
     model::Node,
     sys,
 };
@@ -81,7 +84,7 @@ impl NodeController {
         let node = self.node.borrow().clone();
         self.write_detector(node.as_ref());
         let pods = self.config.local_detector.pod_ranges(node.as_ref());
-        let described = devices::described(
+        let described = desired::described(
             &links,
             &addresses,
             &Surroundings {
@@ -120,7 +123,7 @@ impl NodeController {
         }
         self.describe_bridges(&links, bridges);
         self.tell_of_room();
-        self.vlans.set_all(&devices::vlans(&links))?;
+        self.vlans.set_all(&desired::vlans(&links))?;
         routes_read
     }
 
@@ -244,7 +247,7 @@ impl NodeController {
         }
         for (ifindex, bridge) in wanted {
             let device =
-                if devices::is_covered(ifindex, links, &|port| self.attached.contains_key(&port)) {
+                if desired::is_covered(ifindex, links, &|port| self.attached.contains_key(&port)) {
                     attached(bridge.device)
                 } else {
                     bridge.device

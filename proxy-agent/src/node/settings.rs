@@ -1,5 +1,7 @@
 //! `CONFIG`: what the programs are told of the node and its flows.
 
+mod desired;
+
 use std::mem::offset_of;
 
 use ipnet::IpNet;
@@ -10,12 +12,11 @@ use proxy_common::{
 };
 use tracing::warn;
 
-use super::{NODE_PATIENCE, NodeController};
+pub use self::desired::{describe_node, set_flag, timeouts};
+use super::{NODE_PATIENCE, NodeController, service_cidrs::ranges};
 use crate::{
     dataplane::{mapped::Mapped, sweep::Swept},
     model::Node,
-    service_ranges::ranges,
-    settings::{self, set_flag},
 };
 
 impl NodeController {
@@ -34,7 +35,7 @@ impl NodeController {
         let Some(mut settings) = self.settings() else {
             return;
         };
-        settings.timeouts = settings::timeouts();
+        settings.timeouts = timeouts();
         let pressed = [Settings::PRESSED_V4, Settings::PRESSED_V6];
         for (flag, swept) in pressed.into_iter().zip(swept) {
             let before = settings.flags & flag != 0;
@@ -55,7 +56,7 @@ impl NodeController {
         let Some(mut settings) = self.settings() else {
             return;
         };
-        settings::describe_node(&mut settings, &self.config, node);
+        describe_node(&mut settings, &self.config, node);
         self.set_settings(settings);
     }
 

@@ -19,7 +19,7 @@ use proxy_agent::{
         sweep::{self, Swept},
         vlans::VlanTable,
     },
-    settings,
+    node::settings,
 };
 use proxy_common::{
     config::{Config, Prefix, Timeouts},

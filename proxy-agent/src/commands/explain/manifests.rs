@@ -24,12 +24,10 @@ use crate::{
         maps::Maps,
         tables::{KernelFamily, KernelTables},
     },
-    local_addrs,
     metrics::Metrics,
     model::{IpFamily, Node, ObjectKey},
+    node::{addresses, service_cidrs::ranges, settings},
     reconcile::{Desired, Intervals, Reconciler, SyncOutcome, SyncTarget},
-    service_ranges::ranges,
-    settings,
     source::{self, Batch, Change, Update, manifests},
     table_sync::TableSync,
 };
@@ -168,7 +166,7 @@ impl Engine {
         let accepted =
             IpFamily::ALL.map(|family| config.node_port_addresses.accepted(family, node));
         let [v4, v6] = &accepted;
-        let entries = local_addrs::entries(&local, |family| match family {
+        let entries = addresses::desired::entries(&local, |family| match family {
             IpFamily::V4 => v4,
             IpFamily::V6 => v6,
         });

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::{
     commands::get::render::{self, Row},
     dataplane::{local_addrs::LocalAddrTable, pins::Pins, tables::TableError},
-    local_addrs::Entries,
     model::IpFamily,
+    node::addresses::Entries,
 };
 
 /// An entry of `LOCAL_ADDRS`.

@@ -1,12 +1,14 @@
 //! Keeps `LOCAL_ADDRS` as the local routing table is.
 
+pub mod desired;
+
 use tracing::{debug, warn};
 
+pub use self::desired::Entries;
 use super::{NODE_PATIENCE, NodeController};
 use crate::{
     dataplane::{local_addrs::LocalAddrTable, tables::KernelFamily},
     health::serve::Addresses,
-    local_addrs::{self, Entries},
     metrics::Metrics,
     model::IpFamily,
 };
@@ -39,14 +41,14 @@ impl NodeController {
         }
         let local = self.netlink.local_prefixes().await?;
         let [v4, v6] = IpFamily::ALL.map(|family| flag.accepted(family, node.as_ref()));
-        let mut wanted = local_addrs::entries(&local, |family| match family {
+        let mut wanted = desired::entries(&local, |family| match family {
             IpFamily::V4 => &v4,
             IpFamily::V6 => &v6,
         });
         self.fit_local_addrs(&mut wanted).await?;
         let addresses = Addresses {
-            v4: local_addrs::listen(&wanted, &v4),
-            v6: local_addrs::listen(&wanted, &v6),
+            v4: desired::listen(&wanted, &v4),
+            v6: desired::listen(&wanted, &v6),
         };
         self.listen.send_if_modified(|known| {
             let changed = *known != addresses;
@@ -66,7 +68,7 @@ impl NodeController {
         }
         let mut left_out = [0; 2];
         for ((family, room), left_out) in IpFamily::ALL.into_iter().zip(rooms).zip(&mut left_out) {
-            *left_out = local_addrs::fit(wanted, family, room, devices.iter().copied());
+            *left_out = desired::fit(wanted, family, room, devices.iter().copied());
         }
         if left_out != self.local_left_out && left_out != [0; 2] {
             warn!(

@@ -1,6 +1,9 @@
 //! Sweeps of the flow tables, and what they lead to: whether tables are nearly full,
 //! and how many flows a client may have then.
 
+pub mod advice;
+pub mod fair_share;
+
 use std::time::Duration;
 
 use proxy_common::{

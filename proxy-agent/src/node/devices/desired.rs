@@ -2,8 +2,6 @@
 //!
 //! Pure: from what netlink says of links and addresses to what should be.
 
-pub mod netlink;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

@@ -21,8 +21,8 @@ use rtnetlink::{
 };
 
 use crate::{
-    devices::{Address, Layer, Link, LinkKind, Routes},
     model::IpFamily,
+    node::devices::desired::{Address, Layer, Link, LinkKind, Routes},
 };
 
 /// Netlink cannot be used.

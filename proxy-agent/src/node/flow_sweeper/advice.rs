@@ -44,14 +44,14 @@ const TROUBLES: [(Counter, &str); 8] = [
 
 /// What was counted when it was last looked at.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub struct Troubles {
     seen: Option<BTreeMap<&'static str, u64>>,
 }
 
 impl Troubles {
     /// Logs what rose since the last time. The first time nothing is said: an
     /// earlier agent has said it.
-    pub(super) fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
+    pub fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
         for (counter, count, advice) in self.news(counted) {
             warn!(
                 counter = counter.label(),
