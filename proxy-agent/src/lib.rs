@@ -19,6 +19,7 @@ pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod node;
+pub mod notice;
 pub mod ownership;
 pub mod plan;
 pub mod predecessors;

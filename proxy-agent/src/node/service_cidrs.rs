@@ -1,14 +1,90 @@
-//! The prefixes of cluster IPs as the programs are told of them (S47).
-//!
-//! Pure: from the cluster's prefixes to the few that fit into `CONFIG`.
+//! Tells the programs where cluster IPs come from (S47).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, mem::offset_of};
 
 use ipnet::IpNet;
 use proxy_common::{
     config::{Config, Prefix},
-    family::Family,
+    family::{Family, V4, V6},
+    net::{AddrV4, AddrV6},
 };
+use tracing::warn;
+
+use super::settings::ConfigRow;
+use crate::notice::Notice;
+
+/// Keeps the prefixes in `CONFIG`.
+#[derive(Debug, Default)]
+pub(super) struct ServiceCidrController {
+    /// Those the programs could not be told of.
+    left_out: Notice<Vec<IpNet>>,
+}
+
+impl ServiceCidrController {
+    /// Writes the cluster's prefixes, as far as there is room.
+    pub(super) fn apply(&mut self, cidrs: &BTreeSet<IpNet>, row: &mut impl ConfigRow) {
+        let Some(config) = row.read() else {
+            return;
+        };
+        let (v4, v6) = (ranges::<V4>(cidrs), ranges::<V6>(cidrs));
+        for (index, prefix) in v4.prefixes.into_iter().enumerate() {
+            if config.service_ranges_v4[index] != prefix {
+                store_v4(row, index, prefix);
+            }
+        }
+        for (index, prefix) in v6.prefixes.iter().enumerate() {
+            if config.service_ranges_v6[index] != *prefix {
+                store_v6(row, index, prefix);
+            }
+        }
+        let left_out: Vec<IpNet> = v4.left_out.into_iter().chain(v6.left_out).collect();
+        let is_complete = left_out.is_empty();
+        if self.left_out.is_news(left_out.clone()) && !is_complete {
+            warn!(
+                "more than {} service ranges of one family: unused cluster IPs of {left_out:?} \
+                 are not dropped",
+                Config::SERVICE_RANGES
+            );
+        }
+    }
+}
+
+/// Overwrites a prefix by one store.
+fn store_v4(row: &mut impl ConfigRow, index: usize, prefix: Prefix<AddrV4>) {
+    let at = offset_of!(Config, service_ranges_v4) + index * size_of::<Prefix<AddrV4>>();
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&prefix.addr.octets);
+    bytes[4..].copy_from_slice(&prefix.mask.octets);
+    row.store(at, u64::from_ne_bytes(bytes));
+}
+
+/// Overwrites a prefix that programs may be reading. Meanwhile it contains
+/// nobody's address.
+fn store_v6(row: &mut impl ConfigRow, index: usize, prefix: &Prefix<AddrV6>) {
+    let at = offset_of!(Config, service_ranges_v6) + index * size_of::<Prefix<AddrV6>>();
+    let halves = |addr: AddrV6| {
+        let [high, low] = [0, 8].map(|start| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&addr.octets[start..start + 8]);
+            u64::from_ne_bytes(half)
+        });
+        (high, low)
+    };
+    let (addr_high, addr_low) = halves(prefix.addr);
+    let (mask_high, mask_low) = halves(prefix.mask);
+    let addr = at + offset_of!(Prefix<AddrV6>, addr);
+    let mask = at + offset_of!(Prefix<AddrV6>, mask);
+    let stores = [
+        (addr, u64::MAX),
+        (mask + 8, mask_low),
+        (mask, mask_high),
+        (addr + 8, addr_low),
+        (addr, addr_high),
+    ];
+    for (offset, value) in stores {
+        row.store(offset, value);
+    }
+}
 
 /// One family's prefixes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +125,6 @@ fn prefix<F: Family>(net: &IpNet) -> Option<Prefix<F::Addr>> {
 mod tests {
     use std::net::IpAddr;
 
-    use proxy_common::family::{V4, V6};
     use rstest::rstest;
 
     use super::*;
@@ -104,5 +179,76 @@ mod tests {
         let (used, left_out) = split::<V6>(cidrs);
         assert_eq!(used, nets("fd05::/108 fd03::/110 fd01::/112 fd07::/112"));
         assert_eq!(left_out, nets("fd09::/112"));
+    }
+
+    /// `CONFIG`, and what programs could see of it between two stores.
+    struct Row {
+        config: Config,
+        seen: Vec<Config>,
+    }
+
+    impl ConfigRow for Row {
+        fn read(&self) -> Option<Config> {
+            Some(self.config)
+        }
+
+        fn write(&mut self, config: Config) {
+            self.config = config;
+        }
+
+        fn store(&mut self, offset: usize, value: u64) {
+            let bytes = value.to_ne_bytes();
+            let v6 = offset_of!(Config, service_ranges_v6);
+            if offset < v6 {
+                let at = offset - offset_of!(Config, service_ranges_v4);
+                let prefix = &mut self.config.service_ranges_v4[at / 8];
+                prefix.addr.octets.copy_from_slice(&bytes[..4]);
+                prefix.mask.octets.copy_from_slice(&bytes[4..]);
+            } else {
+                let at = offset - v6;
+                let prefix = &mut self.config.service_ranges_v6[at / 32];
+                let octets = if at % 32 < 16 {
+                    &mut prefix.addr.octets
+                } else {
+                    &mut prefix.mask.octets
+                };
+                octets[at % 16..at % 16 + 8].copy_from_slice(&bytes);
+            }
+            self.seen.push(self.config);
+        }
+    }
+
+    fn contains(prefix: &Prefix<AddrV6>, ip: &str) -> bool {
+        let [addr, mask] = [prefix.addr, prefix.mask].map(|addr| u128::from(V6::ip(addr)));
+        let ip: std::net::Ipv6Addr = ip.parse().expect("an address");
+        u128::from(ip) & mask == addr
+    }
+
+    /// Programs read while a prefix is exchanged.
+    #[test]
+    fn a_prefix_that_is_exchanged_takes_in_nobody_else() {
+        let config = Config::default();
+        let seen = Vec::new();
+        let mut row = Row { config, seen };
+        let mut controller = ServiceCidrController::default();
+        for cidrs in [
+            "10.96.0.0/16 fd00:10:96::/112",
+            "10.8.0.0/13 fd00:10::/32",
+            "",
+        ] {
+            let cidrs: BTreeSet<_> = nets(cidrs).into_iter().collect();
+            controller.apply(&cidrs, &mut row);
+            let (v4, v6) = (ranges::<V4>(&cidrs), ranges::<V6>(&cidrs));
+            assert_eq!(row.config.service_ranges_v4, v4.prefixes);
+            assert_eq!(row.config.service_ranges_v6, v6.prefixes);
+            for state in row.seen.drain(..) {
+                for prefix in state.service_ranges_v6 {
+                    assert!(!contains(&prefix, "2001:db8::1"), "{prefix:?}");
+                    assert!(!contains(&prefix, "fe80::1"), "{prefix:?}");
+                }
+            }
+        }
+        controller.apply(&BTreeSet::new(), &mut row);
+        assert!(row.seen.is_empty(), "nothing changed");
     }
 }

@@ -7,7 +7,7 @@ use proxy_common::counter::Counter;
 use tracing::warn;
 
 /// These counters, and what to do when one rises.
-const TROUBLES: [(Counter, &str); 8] = [
+const ADVICE: [(Counter, &str); 8] = [
     (
         Counter::FlowTableFull,
         "open flows are not harmed; start the agent with a larger --flow-table-size, which carries them over",
@@ -44,14 +44,14 @@ const TROUBLES: [(Counter, &str); 8] = [
 
 /// What was counted when it was last looked at.
 #[derive(Debug, Default)]
-pub struct Troubles {
+pub(super) struct Advice {
     seen: Option<BTreeMap<&'static str, u64>>,
 }
 
-impl Troubles {
+impl Advice {
     /// Logs what rose since the last time. The first time nothing is said: an
     /// earlier agent has said it.
-    pub fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
+    pub(super) fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
         for (counter, count, advice) in self.news(counted) {
             warn!(
                 counter = counter.label(),
@@ -70,7 +70,7 @@ impl Troubles {
             let seen = self.seen.as_ref()?;
             Some(of(&counted, counter).saturating_sub(of(seen, counter)))
         };
-        let news = TROUBLES
+        let news = ADVICE
             .into_iter()
             .filter_map(|(counter, advice)| Some((counter, rise(counter)?, advice)))
             .filter(|(_, rise, _)| *rise > 0)
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn what_rises_is_told_once() {
-        let mut troubles = Troubles::default();
+        let mut troubles = Advice::default();
         let full = |count| {
             counted(&[
                 (Counter::FlowTableFull, count),
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_new_table_begins_at_nothing() {
-        let mut troubles = Troubles::default();
+        let mut troubles = Advice::default();
         troubles.news(counted(&[(Counter::NoRoute, 9)]));
         assert_eq!(troubles.news(counted(&[(Counter::NoRoute, 3)])), []);
     }
