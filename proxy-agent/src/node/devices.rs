@@ -194,11 +194,19 @@ impl<T: Tables> DeviceController<T> {
         wanted: &DesiredDevice,
         attach: &mut impl Attach,
     ) -> anyhow::Result<()> {
+        let known = self.attached.get(&ifindex);
+        let was_another = known.is_some_and(|known| known.may_be_another(wanted));
+        if was_another {
+            // Programs of a device that is gone went with it.
+            self.attached.remove(&ifindex);
+        }
         if !self.attached.contains_key(&ifindex) {
-            // An earlier agent's programs are on the device if it says so.
-            let before = self.tables.get(ifindex).unwrap_or_default().flags & Device::COVERED;
             let mut device = wanted.device;
-            device.flags |= before;
+            if !was_another {
+                // An earlier agent's programs are on the device if it says so.
+                device.flags |=
+                    self.tables.get(ifindex).unwrap_or_default().flags & Device::COVERED;
+            }
             self.describe(ifindex, device)?;
             put_programs_on(ifindex, wanted, attach).await?;
             debug!(device = wanted.name, ifindex, "programs attached");

@@ -36,6 +36,14 @@ impl DesiredDevice {
         self.device.flags & Device::LAYER3 != 0
     }
 
+    /// Whether this may be another device than the one that had its ifindex
+    /// before. A renamed one looks like that, too.
+    pub fn may_be_another(&self, other: &Self) -> bool {
+        self.name != other.name
+            || self.device.mac != other.device.mac
+            || self.layer3() != other.layer3()
+    }
+
     /// Whether it is a port of a bridge that has its MAC address: Linux gives
     /// bridges one of their ports', unless somebody sets it.
     pub fn has_bridge_mac(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The controller over devices and tables in memory.
 
 use proxy_common::device::Device;
+use rstest::rstest;
 
 use super::{
     DeviceController, Link,
@@ -174,4 +175,38 @@ async fn what_an_earlier_agent_left_is_taken_over_or_removed() {
     );
     scene.controller.forget_all(&mut scene.hooks).await;
     assert!(scene.hooks.pinned.is_empty());
+}
+
+/// A device may go and another one come with its ifindex between two lists; its
+/// name may be the same, too.
+#[rstest]
+#[case::of_another_name("veth9")]
+#[case::of_the_same_name("veth1")]
+#[tokio::test]
+async fn a_device_with_the_ifindex_of_another_gets_programs_of_its_own(#[case] name: &str) {
+    let mut scene = Scene::with_room(8);
+    let mut links = node();
+    scene.sync(&links).await;
+    scene.hooks.served.remove(&4);
+    links[3].name = name.to_owned();
+    links[3].mac = [2, 0, 0, 0, 9, 9];
+    scene.hooks.taken.insert(4);
+    scene.sync(&links).await;
+    assert!(scene.rows().contains(&(4, false)), "{:?}", scene.rows());
+    assert_eq!(scene.rows()[1], (3, false), "nor is its bridge covered");
+    scene.hooks.taken.clear();
+    scene.sync(&links).await;
+    assert_eq!(scene.hooks.served[&4], name);
+    assert_eq!(scene.rows()[2], (4, true));
+}
+
+#[tokio::test]
+async fn a_device_that_is_renamed_keeps_its_programs() {
+    let mut scene = Scene::with_room(8);
+    let mut links = node();
+    scene.sync(&links).await;
+    links[3].name = "renamed".to_owned();
+    scene.sync(&links).await;
+    assert_eq!(scene.served(), [2, 4, 5]);
+    assert_eq!(scene.rows()[2], (4, true));
 }
