@@ -11,6 +11,7 @@ pub mod devices;
 pub mod flow_sweeper;
 pub mod netlink;
 mod pins;
+mod retry;
 mod routes;
 pub mod service_cidrs;
 pub mod settings;
@@ -25,7 +26,7 @@ use tokio::{
     sync::watch::Receiver,
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use self::{
     addresses::AddressController,
@@ -34,6 +35,7 @@ use self::{
     flow_sweeper::{FlowSweeper, SWEEP},
     netlink::Netlink,
     pins::PinController,
+    retry::Retry,
     service_cidrs::ServiceCidrController,
     settings::SettingsController,
     watch::Watch,
@@ -52,7 +54,6 @@ use crate::{
     health::serve::Addresses,
     metrics::Metrics,
     model::Node,
-    notice::Notice,
     predecessors::Predecessors,
     sys,
 };
@@ -60,8 +61,6 @@ use crate::{
 /// How often it is asked whether a flow table is full, which cannot wait for the next
 /// sweep.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long to wait after a failure to follow devices or addresses.
-const RETRY: Duration = Duration::from_secs(1);
 /// How long a new agent waits for the Node object where it must be known to
 /// tell which addresses take NodePorts, or which clients are pods. What an
 /// earlier agent wrote of the addresses holds until then.
@@ -100,10 +99,7 @@ pub struct NodeController {
     predecessors: Option<Predecessors>,
     audit: Duration,
     started: Instant,
-    /// When to follow devices and addresses again although nothing changed.
-    retry_at: Option<Instant>,
-    /// What went wrong with that.
-    failure: Notice<String>,
+    retry: Retry,
 }
 
 impl NodeController {
@@ -133,8 +129,7 @@ impl NodeController {
             predecessors: None,
             audit: options.audit,
             started: Instant::now(),
-            retry_at: None,
-            failure: Notice::default(),
+            retry: Retry::default(),
             datapath: Datapath {
                 loaded,
                 pins,
@@ -145,7 +140,7 @@ impl NodeController {
         controller.adopt().await?;
         if let Err(error) = controller.sync_addresses().await {
             // Cluster IPs work without.
-            controller.failed(&error);
+            controller.retry.failed(&error);
         }
         controller.sync_devices().await?;
         let Datapath {
@@ -266,7 +261,7 @@ impl NodeController {
     /// When devices and addresses are to be followed again, although nobody
     /// says that they changed.
     fn sync_at(&self) -> impl Iterator<Item = Instant> {
-        [self.retry_at, self.devices.due(), self.watch.due()]
+        [self.retry.due(), self.devices.due(), self.watch.due()]
             .into_iter()
             .flatten()
     }
@@ -277,11 +272,8 @@ impl NodeController {
         let devices = self.sync_devices().await;
         let addresses = self.sync_addresses().await;
         match devices.and(addresses) {
-            Ok(()) => {
-                self.retry_at = None;
-                self.failure.clear();
-            }
-            Err(error) => self.failed(&error),
+            Ok(()) => self.retry.succeeded(),
+            Err(error) => self.retry.failed(&error),
         }
     }
 
@@ -329,16 +321,7 @@ impl NodeController {
         let node = self.inputs.node.borrow().clone();
         let network = self.watch.network();
         if let Err(error) = self.addresses.audit(network, node.as_ref()).await {
-            self.failed(&error);
-        }
-    }
-
-    /// Sees to it that what failed is tried again in a while; says so once.
-    fn failed(&mut self, error: &anyhow::Error) {
-        self.retry_at = Some(Instant::now() + RETRY);
-        let message = format!("{error:#}");
-        if self.failure.is_news(message.clone()) {
-            warn!("cannot follow the node's devices and addresses, trying again: {message}");
+            self.retry.failed(&error);
         }
     }
 }

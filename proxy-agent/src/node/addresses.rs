@@ -166,14 +166,16 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
             let addresses = network.addresses().await?;
             devices.extend(addresses.iter().map(|each| (each.ifindex, each.ip)));
         }
-        let mut left_out = [0; 2];
-        for ((family, room), left_out) in IpFamily::ALL.into_iter().zip(rooms).zip(&mut left_out) {
-            *left_out = desired::fit(wanted, family, room, devices.iter().copied());
+        let mut without_room = [0; 2];
+        for ((family, room), without_room) in
+            IpFamily::ALL.into_iter().zip(rooms).zip(&mut without_room)
+        {
+            *without_room = desired::fit(wanted, family, room, devices.iter().copied());
         }
-        if self.without_room.is_news(left_out) && left_out != [0; 2] {
+        if self.without_room.is_news(without_room) && without_room != [0; 2] {
             warn!(
-                v4 = left_out[0],
-                v6 = left_out[1],
+                v4 = without_room[0],
+                v6 = without_room[1],
                 "more local prefixes than LOCAL_ADDRS has room for ({}, {}): these take no NodePorts; \
                  `ip route show table local` lists them, an unused kube-ipvs0 can be deleted",
                 rooms[0],

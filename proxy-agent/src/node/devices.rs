@@ -11,6 +11,7 @@ mod kernel;
 mod link;
 mod masquerade;
 mod pods;
+mod room;
 #[cfg(test)]
 mod tests;
 mod uplinks;
@@ -21,51 +22,24 @@ use std::{
 };
 
 use anyhow::Context as _;
-use proxy_common::{device::Device, vlan::Vlan};
+use proxy_common::device::Device;
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-pub(super) use self::kernel::{KernelAttach, KernelTables};
+pub(super) use self::kernel::{Attach, KernelAttach, KernelTables, Tables};
+use self::room::WithoutRoom;
 pub use self::{
     desired::{Desired, DesiredDevice, Inputs, desired},
     link::{Address, Layer, Link, LinkKind, Routes},
 };
 use crate::{
-    dataplane::{
-        attach::{AttachError, Target},
-        load::Sizes,
-        tables::TableError,
-    },
+    dataplane::{attach::Target, load::Sizes, tables::TableError},
     notice::Notices,
 };
 
 /// Time between attempts to put programs on a device that refuses them. What
 /// has to change for it may not be seen, such as the filters of others.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-
-/// Puts programs on devices and takes them off.
-pub(super) trait Attach {
-    /// Attaches both programs; returns whether they were there.
-    async fn attach(&mut self, target: &Target<'_>) -> Result<bool, AttachError>;
-    /// Takes them off a device that is there.
-    async fn detach(&mut self, target: &Target<'_>) -> Result<(), AttachError>;
-    /// Removes what is kept of a device that is gone.
-    fn forget(&mut self, ifindex: u32) -> Result<(), AttachError>;
-    /// How many programs of each device are kept.
-    fn kept(&self) -> BTreeMap<u32, usize>;
-}
-
-/// `DEVICES` and `VLANS`.
-pub(super) trait Tables {
-    /// How many devices there is room for.
-    fn room(&self) -> u32;
-    fn rows(&self) -> Result<Vec<(u32, Device)>, TableError>;
-    fn get(&self, ifindex: u32) -> Option<Device>;
-    fn set(&mut self, ifindex: u32, device: Device) -> Result<(), TableError>;
-    /// Removes a device; absent already is as good.
-    fn remove(&mut self, ifindex: u32);
-    fn set_vlans(&mut self, vlans: &BTreeMap<Vlan, u32>) -> Result<(), TableError>;
-}
 
 /// Keeps programs on devices.
 pub(super) struct DeviceController<T> {
@@ -76,10 +50,8 @@ pub(super) struct DeviceController<T> {
     bridges: BTreeMap<u32, Device>,
     /// Devices for which something could not be done, and what.
     refused: Notices<u32, String>,
-    /// How many of those the table has no room for, and how many of that were
-    /// told of.
-    without_room: usize,
-    told_without_room: usize,
+    /// Those of them that the table has no room for.
+    without_room: WithoutRoom,
     /// When to try those again.
     try_again_at: Option<Instant>,
 }
@@ -91,8 +63,7 @@ impl<T: Tables> DeviceController<T> {
             attached: BTreeMap::new(),
             bridges: BTreeMap::new(),
             refused: Notices::default(),
-            without_room: 0,
-            told_without_room: 0,
+            without_room: WithoutRoom::default(),
             try_again_at: None,
         }
     }
@@ -138,7 +109,7 @@ impl<T: Tables> DeviceController<T> {
             self.detach(ifindex, name.as_deref(), attach).await;
         }
         self.try_again_at = None;
-        self.without_room = 0;
+        self.without_room.reset();
         self.refused
             .retain(|ifindex| wanted.contains_key(ifindex) || bridges.contains_key(ifindex));
         for (ifindex, device) in wanted {
@@ -150,25 +121,16 @@ impl<T: Tables> DeviceController<T> {
         Ok(())
     }
 
-    /// Says how many devices `DEVICES` has no room for: when there are any, and
-    /// again when they have doubled.
+    /// Says how many devices `DEVICES` has no room for.
     fn tell_of_room(&mut self) {
-        let Self {
-            without_room,
-            told_without_room,
-            ..
-        } = *self;
-        if without_room > 2 * told_without_room {
+        if let Some(devices) = self.without_room.news() {
             warn!(
-                devices = without_room,
+                devices,
                 "table DEVICES is full, so these devices are not served: it was made for {} of them; \
                  `proxy-agent cleanup` before the next start makes room for {}, and ends all open flows",
                 self.tables.room(),
                 Sizes::DEFAULT.devices
             );
-        }
-        if without_room == 0 || without_room > 2 * told_without_room {
-            self.told_without_room = without_room;
         }
     }
 
@@ -220,7 +182,7 @@ impl<T: Tables> DeviceController<T> {
         let message = format!("{error:#}");
         let is_news = self.refused.is_news(ifindex, message.clone());
         if matches!(error.downcast_ref(), Some(TableError::Full { .. })) {
-            self.without_room += 1;
+            self.without_room.add();
         } else if is_gone(error) {
             debug!(device = name, "the device went: {message}");
         } else if is_news {

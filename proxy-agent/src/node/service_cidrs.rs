@@ -17,7 +17,7 @@ use crate::notice::Notice;
 #[derive(Debug, Default)]
 pub(super) struct ServiceCidrController {
     /// Those the programs could not be told of.
-    left_out: Notice<Vec<IpNet>>,
+    without_room: Notice<Vec<IpNet>>,
 }
 
 impl ServiceCidrController {
@@ -37,11 +37,11 @@ impl ServiceCidrController {
                 store_v6(row, index, prefix);
             }
         }
-        let left_out: Vec<IpNet> = v4.left_out.into_iter().chain(v6.left_out).collect();
-        let is_complete = left_out.is_empty();
-        if self.left_out.is_news(left_out.clone()) && !is_complete {
+        let without_room: Vec<IpNet> = v4.without_room.into_iter().chain(v6.without_room).collect();
+        let is_complete = without_room.is_empty();
+        if self.without_room.is_news(without_room.clone()) && !is_complete {
             warn!(
-                "more than {} service ranges of one family: unused cluster IPs of {left_out:?} \
+                "more than {} service ranges of one family: unused cluster IPs of {without_room:?} \
                  are not dropped",
                 Config::SERVICE_RANGES
             );
@@ -92,7 +92,7 @@ pub struct Ranges<F: Family> {
     pub prefixes: [Prefix<F::Addr>; Config::SERVICE_RANGES],
     /// Those there is no room for, the longest ones. What no Service has of
     /// them is not dropped, but goes where routing sends it.
-    pub left_out: Vec<IpNet>,
+    pub without_room: Vec<IpNet>,
 }
 
 /// The prefixes of one family, put together where they overlap or adjoin.
@@ -103,7 +103,7 @@ pub fn ranges<F: Family>(cidrs: &BTreeSet<IpNet>) -> Ranges<F> {
         .collect();
     let mut together = IpNet::aggregate(&of_family);
     together.sort_by_key(|cidr| (cidr.prefix_len(), *cidr));
-    let left_out = together.split_off(together.len().min(Config::SERVICE_RANGES));
+    let without_room = together.split_off(together.len().min(Config::SERVICE_RANGES));
     let mut prefixes = [Prefix::default(); Config::SERVICE_RANGES];
     for (entry, prefix) in prefixes
         .iter_mut()
@@ -111,7 +111,10 @@ pub fn ranges<F: Family>(cidrs: &BTreeSet<IpNet>) -> Ranges<F> {
     {
         *entry = prefix;
     }
-    Ranges { prefixes, left_out }
+    Ranges {
+        prefixes,
+        without_room,
+    }
 }
 
 fn prefix<F: Family>(net: &IpNet) -> Option<Prefix<F::Addr>> {
@@ -136,7 +139,10 @@ mod tests {
 
     /// The prefixes that are used, and those left out.
     fn split<F: Family>(cidrs: &str) -> (Vec<IpNet>, Vec<IpNet>) {
-        let Ranges { prefixes, left_out } = ranges::<F>(&nets(cidrs).into_iter().collect());
+        let Ranges {
+            prefixes,
+            without_room,
+        } = ranges::<F>(&nets(cidrs).into_iter().collect());
         let used = prefixes
             .iter()
             .filter(|prefix| **prefix != Prefix::default());
@@ -145,7 +151,7 @@ mod tests {
             let mask: IpAddr = F::ip(prefix.mask).into();
             IpNet::with_netmask(ip, mask).expect("a mask")
         };
-        (used.map(net).collect(), left_out)
+        (used.map(net).collect(), without_room)
     }
 
     #[rstest]
@@ -170,15 +176,15 @@ mod tests {
     fn the_longest_are_left_out() {
         let cidrs = "10.1.0.0/24 10.3.0.0/20 10.5.0.0/16 10.7.0.0/24 10.9.0.0/24 \
                      fd01::/112 fd03::/110 fd05::/108 fd07::/112 fd09::/112";
-        let (used, left_out) = split::<V4>(cidrs);
+        let (used, without_room) = split::<V4>(cidrs);
         assert_eq!(
             used,
             nets("10.5.0.0/16 10.3.0.0/20 10.1.0.0/24 10.7.0.0/24")
         );
-        assert_eq!(left_out, nets("10.9.0.0/24"));
-        let (used, left_out) = split::<V6>(cidrs);
+        assert_eq!(without_room, nets("10.9.0.0/24"));
+        let (used, without_room) = split::<V6>(cidrs);
         assert_eq!(used, nets("fd05::/108 fd03::/110 fd01::/112 fd07::/112"));
-        assert_eq!(left_out, nets("fd09::/112"));
+        assert_eq!(without_room, nets("fd09::/112"));
     }
 
     /// `CONFIG`, and what programs could see of it between two stores.

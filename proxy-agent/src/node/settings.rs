@@ -50,7 +50,7 @@ pub(super) fn update(row: &mut impl ConfigRow, change: impl FnOnce(&mut Config))
 pub(super) struct SettingsController {
     config: NodeConfig,
     /// Why no client counts as a pod.
-    gap: Notice<Option<&'static str>>,
+    no_pods: Notice<Option<&'static str>>,
     started: Instant,
 }
 
@@ -58,7 +58,7 @@ impl SettingsController {
     pub(super) fn new(config: NodeConfig) -> Self {
         Self {
             config,
-            gap: Notice::default(),
+            no_pods: Notice::default(),
             started: Instant::now(),
         }
     }
@@ -77,14 +77,14 @@ impl SettingsController {
         if self.started.elapsed() < NODE_PATIENCE {
             return;
         }
-        let gap = self.config.local_detector.gap(node);
-        if self.gap.is_news(gap)
-            && let Some(gap) = gap
+        let reason = self.config.local_detector.missing_pod_cidrs(node);
+        if self.no_pods.is_news(reason)
+            && let Some(reason) = reason
         {
             warn!(
                 node = self.config.name,
                 "no client counts as a pod, so externalTrafficPolicy Local takes pods for \
-                 clients outside: {gap}; see --hostname-override and --detect-local-mode"
+                 clients outside: {reason}; see --hostname-override and --detect-local-mode"
             );
         }
     }

@@ -1,11 +1,10 @@
-//! Devices and their tables in the kernel.
+//! What the controller needs of the kernel.
 
 use std::collections::BTreeMap;
 
 use aya::Ebpf;
 use proxy_common::{device::Device, vlan::Vlan};
 
-use super::{Attach, Tables};
 use crate::dataplane::{
     attach::{self, AttachError, Mode, Target, clsact::Filters},
     devices::DeviceTable,
@@ -13,6 +12,30 @@ use crate::dataplane::{
     tables::TableError,
     vlans::VlanTable,
 };
+
+/// Puts programs on devices and takes them off.
+pub(in crate::node) trait Attach {
+    /// Attaches both programs; returns whether they were there.
+    async fn attach(&mut self, target: &Target<'_>) -> Result<bool, AttachError>;
+    /// Takes them off a device that is there.
+    async fn detach(&mut self, target: &Target<'_>) -> Result<(), AttachError>;
+    /// Removes what is kept of a device that is gone.
+    fn forget(&mut self, ifindex: u32) -> Result<(), AttachError>;
+    /// How many programs of each device are kept.
+    fn kept(&self) -> BTreeMap<u32, usize>;
+}
+
+/// `DEVICES` and `VLANS`.
+pub(in crate::node) trait Tables {
+    /// How many devices there is room for.
+    fn room(&self) -> u32;
+    fn rows(&self) -> Result<Vec<(u32, Device)>, TableError>;
+    fn get(&self, ifindex: u32) -> Option<Device>;
+    fn set(&mut self, ifindex: u32, device: Device) -> Result<(), TableError>;
+    /// Removes a device; absent already is as good.
+    fn remove(&mut self, ifindex: u32);
+    fn set_vlans(&mut self, vlans: &BTreeMap<Vlan, u32>) -> Result<(), TableError>;
+}
 
 /// Attaches loaded programs, and pins their links.
 pub(in crate::node) struct KernelAttach<'a> {

@@ -93,25 +93,25 @@ mod tests {
 
     #[test]
     fn what_rises_is_told_once() {
-        let mut troubles = Advice::default();
+        let mut advice = Advice::default();
         let full = |count| {
             counted(&[
                 (Counter::FlowTableFull, count),
                 (Counter::FlowCreated, count),
             ])
         };
-        assert_eq!(troubles.news(full(7)), []);
-        assert_eq!(troubles.news(full(7)), []);
-        let news = troubles.news(full(9));
+        assert_eq!(advice.news(full(7)), []);
+        assert_eq!(advice.news(full(7)), []);
+        let news = advice.news(full(9));
         assert_eq!(news.len(), 1, "flows that are opened are no trouble");
         assert_eq!((news[0].0, news[0].1), (Counter::FlowTableFull, 2));
-        assert_eq!(troubles.news(full(9)), []);
+        assert_eq!(advice.news(full(9)), []);
     }
 
     #[test]
     fn a_new_table_begins_at_nothing() {
-        let mut troubles = Advice::default();
-        troubles.news(counted(&[(Counter::NoRoute, 9)]));
-        assert_eq!(troubles.news(counted(&[(Counter::NoRoute, 3)])), []);
+        let mut advice = Advice::default();
+        advice.news(counted(&[(Counter::NoRoute, 9)]));
+        assert_eq!(advice.news(counted(&[(Counter::NoRoute, 3)])), []);
     }
 }
