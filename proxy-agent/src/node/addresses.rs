@@ -8,12 +8,11 @@ use proxy_common::family::Family;
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
-pub use self::desired::Entries;
 use super::{NODE_PATIENCE, netlink::Network};
 use crate::{
     config::node_ports::NodePortAddresses,
     dataplane::{
-        local_addrs::LocalAddrTable,
+        local_addrs::{Entries, LocalAddrTable},
         tables::{KernelFamily, TableError},
     },
     health::serve::Addresses,

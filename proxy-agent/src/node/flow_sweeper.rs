@@ -2,7 +2,7 @@
 //! and how many flows a client may have then.
 
 mod advice;
-pub mod fair_share;
+mod fair_share;
 
 use std::time::Duration;
 
@@ -10,16 +10,17 @@ use proxy_common::{
     config::Config,
     counter::Counter,
     family::{V4, V6},
+    share::{Share, UNLIMITED},
 };
 use tracing::warn;
 
-use self::advice::Advice;
+use self::{advice::Advice, fair_share::fair_share};
 use super::settings::{self, ConfigRow, set_flag};
 use crate::{
     dataplane::{
         counters::Counters,
         load::Loaded,
-        shares,
+        shares::{self, ShareError},
         sweep::{self, Swept},
     },
     metrics::Metrics,
@@ -81,7 +82,7 @@ impl FlowSweeper {
 
     /// Tells the programs how many flows a client may have.
     fn share_out(&mut self, loaded: &mut Loaded) {
-        match shares::share_out(loaded) {
+        match share_out(loaded) {
             Ok([v4, v6]) => {
                 self.metrics.client_share::<V4>(v4);
                 self.metrics.client_share::<V6>(v6);
@@ -100,6 +101,27 @@ impl FlowSweeper {
         self.refused_for_room = refused;
         more && pressed(row) == 0
     }
+}
+
+/// Sets the share of each family's clients by what the last sweep counted. Returns
+/// them, IPv4 first.
+pub fn share_out(loaded: &mut Loaded) -> Result<[Share; 2], ShareError> {
+    let pressed = PRESSED.map(|flag| pressed(&loaded.config) & flag != 0);
+    let room = room(loaded.flows.min(loaded.reply_tuples));
+    let mut shares = [UNLIMITED; 2];
+    for ((family, share), pressed) in (0..).zip(&mut shares).zip(pressed) {
+        if pressed {
+            *share = fair_share(&shares::client_sizes(loaded, family)?, room);
+        }
+        shares::set_share(loaded, family, *share)?;
+    }
+    Ok(shares)
+}
+
+/// What clients may have together of a table of this size: the rest is for flows that
+/// open and for clients that come.
+fn room(size: u32) -> u32 {
+    size / 8 * 7
 }
 
 /// Tells the programs how long flows may idle, and whether tables are nearly

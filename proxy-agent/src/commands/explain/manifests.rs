@@ -110,7 +110,7 @@ impl Engine {
     }
 
     /// Runs the agent's chain on the objects, once.
-    fn program(&self, objects: Batch, config: &NodeConfig) -> anyhow::Result<Surroundings> {
+    fn program(&self, objects: Batch, config: &NodeConfig) -> anyhow::Result<ClusterObjects> {
         let failure = Failure::default();
         let never = Duration::from_hours(24);
         let intervals = Intervals {
@@ -138,7 +138,7 @@ impl Engine {
         })?;
         match failure.take() {
             Some(error) => Err(error.context("fill the tables")),
-            None => Ok(Surroundings {
+            None => Ok(ClusterObjects {
                 node: node.borrow().clone(),
                 service_ranges: service_ranges.borrow().clone().unwrap_or_default(),
             }),
@@ -177,7 +177,7 @@ impl Engine {
 }
 
 /// What else the objects say.
-struct Surroundings {
+struct ClusterObjects {
     /// This node's object.
     node: Option<Node>,
     /// Where cluster IPs come from.

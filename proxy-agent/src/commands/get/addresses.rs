@@ -10,9 +10,12 @@ use serde::Serialize;
 
 use crate::{
     commands::get::render::{self, Row},
-    dataplane::{local_addrs::LocalAddrTable, pins::Pins, tables::TableError},
+    dataplane::{
+        local_addrs::{Entries, LocalAddrTable},
+        pins::Pins,
+        tables::TableError,
+    },
     model::IpFamily,
-    node::addresses::Entries,
 };
 
 /// An entry of `LOCAL_ADDRS`.

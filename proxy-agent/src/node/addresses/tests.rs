@@ -51,9 +51,9 @@ impl<F: Family> Table for FakeTable<F> {
         let of_family = of_family
             .filter(|(prefix, _)| F::from_ip(prefix.addr()).is_some())
             .collect();
-        let changes = desired::changes(&self.entries, &of_family).len();
+        let changed = self.entries != of_family;
         self.entries = of_family;
-        Ok(changes)
+        Ok(changed.into())
     }
 
     fn read_back(&mut self) -> Result<(), TableError> {
