@@ -8,6 +8,8 @@
 //!   IO       pure     pure     pure     pure      IO
 //!                  └────────── reconcile ──────────┘
 //! ```
+//!
+//! [`node`] does the same for devices, addresses and settings of the node.
 pub mod cli;
 pub mod commands;
 pub mod config;

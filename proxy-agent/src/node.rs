@@ -2,8 +2,17 @@
 //! have them, the node's own addresses, the programs' settings, and a flow
 //! table without dead flows.
 //!
-//! Each concern has a controller, which decides by pure functions what should
-//! be and brings the datapath there. [`NodeController`] wakes them.
+//! Each concern has a controller. Pure functions decide what should be, the
+//! controller brings the datapath there, and [`NodeController`] wakes it:
+//!
+//! ```text
+//! netlink ─┬─► devices       ─► DEVICES, VLANS, attached programs
+//! Node ────┼─► addresses     ─► LOCAL_ADDRS, health check ports
+//!          └─► settings      ─► CONFIG
+//! CIDRs ─────► service_cidrs ─► CONFIG
+//! timers ──┬─► flow_sweeper  ─► FLOWS, MASQ, SHARES
+//!          └─► pins          ─► what is pinned below the bpf root
+//! ```
 
 pub mod addresses;
 mod datapath;

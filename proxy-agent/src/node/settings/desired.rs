@@ -61,3 +61,75 @@ pub fn set_flag(flags: &mut u32, flag: u32, on: bool) {
         *flags &= !flag;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{
+        config::{FeatureGates, LocalDetector},
+        model::ObjectKey,
+    };
+
+    /// What the programs are told: how clients are told from others, and the
+    /// prefixes of pods.
+    fn told(detector: LocalDetector, pod_cidrs: &str) -> String {
+        let config = NodeConfig {
+            name: "node".to_owned(),
+            local_detector: detector,
+            masquerade_all: false,
+            node_port_addresses: "".parse().expect("all"),
+            feature_gates: FeatureGates::default(),
+        };
+        let cidrs = pod_cidrs.split_whitespace();
+        let node = Node {
+            key: ObjectKey::new("", "node"),
+            zone: None,
+            pod_cidrs: cidrs.map(|cidr| cidr.parse().expect("a CIDR")).collect(),
+            addresses: Vec::new(),
+        };
+        let mut settings = Settings {
+            flags: Settings::MASQUERADE_ALL | Settings::SOCKETS_HOST,
+            ..Settings::default()
+        };
+        describe_node(&mut settings, &config, Some(&node));
+        assert_eq!(
+            settings.flags & Settings::MASQUERADE_ALL,
+            0,
+            "not asked for"
+        );
+        assert_ne!(settings.flags & Settings::SOCKETS_HOST, 0, "not the node's");
+        let (v4, v6) = (settings.pods_v4, settings.pods_v6);
+        let v4 = Ipv4Net::with_netmask(V4::ip(v4.addr), V4::ip(v4.mask));
+        let v6 = Ipv6Net::with_netmask(V6::ip(v6.addr), V6::ip(v6.mask));
+        let is_set = |flag| settings.flags & flag != 0;
+        let mut told = Vec::new();
+        told.extend(is_set(Settings::DETECT_PREFIX_V4).then(|| v4.expect("a mask").to_string()));
+        told.extend(is_set(Settings::DETECT_PREFIX_V6).then(|| v6.expect("a mask").to_string()));
+        told.extend(is_set(Settings::DETECT_DEVICE).then(|| "device".to_owned()));
+        told.join(" ")
+    }
+
+    /// S68
+    #[rstest]
+    #[case::of_both_families("10.1.0.0/24 fd00:1::/64", "10.1.0.0/24 fd00:1::/64")]
+    #[case::of_ipv4("10.1.0.0/24", "10.1.0.0/24")]
+    #[case::of_ipv6("fd00:1::/64", "fd00:1::/64")]
+    #[case::whole_families("0.0.0.0/0 ::/0", "0.0.0.0/0 ::/0")]
+    #[case::single_addresses("10.1.0.9/32 fd00:1::9/128", "10.1.0.9/32 fd00:1::9/128")]
+    #[case::unknown("", "")]
+    fn pods_are_told_by_the_nodes_prefixes(#[case] pod_cidrs: &str, #[case] expected: &str) {
+        assert_eq!(told(LocalDetector::NodeCidr, pod_cidrs), expected);
+    }
+
+    #[test]
+    fn devices_tell_instead_of_prefixes() {
+        let cidrs = "10.1.0.0/24 fd00:1::/64";
+        let bridge = LocalDetector::BridgeInterface("cni0".to_owned());
+        assert_eq!(told(bridge, cidrs), "device");
+        let prefix = LocalDetector::InterfaceNamePrefix("veth".to_owned());
+        assert_eq!(told(prefix, cidrs), "device");
+    }
+}
