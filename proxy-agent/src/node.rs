@@ -24,18 +24,17 @@ mod retry;
 mod routes;
 pub mod service_cidrs;
 pub mod settings;
+mod start;
 mod watch;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Context as _;
 use ipnet::IpNet;
 use proxy_common::family::{V4, V6};
 use tokio::{
     sync::watch::Receiver,
     time::{Instant, sleep_until},
 };
-use tracing::info;
 
 use self::{
     addresses::AddressController,
@@ -51,20 +50,10 @@ use self::{
 };
 use crate::{
     config::NodeConfig,
-    dataplane::{
-        attach::{Mode, clsact::Filters},
-        counters::Counters,
-        held::HeldMaps,
-        load::{self, Loaded},
-        local_addrs::LocalAddrTable,
-        pins::Pins,
-        sweep::Swept,
-    },
+    dataplane::{attach::Mode, load::Loaded, local_addrs::LocalAddrTable},
     health::serve::Addresses,
-    metrics::Metrics,
     model::Node,
     predecessors::Predecessors,
-    sys,
 };
 
 /// How often it is asked whether a flow table is full, which cannot wait for the next
@@ -112,72 +101,6 @@ pub struct NodeController {
 }
 
 impl NodeController {
-    /// Takes over a loaded datapath and puts its programs on all devices.
-    pub async fn start(
-        loaded: Loaded,
-        pins: Pins,
-        options: Options,
-        inputs: NodeInputs,
-        metrics: Metrics,
-    ) -> anyhow::Result<Self> {
-        let counters = Counters::open(&pins).context("open table COUNTERS")?;
-        let mut controller = Self {
-            inputs,
-            watch: Watch::new(Netlink::open()?),
-            service_cidrs: ServiceCidrController::default(),
-            devices: DeviceController::new(KernelTables::open(&pins)?),
-            addresses: AddressController::new(
-                LocalAddrTable::open(&pins)?,
-                LocalAddrTable::open(&pins)?,
-                options.node.node_port_addresses.clone(),
-                metrics.clone(),
-            ),
-            settings: SettingsController::new(options.node),
-            sweeper: FlowSweeper::new(counters, metrics),
-            pins: PinController::new(HeldMaps::open(&pins)?),
-            predecessors: None,
-            audit: options.audit,
-            started: Instant::now(),
-            retry: Retry::default(),
-            datapath: Datapath {
-                loaded,
-                pins,
-                mode: options.mode,
-                filters: Filters::open().context("open a netlink socket")?,
-            },
-        };
-        controller.adopt().await?;
-        if let Err(error) = controller.sync_addresses().await {
-            // Cluster IPs work without.
-            controller.retry.failed(&error);
-        }
-        controller.sync_devices().await?;
-        let Datapath {
-            loaded, pins, mode, ..
-        } = &mut controller.datapath;
-        // Now that no device uses the old ones any more.
-        load::pin_programs(&mut loaded.ebpf, pins)?;
-        let devices = controller.devices.attached().count();
-        info!(devices, ?mode, "programs attached");
-        Ok(controller)
-    }
-
-    /// Takes over what an earlier agent left, as far as it is of this node as
-    /// it is now.
-    async fn adopt(&mut self) -> anyhow::Result<()> {
-        // Pins of another network namespace name other devices: the node is a
-        // container that was made anew.
-        let cookie = sys::netns::cookie();
-        if settings::is_of_other_namespace(&self.datapath.loaded.config, cookie) {
-            self.devices.forget_all(&mut self.datapath.attach()).await;
-            settings::set_namespace(&mut self.datapath.loaded.config, cookie);
-        }
-        flow_sweeper::tell_of_pressure(&mut self.datapath.loaded, [Swept::default(); 2]);
-        let links = self.watch.links().await?;
-        let attach = &mut self.datapath.attach();
-        Ok(self.devices.forget_gone(&links, attach).await?)
-    }
-
     /// Where health check ports are opened, whenever that changes.
     pub fn listen(&self) -> Receiver<Addresses> {
         self.addresses.listen()
