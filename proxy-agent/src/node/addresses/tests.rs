@@ -147,6 +147,7 @@ async fn the_node_object_is_waited_for_and_then_remembered() {
         .await
         .expect("synced");
     assert_eq!(controller.tables(), only);
+    tokio::time::advance(NODE_PATIENCE).await;
     controller.sync(&network, None).await.expect("synced");
     assert_eq!(
         controller.tables(),
