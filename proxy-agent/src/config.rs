@@ -136,7 +136,7 @@ impl LocalDetector {
     }
 
     /// Returns why no client counts as a pod, where the Node object does not tell.
-    pub fn gap(&self, node: Option<&Node>) -> Option<&'static str> {
+    pub fn missing_pod_cidrs(&self, node: Option<&Node>) -> Option<&'static str> {
         match (self, node) {
             (Self::NodeCidr, None) => Some("there is no Node object of this node's name"),
             (Self::NodeCidr, Some(node)) if node.pod_cidrs.is_empty() => {
@@ -321,14 +321,16 @@ mod tests {
     #[case::of_ipv6(Some(&["fd00:1::/64"][..]), false)]
     #[case::without(Some(&[][..]), true)]
     #[case::no_object(None, true)]
-    fn a_node_that_tells_no_pods_is_a_gap(#[case] cidrs: Option<&[&str]>, #[case] expected: bool) {
+    fn a_node_without_pod_cidrs_is_named(#[case] cidrs: Option<&[&str]>, #[case] expected: bool) {
         let node = cidrs.map(node_with);
         assert_eq!(
-            LocalDetector::NodeCidr.gap(node.as_ref()).is_some(),
+            LocalDetector::NodeCidr
+                .missing_pod_cidrs(node.as_ref())
+                .is_some(),
             expected
         );
         let others = LocalDetector::BridgeInterface("cni0".to_owned());
-        assert_eq!(others.gap(node.as_ref()), None);
+        assert_eq!(others.missing_pod_cidrs(node.as_ref()), None);
     }
 
     /// Local detection is by CIDR, bridge or device name (S68).

@@ -8,30 +8,28 @@
 //!   IO       pure     pure     pure     pure      IO
 //!                  └────────── reconcile ──────────┘
 //! ```
+//!
+//! [`node`] does the same for devices, addresses and settings of the node.
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod dataplane;
-pub mod devices;
 pub mod escape;
-pub mod fair_share;
 #[cfg(test)]
 mod golden;
 pub mod health;
 pub mod http;
 pub mod index;
-pub mod local_addrs;
 pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod node;
+pub mod notice;
 pub mod ownership;
 pub mod plan;
 pub mod predecessors;
 pub mod reconcile;
 pub mod select;
-pub mod service_ranges;
-pub mod settings;
 pub mod socket_lb;
 pub mod source;
 pub mod sys;

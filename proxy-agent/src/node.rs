@@ -1,53 +1,57 @@
 //! Keeps the datapath itself in shape: programs on every device that should
 //! have them, the node's own addresses, the programs' settings, and a flow
 //! table without dead flows.
+//!
+//! Each concern has a controller. Pure functions decide what should be, the
+//! controller brings the datapath there, and [`NodeController`] wakes it:
+//!
+//! ```text
+//! netlink ─┬─► devices       ─► DEVICES, VLANS, attached programs
+//! Node ────┼─► addresses     ─► LOCAL_ADDRS, health check ports
+//!          └─► settings      ─► CONFIG
+//! CIDRs ─────► service_cidrs ─► CONFIG
+//! timers ──┬─► flow_sweeper  ─► FLOWS, MASQ, SHARES
+//!          └─► pins          ─► what is pinned below the bpf root
+//! ```
 
-mod devices;
-mod local_addrs;
+pub mod addresses;
+mod datapath;
+pub mod devices;
+pub mod flow_sweeper;
+pub mod netlink;
 mod pins;
-mod refused;
-mod settings;
-mod sweeps;
-mod trouble;
+mod retry;
+mod routes;
+pub mod service_cidrs;
+pub mod settings;
+mod start;
+mod watch;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Context as _;
 use ipnet::IpNet;
-use proxy_common::{
-    counter::Counter,
-    device::Device,
-    family::{V4, V6},
-};
+use proxy_common::family::{V4, V6};
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
+    sync::watch::Receiver,
+    time::{Instant, sleep_until},
 };
-use tracing::{debug, info, warn};
 
-use self::{devices::MainRoutes, refused::Refused, sweeps::SWEEP, trouble::Troubles};
+use self::{
+    addresses::AddressController,
+    datapath::Datapath,
+    devices::{DesiredDevice, DeviceController, Inputs, KernelTables},
+    flow_sweeper::{FlowSweeper, SWEEP},
+    netlink::Netlink,
+    pins::PinController,
+    retry::Retry,
+    service_cidrs::ServiceCidrController,
+    settings::SettingsController,
+    watch::Watch,
+};
 use crate::{
     config::NodeConfig,
-    dataplane::{
-        attach::{Mode, clsact::Filters},
-        counters::Counters,
-        devices::DeviceTable,
-        held::HeldMaps,
-        load::{self, Loaded},
-        local_addrs::LocalAddrTable,
-        pins::Pins,
-        sweep::Swept,
-        vlans::VlanTable,
-    },
-    devices::{
-        Described,
-        netlink::{Netlink, News},
-    },
+    dataplane::{attach::Mode, load::Loaded, local_addrs::LocalAddrTable},
     health::serve::Addresses,
-    metrics::Metrics,
     model::Node,
     predecessors::Predecessors,
 };
@@ -55,11 +59,6 @@ use crate::{
 /// How often it is asked whether a flow table is full, which cannot wait for the next
 /// sweep.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long changes of devices are collected before they are looked at. A
-/// device that comes up changes several times at once.
-const SETTLE: Duration = Duration::from_millis(5);
-/// How long to wait after a failure to follow devices or addresses.
-const RETRY: Duration = Duration::from_secs(1);
 /// How long a new agent waits for the Node object where it must be known to
 /// tell which addresses take NodePorts, or which clients are pods. What an
 /// earlier agent wrote of the addresses holds until then.
@@ -78,138 +77,38 @@ pub struct Options {
 #[derive(Clone, Debug)]
 pub struct NodeInputs {
     /// This node's object.
-    pub node: watch::Receiver<Option<Node>>,
+    pub node: Receiver<Option<Node>>,
     /// Where cluster IPs come from, once that is known.
-    pub service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
+    pub service_ranges: Receiver<Option<BTreeSet<IpNet>>>,
 }
 
 /// Keeps one node's datapath in step with its devices, addresses and settings.
 pub struct NodeController {
-    loaded: Loaded,
-    pins: Pins,
-    held: HeldMaps,
+    datapath: Datapath,
+    inputs: NodeInputs,
+    watch: Watch<Netlink>,
+    settings: SettingsController,
+    service_cidrs: ServiceCidrController,
+    devices: DeviceController<KernelTables>,
+    addresses: AddressController<LocalAddrTable<V4>, LocalAddrTable<V6>>,
+    sweeper: FlowSweeper,
+    pins: PinController,
     /// Programs of other layout versions that ours have not replaced yet.
     predecessors: Option<Predecessors>,
-    mode: Mode,
-    filters: Filters,
-    config: NodeConfig,
     audit: Duration,
-    table: DeviceTable,
-    vlans: VlanTable,
-    /// Devices with programs.
-    attached: BTreeMap<u32, Described>,
-    /// Devices for which something could not be done, and what.
-    refused: Refused,
-    /// How many of those the table has no room for, and how many of that were
-    /// told of.
-    without_room: usize,
-    told_without_room: usize,
-    /// When to try those again.
-    try_again_at: Option<Instant>,
-    /// Bridges, as described to the programs on their ports.
-    bridges: BTreeMap<u32, Device>,
-    main_routes: MainRoutes,
-    local_v4: LocalAddrTable<V4>,
-    local_v6: LocalAddrTable<V6>,
-    netlink: Netlink,
-    /// Addresses that take NodePorts one by one, for health check ports.
-    listen: watch::Sender<Addresses>,
-    node: watch::Receiver<Option<Node>>,
-    /// This node's object as it was last seen: its address takes NodePorts even
-    /// if the object is gone.
-    seen_node: Option<Node>,
-    service_ranges: watch::Receiver<Option<BTreeSet<IpNet>>>,
-    /// Service ranges that the programs could not be told of.
-    left_out: Vec<IpNet>,
-    /// How many local prefixes of each family the tables have no room for.
-    local_left_out: [usize; 2],
-    /// Why no client counts as a pod, as it was last said.
-    gap: Option<&'static str>,
-    metrics: Metrics,
-    counters: Counters,
-    /// Flows refused for want of room, as far as that is known here.
-    refused_for_room: u64,
-    /// Sweeps that are to follow at once.
-    sweeps_in_a_row: u32,
-    troubles: Troubles,
     started: Instant,
-    /// When to follow devices and addresses again although nothing changed.
-    retry_at: Option<Instant>,
-    /// The last thing that went wrong with that.
-    logged: Option<String>,
+    retry: Retry,
 }
 
 impl NodeController {
-    /// Takes over a loaded datapath and puts its programs on all devices.
-    pub async fn start(
-        loaded: Loaded,
-        pins: Pins,
-        options: Options,
-        news: NodeInputs,
-        metrics: Metrics,
-    ) -> anyhow::Result<Self> {
-        let table = DeviceTable::open(&pins)?;
-        let vlans = VlanTable::open(&pins)?;
-        let counters = Counters::open(&pins).context("open table COUNTERS")?;
-        let mut controller = Self {
-            refused_for_room: counters.of(Counter::FlowTableFull),
-            sweeps_in_a_row: 0,
-            counters,
-            troubles: Troubles::default(),
-            loaded,
-            local_v4: LocalAddrTable::open(&pins)?,
-            local_v6: LocalAddrTable::open(&pins)?,
-            held: HeldMaps::open(&pins)?,
-            predecessors: None,
-            pins,
-            mode: options.mode,
-            filters: Filters::open().context("open a netlink socket")?,
-            config: options.node,
-            audit: options.audit,
-            table,
-            vlans,
-            attached: BTreeMap::new(),
-            refused: Refused::default(),
-            without_room: 0,
-            told_without_room: 0,
-            try_again_at: None,
-            bridges: BTreeMap::new(),
-            main_routes: MainRoutes::new(),
-            netlink: Netlink::open()?,
-            listen: watch::Sender::default(),
-            node: news.node,
-            seen_node: None,
-            service_ranges: news.service_ranges,
-            left_out: Vec::new(),
-            local_left_out: [0; 2],
-            gap: None,
-            metrics,
-            started: Instant::now(),
-            retry_at: None,
-            logged: None,
-        };
-        controller.forget_other_namespace().await;
-        controller.write_settings([Swept::default(); 2]);
-        controller.forget_gone_devices().await?;
-        if let Err(error) = controller.follow_local_addrs().await {
-            // Cluster IPs work without.
-            controller.failed(&error);
-        }
-        controller.follow_devices().await?;
-        // Now that no device uses the old ones any more.
-        load::pin_programs(&mut controller.loaded.ebpf, &controller.pins)?;
-        info!(devices = controller.attached.len(), mode = ?controller.mode, "programs attached");
-        Ok(controller)
-    }
-
     /// Where health check ports are opened, whenever that changes.
-    pub fn listen(&self) -> watch::Receiver<Addresses> {
-        self.listen.subscribe()
+    pub fn listen(&self) -> Receiver<Addresses> {
+        self.addresses.listen()
     }
 
     /// The programs and tables, for those who use others of them.
     pub fn loaded(&mut self) -> &mut Loaded {
-        &mut self.loaded
+        &mut self.datapath.loaded
     }
 
     /// Replaces programs of other layout versions, now that ours are in place.
@@ -222,11 +121,17 @@ impl NodeController {
 
     fn replace_predecessors(&mut self) {
         if let Some(predecessors) = &mut self.predecessors {
-            predecessors.replace(|ifindex| self.refused.contains(ifindex));
+            predecessors.replace(|ifindex| self.devices.is_refused(ifindex));
             if predecessors.is_empty() {
                 self.predecessors = None;
             }
         }
+    }
+
+    /// Says what becomes of forwarding when this agent ends, after it has done
+    /// what it can for it.
+    pub async fn leave(&mut self) {
+        self.pins.leave(&mut self.datapath, &mut self.devices).await;
     }
 
     /// Keeps going until polled no more.
@@ -236,113 +141,119 @@ impl NodeController {
         let mut audit_at = self.started + self.audit.min(NODE_PATIENCE);
         loop {
             let wake_at = self
-                .follow_at()
+                .sync_at()
                 .fold(sweep_at.min(audit_at).min(look_at), Instant::min);
             tokio::select! {
-                news = self.netlink.changed() => {
-                    self.main_routes.touch();
-                    match news {
-                        // Read when it is time to.
-                        News::Routes => {}
-                        News::Devices => {
-                            sleep(SETTLE).await;
-                            self.follow().await;
-                        }
-                        News::Lost => {
-                            self.reconnect().await;
-                            self.follow().await;
-                        }
+                event = self.watch.changed() => {
+                    if self.watch.take(event).await {
+                        self.sync().await;
                     }
                 }
-                changed = self.node.changed() => {
+                changed = self.inputs.node.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await;
                     }
-                    self.node.mark_unchanged();
-                    self.follow().await;
+                    self.inputs.node.mark_unchanged();
+                    self.sync().await;
                 }
-                changed = self.service_ranges.changed() => {
+                changed = self.inputs.service_ranges.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await;
                     }
-                    self.service_ranges.mark_unchanged();
-                    self.write_service_ranges();
+                    self.inputs.service_ranges.mark_unchanged();
+                    self.sync_service_cidrs();
                 }
                 () = sleep_until(wake_at) => {}
             }
             let now = Instant::now();
             if now >= look_at {
                 look_at = now + LOOK;
-                if self.is_newly_full() {
+                if self.sweeper.is_newly_full(&self.datapath.loaded.config) {
                     sweep_at = now;
                 }
             }
             if now >= sweep_at {
-                sweep_at = now + self.sweep();
-                self.keep_pins().await;
+                sweep_at = now + self.sweeper.sweep(&mut self.datapath.loaded);
+                self.pins.keep(&mut self.datapath, &mut self.devices).await;
                 self.replace_predecessors();
-                self.tell_of_pods();
+                self.settings
+                    .tell_of_pods(self.inputs.node.borrow().as_ref());
             }
             if now >= audit_at {
                 audit_at = now + self.audit;
-                self.follow().await;
-                self.audit_devices().await;
-                if let Err(error) = self.audit_local_addrs().await {
-                    self.failed(&error);
-                }
+                self.sync().await;
+                self.audit().await;
             }
-            if self.follow_at().any(|at| now >= at) {
-                self.follow().await;
+            if self.sync_at().any(|at| now >= at) {
+                self.sync().await;
             }
         }
     }
 
     /// When devices and addresses are to be followed again, although nobody
     /// says that they changed.
-    fn follow_at(&self) -> impl Iterator<Item = Instant> {
-        [self.retry_at, self.try_again_at, self.main_routes.due()]
+    fn sync_at(&self) -> impl Iterator<Item = Instant> {
+        [self.retry.due(), self.devices.due(), self.watch.due()]
             .into_iter()
             .flatten()
     }
 
     /// Brings programs, settings and addresses to where they should be now.
-    async fn follow(&mut self) {
+    async fn sync(&mut self) {
         // One failing must not keep the other from being followed.
-        let devices = self.follow_devices().await;
-        let addresses = self.follow_local_addrs().await;
+        let devices = self.sync_devices().await;
+        let addresses = self.sync_addresses().await;
         match devices.and(addresses) {
-            Ok(()) => {
-                self.retry_at = None;
-                self.logged = None;
-            }
-            Err(error) => self.failed(&error),
+            Ok(()) => self.retry.succeeded(),
+            Err(error) => self.retry.failed(&error),
         }
     }
 
-    /// Sees to it that what failed is tried again in a while; says so once.
-    fn failed(&mut self, error: &anyhow::Error) {
-        self.retry_at = Some(Instant::now() + RETRY);
-        let message = format!("{error:#}");
-        if self.logged.as_ref() != Some(&message) {
-            warn!("cannot follow the node's devices and addresses, trying again: {message}");
-            self.logged = Some(message);
+    async fn sync_devices(&mut self) -> anyhow::Result<()> {
+        // Devices are followed even if routes cannot be; the old ones hold.
+        let routes_read = self.watch.refresh_routes().await;
+        let links = self.watch.links().await?;
+        let addresses = self.watch.addresses().await?;
+        let node = self.inputs.node.borrow().clone();
+        let row = &mut self.datapath.loaded.config;
+        self.settings.set_detector(row, node.as_ref());
+        let detector = &self.settings.config().local_detector;
+        let inputs = Inputs {
+            detector,
+            routes: self.watch.routes(),
+            pods: &detector.pod_ranges(node.as_ref()),
+            node_v4: node.as_ref().and_then(Node::ip::<V4>),
+            node_v6: node.as_ref().and_then(Node::ip::<V6>),
+        };
+        let desired = devices::desired(&links, &addresses, &inputs);
+        let shared = desired.values().any(DesiredDevice::has_bridge_mac);
+        settings::set_shared_mac(row, shared);
+        let attach = &mut self.datapath.attach();
+        self.devices.apply(&links, desired, attach).await?;
+        Ok(routes_read?)
+    }
+
+    async fn sync_addresses(&mut self) -> anyhow::Result<()> {
+        let node = self.inputs.node.borrow().clone();
+        let network = self.watch.network();
+        self.addresses.sync(network, node.as_ref()).await
+    }
+
+    /// Until the prefixes are known, an earlier agent's word holds.
+    fn sync_service_cidrs(&mut self) {
+        if let Some(cidrs) = &*self.inputs.service_ranges.borrow() {
+            let row = &mut self.datapath.loaded.config;
+            self.service_cidrs.apply(cidrs, row);
         }
     }
 
-    /// Opens netlink anew when the kernel or a fault closed the connection.
-    async fn reconnect(&mut self) {
-        warn!("netlink connection lost, opening another");
-        loop {
-            match Netlink::open() {
-                Ok(netlink) => {
-                    self.netlink = netlink;
-                    return;
-                }
-                Err(error) => {
-                    debug!("cannot open netlink: {:#}", anyhow::Error::new(error));
-                    sleep(RETRY).await;
-                }
-            }
+    /// Repairs what somebody else changed.
+    async fn audit(&mut self) {
+        self.devices.audit(&mut self.datapath.attach()).await;
+        let node = self.inputs.node.borrow().clone();
+        let network = self.watch.network();
+        if let Err(error) = self.addresses.audit(network, node.as_ref()).await {
+            self.retry.failed(&error);
         }
     }
 }

@@ -6,10 +6,13 @@ use anyhow::Context as _;
 use proxy_common::family::{Family, V4, V6};
 use tracing::{info, warn};
 
-use crate::dataplane::{
-    other_layouts::{OtherLayout, OtherLayoutError},
-    pins::Pins,
-    tables::KernelFamily,
+use crate::{
+    dataplane::{
+        other_layouts::{OtherLayout, OtherLayoutError},
+        pins::Pins,
+        tables::KernelFamily,
+    },
+    notice::Notice,
 };
 
 /// The layout versions that are still in place.
@@ -17,7 +20,7 @@ use crate::dataplane::{
 pub struct Predecessors {
     pins: Pins,
     layouts: Vec<OtherLayout>,
-    told: Option<String>,
+    failure: Notice<Option<String>>,
 }
 
 impl Predecessors {
@@ -27,7 +30,7 @@ impl Predecessors {
         let found = Self {
             pins: pins.clone(),
             layouts: OtherLayout::find(pins),
-            told: None,
+            failure: Notice::default(),
         };
         for layout in &found.layouts {
             let flows = layout.has_known_flows();
@@ -98,12 +101,10 @@ impl Predecessors {
             }
             layout.path().exists()
         });
-        if error.is_some() && error != self.told {
-            warn!(
-                "cannot replace the programs of another version, trying again: {}",
-                error.as_deref().unwrap_or_default()
-            );
+        if self.failure.is_news(error.clone())
+            && let Some(error) = error
+        {
+            warn!("cannot replace the programs of another version, trying again: {error}");
         }
-        self.told = error;
     }
 }

@@ -11,7 +11,6 @@
 
 pub mod family;
 pub mod pace;
-pub mod problems;
 
 use std::{
     collections::BTreeSet,
@@ -26,15 +25,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::{
-    family::{FamilyQueue, Queue},
-    problems::Ledger,
-};
+use self::family::{FamilyQueue, Queue};
 use crate::{
     health::Health,
     index::{Index, Indexed},
     metrics::Metrics,
     model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem, State},
+    notice::Ledger,
     plan,
     select::DesiredPort,
     source::{Batch, Change, Update},

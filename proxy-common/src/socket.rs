@@ -59,7 +59,7 @@ pub struct Peer {
 impl Peer {
     /// By `connect`, not by `sendto`.
     pub const CONNECTED: u8 = 1;
-    /// Not dialled at all: a backend from which the socket has received a datagram,
+    /// No frontend at all: a backend from which the socket has received a datagram,
     /// which it will answer. Frontend and backend are the same.
     pub const ITSELF: u8 = 2;
 

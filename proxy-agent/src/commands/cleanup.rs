@@ -11,7 +11,7 @@ use crate::{
         attach::{Target, clsact::Filters},
         pins,
     },
-    devices::netlink::Netlink,
+    node::netlink::Netlink,
     ownership::{self, Candidate, Name, Ownership},
     sys,
 };

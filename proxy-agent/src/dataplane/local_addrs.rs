@@ -1,5 +1,7 @@
 //! `LOCAL_ADDRS` in the kernel.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{
     Map, MapData,
     lpm_trie::{Key, LpmTrie},
@@ -12,9 +14,11 @@ use crate::{
         maps::Maps,
         tables::{KernelFamily, TableError, gone},
     },
-    local_addrs::{self, Change, Entries},
     model::address::prefix_of,
 };
+
+/// The entries of one family or of both, by prefix.
+pub type Entries = BTreeMap<IpNet, LocalAddr>;
 
 /// One family's table, and what is in it.
 pub struct LocalAddrTable<F: KernelFamily> {
@@ -80,7 +84,7 @@ impl<F: KernelFamily> LocalAddrTable<F> {
             .filter(|(prefix, _)| prefix_of::<F>(**prefix).is_some())
             .map(|(prefix, value)| (*prefix, *value))
             .collect();
-        let mut changes = local_addrs::changes(&self.known, &wanted);
+        let mut changes = changes(&self.known, &wanted);
         let comes = |change: &&Change| matches!(change, Change::Put(prefix, _) if !self.known.contains_key(prefix));
         if self.known.len() + changes.iter().filter(comes).count() > self.entries {
             // What goes makes room.
@@ -115,4 +119,53 @@ impl<F: KernelFamily> LocalAddrTable<F> {
 
 fn name<F: Family>() -> String {
     format!("{}_{}", Table::LocalAddrs, F::SUFFIX)
+}
+
+/// A single change of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Put(IpNet, LocalAddr),
+    Remove(IpNet),
+}
+
+/// The changes from one state to another. What is new comes first: an address
+/// whose entry is replaced by one of another length always has one.
+fn changes(from: &Entries, to: &Entries) -> Vec<Change> {
+    let put = to
+        .iter()
+        .filter(|(prefix, value)| from.get(prefix) != Some(value))
+        .map(|(prefix, value)| Change::Put(*prefix, *value));
+    let remove = from
+        .keys()
+        .filter(|prefix| !to.contains_key(prefix))
+        .map(|prefix| Change::Remove(*prefix));
+    put.chain(remove).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_comes_before_what_goes() {
+        let net = |text: &str| -> IpNet { text.parse().expect("a prefix") };
+        let state = |text: &str| -> Entries {
+            let nets = text.split_whitespace().map(net);
+            nets.map(|net| (net, LocalAddr::default())).collect()
+        };
+        let from = state("10.0.0.0/24 192.0.2.1/32");
+        let mut to = state("10.0.0.1/32 192.0.2.1/32");
+        let [new, old] = ["10.0.0.1/32", "10.0.0.0/24"].map(net);
+        assert_eq!(
+            changes(&from, &to),
+            [Change::Put(new, LocalAddr::default()), Change::Remove(old)]
+        );
+        assert_eq!(changes(&to, &to), []);
+        let flagged = LocalAddr {
+            flags: LocalAddr::NODE_PORTS,
+        };
+        let before = to.clone();
+        to.insert(new, flagged);
+        assert_eq!(changes(&before, &to), [Change::Put(new, flagged)]);
+    }
 }

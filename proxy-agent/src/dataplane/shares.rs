@@ -1,14 +1,12 @@
-//! Tells the programs how many flows a client may have.
+//! How many flows clients have, and may have.
 
 use aya::maps::{Array, MapData, MapError};
 use proxy_common::{
-    config::Config,
-    share::{ClientSizes, Share, UNLIMITED},
+    share::{ClientSizes, Share},
     table::Table,
 };
 
 use super::load::Loaded;
-use crate::fair_share::fair_share;
 
 /// A share could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -29,37 +27,22 @@ struct Sizes(ClientSizes);
 // SAFETY: an array of what is a plain value itself.
 unsafe impl aya::Pod for Sizes {}
 
-/// Sets the share of each family's clients by what the last sweep counted. Returns
-/// them, IPv4 first.
-pub fn share_out(loaded: &mut Loaded) -> Result<[Share; 2], ShareError> {
-    let flags = loaded.config.get(0).map_or(0, |config| config.flags);
-    let pressed = [Config::PRESSED_V4, Config::PRESSED_V6].map(|flag| flags & flag != 0);
-    let room = room(loaded.flows.min(loaded.reply_tuples));
-    let mut shares = [UNLIMITED; 2];
-    for ((family, share), pressed) in (0..).zip(&mut shares).zip(pressed) {
-        if pressed {
-            *share = fair_share(&sizes(loaded, family)?, room);
-        }
-        let missing = ShareError::Missing {
-            name: Table::Shares.name(),
-        };
-        let map = loaded.ebpf.map_mut(Table::Shares.name()).ok_or(missing)?;
-        let mut table: Array<&mut MapData, Share> = map.try_into().map_err(ShareError::Write)?;
-        table.set(family, *share, 0).map_err(ShareError::Write)?;
-    }
-    Ok(shares)
-}
-
-/// What clients may have together of a table of this size: the rest is for flows that
-/// open and for clients that come.
-fn room(size: u32) -> u32 {
-    size / 8 * 7
-}
-
-fn sizes(loaded: &Loaded, family: u32) -> Result<ClientSizes, ShareError> {
+/// How many flows the clients of a family have by the last sweep: 0 is IPv4, 1 is
+/// IPv6.
+pub fn client_sizes(loaded: &Loaded, family: u32) -> Result<ClientSizes, ShareError> {
     let name = Table::ClientSizes.name();
     let map = loaded.ebpf.map(name).ok_or(ShareError::Missing { name })?;
     let table: Array<&MapData, Sizes> = map.try_into().map_err(ShareError::Read)?;
     let Sizes(sizes) = table.get(&family, 0).map_err(ShareError::Read)?;
     Ok(sizes)
+}
+
+/// Sets the share of a family's clients.
+pub fn set_share(loaded: &mut Loaded, family: u32, share: Share) -> Result<(), ShareError> {
+    let missing = ShareError::Missing {
+        name: Table::Shares.name(),
+    };
+    let map = loaded.ebpf.map_mut(Table::Shares.name()).ok_or(missing)?;
+    let mut table: Array<&mut MapData, Share> = map.try_into().map_err(ShareError::Write)?;
+    table.set(family, share, 0).map_err(ShareError::Write)
 }

@@ -24,6 +24,7 @@ use super::{Checks, Health, answer::answer};
 use crate::{
     http,
     model::{IpFamily, ObjectKey},
+    notice::Notices,
 };
 
 /// Time between attempts to listen on a port that is taken.
@@ -110,7 +111,7 @@ struct Servers {
     connections: Arc<Semaphore>,
     running: BTreeMap<Place, JoinHandle<()>>,
     /// Where nobody can listen, and why.
-    failed: BTreeMap<Place, String>,
+    failed: Notices<Place, String>,
 }
 
 impl Servers {
@@ -119,13 +120,13 @@ impl Servers {
             health,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             running: BTreeMap::new(),
-            failed: BTreeMap::new(),
+            failed: Notices::default(),
         }
     }
 
     /// Closes the listeners that are not wanted. Their ports are free then.
     async fn close_others(&mut self, wanted: &BTreeSet<Place>) {
-        self.failed.retain(|place, _| wanted.contains(place));
+        self.failed.retain(|place| wanted.contains(place));
         let unwanted = self
             .running
             .extract_if(.., |place, _| !wanted.contains(place));
@@ -146,7 +147,7 @@ impl Servers {
             let (service, address) = place;
             match listen(*address) {
                 Ok(listener) => {
-                    if self.failed.remove(place).is_some() {
+                    if self.failed.clear(place) {
                         info!(%service, %address, "health check port is open now");
                     }
                     let server = run(
@@ -159,12 +160,11 @@ impl Servers {
                 }
                 Err(error) => {
                     let message = error.to_string();
-                    if self.failed.get(place) != Some(&message) {
+                    if self.failed.is_news(place.clone(), message.clone()) {
                         warn!(
                             %service, %address,
                             "cannot listen on the health check port, trying again: {message}"
                         );
-                        self.failed.insert(place.clone(), message);
                     }
                 }
             }

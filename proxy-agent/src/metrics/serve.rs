@@ -18,7 +18,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 use tracing::{info, warn};
 
-use crate::http;
+use crate::{http, notice::Notice};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Connections that are answered at the same time.
@@ -78,15 +78,14 @@ async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
 }
 
 async fn listen(address: SocketAddr) -> TcpListener {
-    let mut logged = None;
+    let mut failure = Notice::default();
     loop {
         match bind(address).await {
             Ok(listener) => return listener,
             Err(error) => {
                 let message = error.to_string();
-                if logged.as_ref() != Some(&message) {
+                if failure.is_news(message.clone()) {
                     warn!(%address, "cannot listen for metrics, trying again: {message}");
-                    logged = Some(message);
                 }
                 sleep(BIND_RETRY).await;
             }

@@ -1,99 +1,94 @@
 //! Keeps programs on the devices that should have them, and `DEVICES` as they
 //! are.
 
+mod bridges;
+mod desired;
+#[cfg(test)]
+pub(super) mod fake;
+#[cfg(test)]
+pub(super) mod fixtures;
+mod kernel;
+mod link;
+mod masquerade;
+mod pods;
+mod refused;
+mod room;
+#[cfg(test)]
+mod tests;
+mod uplinks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
 };
 
 use anyhow::Context as _;
-use proxy_common::{
-    device::Device,
-    family::{V4, V6},
-};
+use proxy_common::device::Device;
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-use super::NodeController;
-use crate::{
-    dataplane::{
-        attach::{self, Target},
-        load::Sizes,
-        tables::TableError,
-    },
-    devices::{self, Described, Link, Routes, Surroundings, netlink::Netlink},
-    model::Node,
-    sys,
+pub(super) use self::kernel::{Attach, KernelAttach, KernelTables, Tables};
+pub use self::{
+    desired::{Desired, DesiredDevice, Inputs, desired},
+    link::{Address, Layer, Link, LinkKind, Routes},
 };
+use self::{refused::Refused, room::WithoutRoom};
+use crate::dataplane::{attach::Target, load::Sizes, tables::TableError};
 
-/// Least time between two readings of the main routing table, which is long
-/// and always changing on a router.
-const READ_ROUTES: Duration = Duration::from_secs(1);
 /// Time between attempts to put programs on a device that refuses them. What
 /// has to change for it may not be seen, such as the filters of others.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// Where the main routing table leads.
-pub(super) struct MainRoutes {
-    routes: Routes,
-    /// Whether anything changed since they were read.
-    stale: bool,
-    next: Instant,
+/// Keeps programs on devices.
+pub(super) struct DeviceController<T> {
+    tables: T,
+    /// Devices with programs.
+    attached: BTreeMap<u32, DesiredDevice>,
+    /// Bridges, as described to the programs on their ports.
+    bridges: BTreeMap<u32, Device>,
+    /// Devices for which something could not be done, and what.
+    refused: Refused,
+    /// Those of them that the table has no room for.
+    without_room: WithoutRoom,
+    /// When to try those again.
+    try_again_at: Option<Instant>,
 }
 
-impl MainRoutes {
-    pub(super) fn new() -> Self {
+impl<T: Tables> DeviceController<T> {
+    pub(super) fn new(tables: T) -> Self {
         Self {
-            routes: Routes::default(),
-            stale: true,
-            next: Instant::now(),
+            tables,
+            attached: BTreeMap::new(),
+            bridges: BTreeMap::new(),
+            refused: Refused::default(),
+            without_room: WithoutRoom::default(),
+            try_again_at: None,
         }
     }
 
-    /// Routes may have changed.
-    pub(super) fn touch(&mut self) {
-        self.stale = true;
+    /// Devices with programs.
+    pub(super) fn attached(&self) -> impl Iterator<Item = u32> {
+        self.attached.keys().copied()
     }
 
-    /// When to read them again, if they have to be.
+    /// Whether something could not be done for a device.
+    pub(super) fn is_refused(&self, ifindex: u32) -> bool {
+        self.refused.contains(ifindex)
+    }
+
+    /// When to try again what could not be done.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.stale.then_some(self.next)
+        self.try_again_at
     }
 
-    async fn refresh(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
-        let now = Instant::now();
-        if self.due().is_some_and(|due| due <= now) {
-            self.next = now + READ_ROUTES;
-            self.routes = netlink.main_routes().await?;
-            self.stale = false;
-        }
-        Ok(())
-    }
-}
-
-impl NodeController {
-    /// Brings programs and their settings to where the devices are now.
-    pub(super) async fn follow_devices(&mut self) -> anyhow::Result<()> {
-        // Devices are followed even if routes cannot be; the old ones hold.
-        let routes_read = self.main_routes.refresh(&self.netlink).await;
-        let links = self.netlink.links().await?;
-        let addresses = self.netlink.addresses().await?;
-        let node = self.node.borrow().clone();
-        self.write_detector(node.as_ref());
-        let pods = self.config.local_detector.pod_ranges(node.as_ref());
-        let described = devices::described(
-            &links,
-            &addresses,
-            &Surroundings {
-                detector: &self.config.local_detector,
-                routes: &self.main_routes.routes,
-                pods: &pods,
-                node_v4: node.as_ref().and_then(Node::ip::<V4>),
-                node_v6: node.as_ref().and_then(Node::ip::<V6>),
-            },
-        );
-        self.write_shared_mac(described.values().any(Described::has_bridge_mac));
-        let (wanted, bridges): (BTreeMap<_, _>, BTreeMap<_, _>) = described
+    /// Brings programs and tables to where the devices are now.
+    pub(super) async fn apply(
+        &mut self,
+        links: &[Link],
+        desired: Desired,
+        attach: &mut impl Attach,
+    ) -> anyhow::Result<()> {
+        let (wanted, bridges): (BTreeMap<_, _>, BTreeMap<_, _>) = desired
             .into_iter()
             .partition(|(_, device)| device.carries_programs);
         let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
@@ -109,49 +104,40 @@ impl NodeController {
             .collect();
         for ifindex in unwanted {
             let name = present(ifindex).map(|link| link.name.clone());
-            self.detach(ifindex, name.as_deref()).await;
+            self.detach(ifindex, name.as_deref(), attach).await;
         }
         self.try_again_at = None;
-        self.without_room = 0;
+        self.without_room.reset();
         self.refused
             .retain(|ifindex| wanted.contains_key(&ifindex) || bridges.contains_key(&ifindex));
         for (ifindex, device) in wanted {
-            self.hook(ifindex, device).await;
+            self.serve(ifindex, device, attach).await;
         }
-        self.describe_bridges(&links, bridges);
+        self.describe_bridges(links, bridges);
         self.tell_of_room();
-        self.vlans.set_all(&devices::vlans(&links))?;
-        routes_read
+        self.tables.set_vlans(&uplinks::vlans(links))?;
+        Ok(())
     }
 
-    /// Says how many devices `DEVICES` has no room for: when there are any, and
-    /// again when they have doubled.
+    /// Says how many devices `DEVICES` has no room for.
     fn tell_of_room(&mut self) {
-        let Self {
-            without_room,
-            told_without_room,
-            ..
-        } = *self;
-        if without_room > 2 * told_without_room {
+        if let Some(devices) = self.without_room.news() {
             warn!(
-                devices = without_room,
+                devices,
                 "table DEVICES is full, so these devices are not served: it was made for {} of them; \
                  `proxy-agent cleanup` before the next start makes room for {}, and ends all open flows",
-                self.table.entries(),
+                self.tables.room(),
                 Sizes::DEFAULT.devices
             );
         }
-        if without_room == 0 || without_room > 2 * told_without_room {
-            self.told_without_room = without_room;
-        }
     }
 
-    async fn hook(&mut self, ifindex: u32, wanted: Described) {
+    async fn serve(&mut self, ifindex: u32, wanted: DesiredDevice, attach: &mut impl Attach) {
         if self.attached.get(&ifindex) == Some(&wanted) {
             return;
         }
         let name = wanted.name.clone();
-        match self.try_to_hook(ifindex, &wanted).await {
+        match self.try_to_serve(ifindex, &wanted, attach).await {
             Ok(()) => {
                 if self.refused.remove(ifindex) {
                     info!(device = name, "the device is served now");
@@ -162,34 +148,30 @@ impl NodeController {
         }
     }
 
-    async fn try_to_hook(&mut self, ifindex: u32, wanted: &Described) -> anyhow::Result<()> {
+    async fn try_to_serve(
+        &mut self,
+        ifindex: u32,
+        wanted: &DesiredDevice,
+        attach: &mut impl Attach,
+    ) -> anyhow::Result<()> {
+        let known = self.attached.get(&ifindex);
+        let was_another = known.is_some_and(|known| known.may_be_another(wanted));
+        if was_another {
+            // Programs of a device that is gone went with it.
+            self.attached.remove(&ifindex);
+        }
         if !self.attached.contains_key(&ifindex) {
-            // An earlier agent's programs are on the device if it says so.
-            let before = self.table.get(ifindex).unwrap_or_default().flags & Device::COVERED;
             let mut device = wanted.device;
-            device.flags |= before;
+            if !was_another {
+                // An earlier agent's programs are on the device if it says so.
+                device.flags |=
+                    self.tables.get(ifindex).unwrap_or_default().flags & Device::COVERED;
+            }
             self.describe(ifindex, device)?;
-            self.attach(ifindex, wanted).await?;
+            put_programs_on(ifindex, wanted, attach).await?;
             debug!(device = wanted.name, ifindex, "programs attached");
         }
-        self.describe(ifindex, attached(wanted.device))
-    }
-
-    /// Puts the programs on a device. Whether they were there.
-    async fn attach(&mut self, ifindex: u32, device: &Described) -> anyhow::Result<bool> {
-        let target = Target {
-            name: &device.name,
-            ifindex,
-            layer3: device.layer3(),
-        };
-        let attached = attach::attach(
-            &mut self.loaded.ebpf,
-            &self.pins,
-            &self.filters,
-            self.mode,
-            &target,
-        );
-        attached.await.context("cannot attach the programs")
+        self.describe(ifindex, covered(wanted.device))
     }
 
     /// Sees to it that what could not be done for a device is tried again in a
@@ -201,7 +183,7 @@ impl NodeController {
             .refused
             .note(ifindex, &message, is_gone, Instant::now().into_std());
         if matches!(error.downcast_ref(), Some(TableError::Full { .. })) {
-            self.without_room += 1;
+            self.without_room.add();
         } else if is_gone && tell {
             warn!(
                 device = name,
@@ -216,9 +198,9 @@ impl NodeController {
     }
 
     /// Puts the programs back on devices that somebody took them off.
-    pub(super) async fn audit_devices(&mut self) {
+    pub(super) async fn audit(&mut self, attach: &mut impl Attach) {
         for (ifindex, device) in self.attached.clone() {
-            match self.attach(ifindex, &device).await {
+            match put_programs_on(ifindex, &device, attach).await {
                 Ok(true) => {}
                 Ok(false) => warn!(
                     device = device.name,
@@ -235,7 +217,7 @@ impl NodeController {
     }
 
     /// Describes the bridges to the programs, which run on their ports.
-    fn describe_bridges(&mut self, links: &[Link], wanted: BTreeMap<u32, Described>) {
+    fn describe_bridges(&mut self, links: &[Link], wanted: Desired) {
         let gone: Vec<_> = self
             .bridges
             .keys()
@@ -245,16 +227,16 @@ impl NodeController {
         for ifindex in gone {
             self.bridges.remove(&ifindex);
             if !self.attached.contains_key(&ifindex) {
-                self.table.remove(ifindex);
+                self.tables.remove(ifindex);
             }
         }
         for (ifindex, bridge) in wanted {
-            let device =
-                if devices::is_covered(ifindex, links, &|port| self.attached.contains_key(&port)) {
-                    attached(bridge.device)
-                } else {
-                    bridge.device
-                };
+            let has_programs = |port| self.attached.contains_key(&port);
+            let device = if bridges::is_covered(ifindex, links, &has_programs) {
+                covered(bridge.device)
+            } else {
+                bridge.device
+            };
             if self.bridges.get(&ifindex) == Some(&device) {
                 continue;
             }
@@ -270,12 +252,12 @@ impl NodeController {
 
     /// Writes a row of `DEVICES`.
     fn describe(&mut self, ifindex: u32, device: Device) -> anyhow::Result<()> {
-        let written = self.table.set(ifindex, device);
+        let written = self.tables.set(ifindex, device);
         written.context("cannot describe the device to the programs")
     }
 
     /// Takes the programs off a device, which has a name if it still exists.
-    async fn detach(&mut self, ifindex: u32, name: Option<&str>) {
+    async fn detach(&mut self, ifindex: u32, name: Option<&str>, attach: &mut impl Attach) {
         let done = match name {
             Some(name) => {
                 let target = Target {
@@ -283,52 +265,62 @@ impl NodeController {
                     ifindex,
                     layer3: false,
                 };
-                attach::detach(&self.pins, &self.filters, &target).await
+                attach.detach(&target).await
             }
-            None => attach::forget(&self.pins, ifindex),
+            None => attach.forget(ifindex),
         };
         if let Err(error) = done {
             let error = anyhow::Error::new(error);
             warn!(ifindex, "cannot take the programs off a device: {error:#}");
         }
-        self.table.remove(ifindex);
+        self.tables.remove(ifindex);
         self.attached.remove(&ifindex);
         debug!(ifindex, name, "programs taken off");
     }
 
-    /// Removes pins and table entries of devices that went while no agent ran.
-    pub(super) async fn forget_gone_devices(&mut self) -> anyhow::Result<()> {
-        let links = self.netlink.links().await?;
+    /// Removes pins and rows of devices that went while no agent ran.
+    pub(super) async fn forget_gone(
+        &mut self,
+        links: &[Link],
+        attach: &mut impl Attach,
+    ) -> Result<(), TableError> {
         let is_gone = |ifindex: &u32| links.iter().all(|link| link.ifindex != *ifindex);
         let known: Vec<u32> = self
-            .table
-            .read()?
+            .tables
+            .rows()?
             .into_iter()
             .map(|(ifindex, _)| ifindex)
-            .chain(attach::pinned_hooks(&self.pins).into_keys())
+            .chain(attach.kept().into_keys())
             .filter(is_gone)
             .collect();
         for ifindex in known {
-            self.detach(ifindex, None).await;
+            self.detach(ifindex, None, attach).await;
         }
         Ok(())
     }
 
-    /// Pins of another network namespace name other devices: the node is a
-    /// container that was made anew.
-    pub(super) async fn forget_other_namespace(&mut self) {
-        let cookie = sys::netns::cookie();
-        let Some(mut settings) = self.settings() else {
-            return;
-        };
-        if settings.netns_cookie != cookie {
-            for ifindex in attach::pinned_hooks(&self.pins).into_keys() {
-                self.detach(ifindex, None).await;
-            }
-            settings.netns_cookie = cookie;
-            self.set_settings(settings);
+    /// Removes all pins: they are of another network namespace and name other
+    /// devices.
+    pub(super) async fn forget_all(&mut self, attach: &mut impl Attach) {
+        for ifindex in attach.kept().into_keys() {
+            self.detach(ifindex, None, attach).await;
         }
     }
+}
+
+/// Puts the programs on a device; returns whether they were there.
+async fn put_programs_on(
+    ifindex: u32,
+    device: &DesiredDevice,
+    attach: &mut impl Attach,
+) -> anyhow::Result<bool> {
+    let target = Target {
+        name: &device.name,
+        ifindex,
+        layer3: device.layer3(),
+    };
+    let attached = attach.attach(&target).await;
+    attached.context("cannot attach the programs")
 }
 
 /// Whether it failed because the device is not there any more, which devices of
@@ -340,7 +332,7 @@ fn is_gone(error: &anyhow::Error) -> bool {
     causes.any(|cause: &io::Error| cause.raw_os_error() == Some(libc::ENODEV))
 }
 
-fn attached(device: Device) -> Device {
+fn covered(device: Device) -> Device {
     Device {
         flags: device.flags | Device::COVERED,
         ..device

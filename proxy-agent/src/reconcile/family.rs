@@ -13,13 +13,13 @@ use tracing::{debug, info, warn};
 use super::{
     SyncOutcome, SyncTarget, Trigger,
     pace::{Backoff, Pace},
-    problems::Ledger,
 };
 use crate::{
     health::Health,
     index::Index,
     metrics::{Metrics, SyncKind},
     model::{ObjectKey, Service},
+    notice::Ledger,
     plan::Problem,
     select::{DesiredPort, FrontendKind, WhenEmpty, select_service},
     sys,

@@ -33,7 +33,7 @@ use tracing::{info, warn};
 
 use self::{directory::Directory, watch::Watch};
 use super::Batch;
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, notice::Notice};
 
 /// Changes are read when nothing more happened for this long …
 const QUIET: Duration = Duration::from_millis(50);
@@ -135,7 +135,7 @@ async fn settle(watch: &Watch, root: &Path) -> Result<(), ManifestError> {
 
 /// Reads what changed; tries until that works.
 async fn read_again(mut directory: Directory, watch: &Arc<Watch>) -> (Directory, Batch) {
-    let mut logged = None;
+    let mut failure = Notice::default();
     loop {
         let error;
         (directory, error) = match read(directory, watch, Directory::list_changes).await {
@@ -143,9 +143,8 @@ async fn read_again(mut directory: Directory, watch: &Arc<Watch>) -> (Directory,
             (directory, Err(error)) => (directory, error),
         };
         let message = format!("{:#}", anyhow::Error::new(error));
-        if logged.as_ref() != Some(&message) {
+        if failure.is_news(message.clone()) {
             warn!("{message}; the last state stays in force");
-            logged = Some(message);
         }
         sleep(RETRY).await;
     }

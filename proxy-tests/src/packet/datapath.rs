@@ -15,11 +15,10 @@ use proxy_agent::{
         devices::DeviceTable,
         load::{self, LoadOptions, Loaded, Sizes},
         pins::Pins,
-        shares,
         sweep::{self, Swept},
         vlans::VlanTable,
     },
-    settings,
+    node::{flow_sweeper, settings},
 };
 use proxy_common::{
     config::{Config, Prefix, Timeouts},
@@ -328,7 +327,7 @@ impl Datapath {
             settings::set_flag(&mut config.flags, flag, pressed);
         }
         self.loaded.config.set(0, config).expect("a row");
-        self.shares = shares::share_out(&mut self.loaded).expect("shares");
+        self.shares = flow_sweeper::share_out(&mut self.loaded).expect("shares");
         config.flags & flags[usize::from(family == Family::V6)] != 0
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use proxy_agent::{dataplane::load::Sizes, settings};
+use proxy_agent::{dataplane::load::Sizes, node::settings};
 use proxy_common::{counter::Counter, flow::ticks_from_seconds};
 use proxy_tests::{
     Family,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use proxy_agent::{dataplane::load::Sizes, settings};
+use proxy_agent::{dataplane::load::Sizes, node::settings};
 use proxy_common::{config::Timeouts, flow::ticks_from_seconds, masquerade::PortRange};
 use proxy_tests::{
     Family,

@@ -1,6 +1,6 @@
 //! A flow table that is too small for what comes.
 
-use proxy_agent::{dataplane::load::Sizes, settings};
+use proxy_agent::{dataplane::load::Sizes, node::settings};
 use proxy_common::{config::Config, counter::Counter, flow::ticks_from_seconds};
 use proxy_tests::{
     Family,

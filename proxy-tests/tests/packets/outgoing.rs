@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use proxy_agent::settings;
+use proxy_agent::node::settings;
 use proxy_common::{flow::ticks_from_seconds, local_addr::LocalAddr};
 use proxy_tests::{
     Family,

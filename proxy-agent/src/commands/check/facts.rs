@@ -20,8 +20,8 @@ use crate::{
     dataplane::{
         attach::Hook, devices::DeviceTable, hooks::Hooks, other_layouts::OtherLayout, pins::Pins,
     },
-    devices::netlink::Netlink,
     model::IpFamily,
+    node::netlink::Netlink,
     ownership, sys,
 };
 use proxy_common::table::Table;

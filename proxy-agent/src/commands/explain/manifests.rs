@@ -24,12 +24,10 @@ use crate::{
         maps::Maps,
         tables::{KernelFamily, KernelTables},
     },
-    local_addrs,
     metrics::Metrics,
     model::{IpFamily, Node, ObjectKey},
+    node::{addresses, service_cidrs::ranges, settings},
     reconcile::{Desired, Intervals, Reconciler, SyncOutcome, SyncTarget},
-    service_ranges::ranges,
-    settings,
     source::{self, Batch, Change, Update, manifests},
     table_sync::TableSync,
 };
@@ -112,7 +110,7 @@ impl Engine {
     }
 
     /// Runs the agent's chain on the objects, once.
-    fn program(&self, objects: Batch, config: &NodeConfig) -> anyhow::Result<Surroundings> {
+    fn program(&self, objects: Batch, config: &NodeConfig) -> anyhow::Result<ClusterObjects> {
         let failure = Failure::default();
         let never = Duration::from_hours(24);
         let intervals = Intervals {
@@ -140,7 +138,7 @@ impl Engine {
         })?;
         match failure.take() {
             Some(error) => Err(error.context("fill the tables")),
-            None => Ok(Surroundings {
+            None => Ok(ClusterObjects {
                 node: node.borrow().clone(),
                 service_ranges: service_ranges.borrow().clone().unwrap_or_default(),
             }),
@@ -168,7 +166,7 @@ impl Engine {
         let accepted =
             IpFamily::ALL.map(|family| config.node_port_addresses.accepted(family, node));
         let [v4, v6] = &accepted;
-        let entries = local_addrs::entries(&local, |family| match family {
+        let entries = addresses::desired::entries(&local, |family| match family {
             IpFamily::V4 => v4,
             IpFamily::V6 => v6,
         });
@@ -179,7 +177,7 @@ impl Engine {
 }
 
 /// What else the objects say.
-struct Surroundings {
+struct ClusterObjects {
     /// This node's object.
     node: Option<Node>,
     /// Where cluster IPs come from.

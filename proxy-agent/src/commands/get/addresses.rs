@@ -10,8 +10,11 @@ use serde::Serialize;
 
 use crate::{
     commands::get::render::{self, Row},
-    dataplane::{local_addrs::LocalAddrTable, pins::Pins, tables::TableError},
-    local_addrs::Entries,
+    dataplane::{
+        local_addrs::{Entries, LocalAddrTable},
+        pins::Pins,
+        tables::TableError,
+    },
     model::IpFamily,
 };
 

@@ -19,8 +19,8 @@ use crate::{
         mapped::Access,
         pins::Pins,
     },
-    devices::{Link, netlink::Netlink},
     model::IpFamily,
+    node::{devices::Link, netlink::Netlink},
     sys,
 };
 
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::attach::Mode,
-        devices::{Layer, LinkKind},
+        node::devices::{Layer, LinkKind},
     };
 
     fn link(ifindex: u32, name: &str) -> Link {

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     model::Kind,
+    notice::Notices,
     source::{Batch, Change, Update},
 };
 
@@ -31,7 +32,7 @@ pub struct Directory {
     /// an object's first file counts.
     holders: BTreeSet<(ObjectId, Arc<Path>)>,
     /// Files and folders that could not be looked at, and why.
-    refused: BTreeMap<PathBuf, String>,
+    refused: Notices<PathBuf, String>,
     metrics: Metrics,
 }
 
@@ -54,7 +55,7 @@ impl Directory {
             root,
             files: BTreeMap::new(),
             holders: BTreeSet::new(),
-            refused: BTreeMap::new(),
+            refused: Notices::default(),
             metrics,
         }
     }
@@ -128,13 +129,13 @@ impl Directory {
     }
 
     fn note_refused(&mut self, found: &Found) {
+        self.refused.retain(|path| found.refused.contains_key(path));
         for (path, reason) in &found.refused {
-            if self.refused.get(path) != Some(reason) {
+            if self.refused.is_news(path.clone(), reason.clone()) {
                 warn!(file = %path.display(), "cannot look at it, what was there stays in force: {reason}");
                 self.metrics.watch_error(&"Manifest");
             }
         }
-        self.refused.clone_from(&found.refused);
     }
 
     /// Forgets what outdated versions of files held, and notes what the fresh

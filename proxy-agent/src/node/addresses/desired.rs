@@ -10,12 +10,10 @@ use proxy_common::local_addr::LocalAddr;
 
 use crate::{
     config::node_ports::{Accepted, LOOPBACK_V4, LOOPBACK_V6},
+    dataplane::local_addrs::Entries,
     health::serve::Listen,
     model::IpFamily,
 };
-
-/// The entries of one family or of both, by prefix.
-pub type Entries = BTreeMap<IpNet, LocalAddr>;
 
 /// The entries for what the local routing table calls local. Prefixes stay
 /// prefixes: all of their addresses are the node's (E25). Where NodePorts are
@@ -118,27 +116,6 @@ pub fn fit(
         entries.remove(prefix);
     }
     surplus
-}
-
-/// A single change of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    Put(IpNet, LocalAddr),
-    Remove(IpNet),
-}
-
-/// The changes from one state to another. What is new comes first: an address
-/// whose entry is replaced by one of another length always has one.
-pub fn changes(from: &Entries, to: &Entries) -> Vec<Change> {
-    let put = to
-        .iter()
-        .filter(|(prefix, value)| from.get(prefix) != Some(value))
-        .map(|(prefix, value)| Change::Put(*prefix, *value));
-    let remove = from
-        .keys()
-        .filter(|prefix| !to.contains_key(prefix))
-        .map(|prefix| Change::Remove(*prefix));
-    put.chain(remove).collect()
 }
 
 #[cfg(test)]
@@ -255,27 +232,5 @@ mod tests {
             table("10.9.0.0/16 10.9.1.1/32 10.9.2.1/32", "10.9.1.0/24"),
             "10.9.0.0/16= 10.9.1.0/24=n 10.9.1.1/32=n 10.9.2.1/32="
         );
-    }
-
-    #[test]
-    fn what_is_new_comes_before_what_goes() {
-        let state = |text: &str| -> Entries {
-            let entries = nets(text).into_iter();
-            entries.map(|net| (net, LocalAddr::default())).collect()
-        };
-        let from = state("10.0.0.0/24 192.0.2.1/32");
-        let mut to = state("10.0.0.1/32 192.0.2.1/32");
-        let [new, old] = ["10.0.0.1/32", "10.0.0.0/24"].map(|net| nets(net)[0]);
-        assert_eq!(
-            changes(&from, &to),
-            [Change::Put(new, LocalAddr::default()), Change::Remove(old)]
-        );
-        assert_eq!(changes(&to, &to), []);
-        let flagged = LocalAddr {
-            flags: LocalAddr::NODE_PORTS,
-        };
-        let before = to.clone();
-        to.insert(new, flagged);
-        assert_eq!(changes(&before, &to), [Change::Put(new, flagged)]);
     }
 }

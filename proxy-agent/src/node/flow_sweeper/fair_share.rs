@@ -8,7 +8,7 @@ use proxy_common::share::{ClientSizes, Share};
 
 /// The share by which the clients' flows fit `room`. The largest clients
 /// are taken to want all they can have. At least one flow.
-pub fn fair_share(sizes: &ClientSizes, room: u32) -> Share {
+pub(super) fn fair_share(sizes: &ClientSizes, room: u32) -> Share {
     let mut others = 0_u64;
     let mut clients: u64 = sizes.iter().map(|size| u64::from(size.clients)).sum();
     let mut share = if clients == 0 { u64::from(room) } else { 1 };

@@ -7,7 +7,7 @@ use proxy_common::counter::Counter;
 use tracing::warn;
 
 /// These counters, and what to do when one rises.
-const TROUBLES: [(Counter, &str); 8] = [
+const ADVICE: [(Counter, &str); 8] = [
     (
         Counter::FlowTableFull,
         "open flows are not harmed; start the agent with a larger --flow-table-size, which carries them over",
@@ -44,11 +44,11 @@ const TROUBLES: [(Counter, &str); 8] = [
 
 /// What was counted when it was last looked at.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub(super) struct Advice {
     seen: Option<BTreeMap<&'static str, u64>>,
 }
 
-impl Troubles {
+impl Advice {
     /// Logs what rose since the last time. The first time nothing is said: an
     /// earlier agent has said it.
     pub(super) fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
@@ -70,7 +70,7 @@ impl Troubles {
             let seen = self.seen.as_ref()?;
             Some(of(&counted, counter).saturating_sub(of(seen, counter)))
         };
-        let news = TROUBLES
+        let news = ADVICE
             .into_iter()
             .filter_map(|(counter, advice)| Some((counter, rise(counter)?, advice)))
             .filter(|(_, rise, _)| *rise > 0)
@@ -93,25 +93,25 @@ mod tests {
 
     #[test]
     fn what_rises_is_told_once() {
-        let mut troubles = Troubles::default();
+        let mut advice = Advice::default();
         let full = |count| {
             counted(&[
                 (Counter::FlowTableFull, count),
                 (Counter::FlowCreated, count),
             ])
         };
-        assert_eq!(troubles.news(full(7)), []);
-        assert_eq!(troubles.news(full(7)), []);
-        let news = troubles.news(full(9));
+        assert_eq!(advice.news(full(7)), []);
+        assert_eq!(advice.news(full(7)), []);
+        let news = advice.news(full(9));
         assert_eq!(news.len(), 1, "flows that are opened are no trouble");
         assert_eq!((news[0].0, news[0].1), (Counter::FlowTableFull, 2));
-        assert_eq!(troubles.news(full(9)), []);
+        assert_eq!(advice.news(full(9)), []);
     }
 
     #[test]
     fn a_new_table_begins_at_nothing() {
-        let mut troubles = Troubles::default();
-        troubles.news(counted(&[(Counter::NoRoute, 9)]));
-        assert_eq!(troubles.news(counted(&[(Counter::NoRoute, 3)])), []);
+        let mut advice = Advice::default();
+        advice.news(counted(&[(Counter::NoRoute, 9)]));
+        assert_eq!(advice.news(counted(&[(Counter::NoRoute, 3)])), []);
     }
 }

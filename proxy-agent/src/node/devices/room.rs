@@ -1,0 +1,48 @@
+//! Devices that `DEVICES` has no room for: thousands come at once, so they are
+//! counted and not named.
+
+/// How many there are, and how many were told of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WithoutRoom {
+    count: usize,
+    told: usize,
+}
+
+impl WithoutRoom {
+    /// Counts anew.
+    pub(super) fn reset(&mut self) {
+        self.count = 0;
+    }
+
+    /// There is one more.
+    pub(super) fn add(&mut self) {
+        self.count += 1;
+    }
+
+    /// How many to tell of, if it is time to: when there are any, and again when
+    /// they have more than doubled.
+    pub(super) fn news(&mut self) -> Option<usize> {
+        let is_news = self.count > 2 * self.told;
+        if is_news || self.count == 0 {
+            self.told = self.count;
+        }
+        is_news.then_some(self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_told_of_when_they_have_doubled() {
+        let mut room = WithoutRoom::default();
+        let told = [0, 3, 4, 6, 7, 9, 0, 1].map(|count| {
+            room.reset();
+            (0..count).for_each(|_| room.add());
+            room.news()
+        });
+        let expected = [None, Some(3), None, None, Some(7), None, None, Some(1)];
+        assert_eq!(told, expected);
+    }
+}
