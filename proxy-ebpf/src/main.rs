@@ -34,39 +34,15 @@
     reason = "BPF: calls cost, helpers speak C integers, packet memory has no Rust alignment, a program's context is passed by value and it has no outside"
 )]
 
-mod affinity;
-mod choose;
-mod client;
-mod echo;
-mod egress;
-mod explain;
-mod fast;
 mod flow;
-mod fragment;
-mod hint;
-mod host;
-mod icmp;
-mod ingress;
-mod listener;
-mod masquerade;
-mod opaque;
-mod open;
-mod outcome;
-mod outgoing;
+mod hooks;
+mod lookup;
+mod maps;
 mod packet;
-mod parse;
-mod peer;
-mod refuse;
-mod rewrite;
+mod reply;
 mod route;
-mod sctp;
-mod service_range;
-mod share;
-mod socket;
+mod socket_lb;
 mod subprograms;
-mod sweep;
-mod tables;
-mod uplink;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -75,9 +51,14 @@ use aya_ebpf::{
 use proxy_common::family::{V4, V6};
 
 use crate::{
-    outcome::Outcome,
-    packet::{Link, Skb},
-    socket::{CallV4, CallV6},
+    flow::{sweep, uplink},
+    hooks::{egress, explain, host, ingress},
+    packet::{
+        hint,
+        skb::{Link, Skb},
+        verdict::Outcome,
+    },
+    socket_lb::{CallV4, CallV6},
 };
 
 /// Ingress of devices with Ethernet headers.
@@ -157,49 +138,49 @@ pub fn uplink_slow_v6(ctx: TcContext) -> i32 {
 /// `connect` of IPv4 sockets.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    socket::connect::<CallV4>(&ctx)
+    socket_lb::connect::<CallV4>(&ctx)
 }
 
 /// `connect` of IPv6 sockets.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    socket::connect::<CallV6>(&ctx)
+    socket_lb::connect::<CallV6>(&ctx)
 }
 
 /// `sendto` and `sendmsg` of IPv4 UDP sockets, with an address.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<CallV4>(&ctx)
+    socket_lb::sendmsg::<CallV4>(&ctx)
 }
 
 /// `sendto` and `sendmsg` of IPv6 UDP sockets, with an address.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<CallV6>(&ctx)
+    socket_lb::sendmsg::<CallV6>(&ctx)
 }
 
 /// `recvfrom` and `recvmsg` of IPv4 UDP sockets.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<CallV4>(&ctx)
+    socket_lb::recvmsg::<CallV4>(&ctx)
 }
 
 /// `recvfrom` and `recvmsg` of IPv6 UDP sockets.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<CallV6>(&ctx)
+    socket_lb::recvmsg::<CallV6>(&ctx)
 }
 
 /// `getpeername` of IPv4 sockets.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV4>(&ctx)
+    socket_lb::name_peer::<CallV4>(&ctx)
 }
 
 /// `getpeername` of IPv6 sockets.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV6>(&ctx)
+    socket_lb::name_peer::<CallV6>(&ctx)
 }
 
 /// Removes idle flows. Not attached: the agent runs it by test run.
@@ -219,7 +200,7 @@ pub fn explain(ctx: TcContext) -> i32 {
 /// attached: the agent runs it by test run.
 #[classifier]
 pub fn stale_socket(ctx: TcContext) -> i32 {
-    socket::stale::run(Skb::new(&ctx, Link::Ethernet))
+    socket_lb::stale::run(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// `ingress` for measurements: a test run repeats it on one and the same

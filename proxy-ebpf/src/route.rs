@@ -15,13 +15,11 @@ use proxy_common::{
 };
 
 use crate::{
-    choose,
-    listener::Bound,
-    masquerade::Sockets,
-    outcome::Outcome,
-    packet::Skb,
-    refuse::Refusal,
-    tables::{self, Scratch},
+    flow::masquerade::Sockets,
+    lookup::{choose, listener::Bound},
+    maps::tables::{self, Scratch},
+    packet::{skb::Skb, verdict::Outcome},
+    reply::refuse::Refusal,
 };
 
 const AF_INET: u8 = 2;

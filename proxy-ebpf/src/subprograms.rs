@@ -19,22 +19,26 @@ use proxy_common::{
 };
 
 use crate::{
-    choose::{self, Destination},
-    flow,
-    masquerade::{self, Search},
-    opaque::masked,
-    open::{self, Place},
-    outcome::Fault,
-    packet::Skb,
-    parse::{self, Headers, Ip},
-    rewrite::{self, Side},
-    socket::peers,
-    tables::Scratch,
+    flow::{
+        masquerade::{self, Search},
+        open::{self, Place},
+        record,
+    },
+    lookup::choose::{self, Destination},
+    maps::tables::Scratch,
+    packet::{
+        barrier::masked,
+        parse::{self, Headers, Ip},
+        rewrite::{self, Side},
+        skb::Skb,
+        verdict::Fault,
+    },
+    socket_lb::peers,
 };
 
 /// The functions of a family.
 pub trait Subprograms: Family {
-    /// [`flow::remove_record`].
+    /// [`record::remove_record`].
     fn remove(key: &FlowKey<Self::Addr>);
     /// [`choose::look_up`].
     fn look_up(scratch: &mut Scratch<Self::Addr>) -> Destination;
@@ -72,7 +76,7 @@ macro_rules! family_functions {
             // SAFETY: the verifier sees to it that this is null or valid, and the
             // caller has lent it. The same below.
             if let Some(key) = unsafe { key.as_ref() } {
-                flow::remove_record::<$family>(*key);
+                record::remove_record::<$family>(*key);
             }
             0
         }

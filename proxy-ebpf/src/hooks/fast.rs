@@ -1,0 +1,141 @@
+//! The way of nearly all packets: those that are not ours, and those of flows
+//! that are open.
+//!
+//! Everything here could be left out; the slow path decides the same. It is
+//! written for speed: no calls, one look-up in the flow table, and anything
+//! unusual is handed on (`None`).
+
+use proxy_common::{flow::Flow, net::Protocol};
+
+use crate::{
+    flow::{
+        masquerade, outgoing, peer,
+        record::{self, Direction},
+        uplink,
+    },
+    hooks::ingress::{self, Arrival},
+    lookup::service_range,
+    maps::tables,
+    packet::{
+        hint::{self, Hint},
+        parse::{self, IpHeader, tcp},
+        rewrite::{self, Side},
+        skb::Skb,
+        verdict::Outcome,
+    },
+    reply::icmp,
+    route::Route,
+};
+
+/// A packet that comes in. `None`: for the slow path.
+#[inline(always)]
+pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
+    let mut headers = parse::plain::<F>(skb, skb.header_len())?;
+    if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers) {
+        return None;
+    }
+    let protocol = headers.ip.protocol;
+    if tables::may_be_frontend::<F>(&headers.ip.dst)
+        || tables::may_be_node_port::<F>(headers.dst_port, protocol)
+    {
+        let record = record::get::<F>(&record::client_key::<F>(&headers))?;
+        // SAFETY: see `Record`.
+        let flow = unsafe { record.as_ref() };
+        if flow.frontend_port != headers.dst_port
+            || flow.frontend_addr != headers.ip.dst
+            || flow.flags & (Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING) != 0
+            || headers.tcp_flags & tcp::RST != 0
+            || record::is_stale::<F>(flow, &headers)
+            || record::is_due::<F>(flow, &headers)
+        {
+            return None;
+        }
+        let arrival = Arrival::of(skb);
+        if arrival == Arrival::Foreign {
+            return None;
+        }
+        return Some(ingress::forward::<F>(skb, &mut headers, record, arrival));
+    }
+    if tables::may_be_masquerade::<F>(&headers.ip.dst)
+        && tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol)
+    {
+        return None;
+    }
+    // Straight to a backend; see `ingress::direct`.
+    if (headers.opens_connection() || protocol == Protocol::UDP)
+        && tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+        && record::get::<F>(&record::client_key::<F>(&headers)).is_some()
+    {
+        return None;
+    }
+    if service_range::is_entered::<F>(&headers) {
+        return None;
+    }
+    hint::set(
+        skb,
+        outgoing::entered(outgoing::is_pretended::<F>(&headers)),
+    );
+    Some(Outcome::NEXT)
+}
+
+/// A packet that leaves. `None`: for the slow path.
+#[inline(always)]
+pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
+    let mut headers = parse::plain::<F>(skb, skb.header_len())?;
+    if hint == Hint::Opened {
+        record::leave_unchanged::<F>(&headers);
+        let masqueraded = outgoing::may_be_masqueraded::<F>(&headers);
+        return (!masqueraded).then_some(Outcome::NEXT);
+    }
+    if matches!(hint, Hint::Masquerade | Hint::Direct)
+        || headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers)
+    {
+        return None;
+    }
+    let protocol = headers.ip.protocol;
+    if tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
+        match record::get::<F>(&record::reply_key::<F>(&headers)) {
+            Some(record) => {
+                // SAFETY: see `Record`.
+                let flow = unsafe { record.as_ref() };
+                if flow.backend_port != headers.src_port
+                    || flow.backend_addr != headers.ip.src
+                    || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
+                    || record::is_foreign_reply::<F>(flow, &headers)
+                    || uplink::is_other(skb, flow)
+                {
+                    return None;
+                }
+                let (addr, port) = (flow.frontend_addr, flow.frontend_port);
+                record::touch::<F>(record, &headers, Direction::ToClient);
+                return Some(
+                    match rewrite::tuple::<F>(skb, &mut headers, Side::Source, addr, port) {
+                        Ok(()) => Outcome::NEXT,
+                        Err(fault) => fault.into(),
+                    },
+                );
+            }
+            None if tables::may_be_masquerade::<F>(&headers.ip.dst)
+                || peer::may_ask::<F>(&headers) =>
+            {
+                return None;
+            }
+            None => {}
+        }
+    }
+    if outgoing::may_open::<F>(&headers) {
+        return None;
+    }
+    if hint != Hint::None {
+        return Some(Outcome::NEXT);
+    }
+    let ours = tables::may_be_frontend::<F>(&headers.ip.dst)
+        || tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+            && (masquerade::may_have_changed_port::<F>(&headers)
+                || record::get::<F>(&record::client_key::<F>(&headers)).is_some());
+    if ours || skb.is_host_originated() && service_range::is_entered::<F>(&headers) {
+        None
+    } else {
+        Some(Outcome::NEXT)
+    }
+}

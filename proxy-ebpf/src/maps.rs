@@ -1,0 +1,3 @@
+//! The maps, by family.
+
+pub mod tables;
