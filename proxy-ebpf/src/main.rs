@@ -1,12 +1,26 @@
 //! Tandem's datapath. A packet runs through it in this order:
 //!
 //! ```text
-//! entry points (here) ─► ingress / egress ─► parse ─► flow, choose (tables) ─► rewrite ─► verdict
+//! entry points (here) ─► hooks ─► packet::parse ─► flow, lookup (maps) ─► packet::rewrite ─► verdict
 //! ```
 //!
 //! The attached programs know the `fast` path: packets that are not ours and
 //! packets of open flows. All else they hand to a slow-path program by tail
 //! call, which has a stack and a verifier budget of its own.
+//!
+//! The modules are layers. Each imports only those before it:
+//!
+//! | module | is about |
+//! |---|---|
+//! | `counters`, `clock` | what all layers use |
+//! | `packet` | bytes: reading, rewriting, verdicts; knows no map |
+//! | `maps` | the maps, scratch memory, tail calls |
+//! | `route` | what the host's routing tables say |
+//! | `lookup` | what addresses are to this node; changes no table |
+//! | `flow` | the flow table and what belongs to it |
+//! | `reply` | answers to clients, ICMP errors about flows |
+//! | `hooks` | the programs of devices |
+//! | `socket_lb` | the programs of sockets, which use no scratch memory |
 //!
 //! Rewriting happens at the edges of the host only: on the device that faces
 //! the client and on the one that faces the backend. In between, routing and
@@ -14,12 +28,12 @@
 //!
 //! | packet | hook | write | where |
 //! |---|---|---|---|
-//! | client → frontend | ingress, client's device | dst := backend | `ingress` |
-//! | backend → client | egress, client's device | src := frontend | `egress` |
-//! | client → backend, masqueraded | egress, backend's device | src := device's address | `masquerade` |
-//! | backend → masquerade address | ingress, backend's device | dst := client | `masquerade` |
-//! | host → frontend | egress | dst := backend, redirected | `host` |
-//! | backend → host | ingress | src := frontend, redirected | `host` |
+//! | client → frontend | ingress, client's device | dst := backend | `hooks::ingress` |
+//! | backend → client | egress, client's device | src := frontend | `hooks::egress` |
+//! | client → backend, masqueraded | egress, backend's device | src := device's address | `hooks::masquerade` |
+//! | backend → masquerade address | ingress, backend's device | dst := client | `hooks::masquerade` |
+//! | host → frontend | egress | dst := backend, redirected | `hooks::host` |
+//! | backend → host | ingress | src := frontend, redirected | `hooks::host` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -34,6 +48,8 @@
     reason = "BPF: calls cost, helpers speak C integers, packet memory has no Rust alignment, a program's context is passed by value and it has no outside"
 )]
 
+mod clock;
+mod counters;
 mod flow;
 mod hooks;
 mod lookup;
@@ -42,7 +58,6 @@ mod packet;
 mod reply;
 mod route;
 mod socket_lb;
-mod subprograms;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -51,8 +66,8 @@ use aya_ebpf::{
 use proxy_common::family::{V4, V6};
 
 use crate::{
-    flow::{sweep, uplink},
-    hooks::{egress, explain, host, ingress},
+    flow::sweep,
+    hooks::{egress, explain, host, ingress, symmetric_return},
     packet::{
         hint,
         skb::{Link, Skb},
@@ -126,13 +141,13 @@ pub fn host_slow_v6(ctx: TcContext) -> i32 {
 /// another device than routing has chosen.
 #[classifier]
 pub fn uplink_slow_v4(ctx: TcContext) -> i32 {
-    uplink::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+    symmetric_return::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// The same for IPv6.
 #[classifier]
 pub fn uplink_slow_v6(ctx: TcContext) -> i32 {
-    uplink::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+    symmetric_return::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// `connect` of IPv4 sockets.

@@ -15,16 +15,7 @@
 //! between on the same CPU. They keep everything on the stack or in `SOCKETS`,
 //! which the socket's lock protects, and never use the scratch memory.
 
-mod address;
-mod decide;
-pub mod peers;
-mod session_affinity;
-pub mod stale;
-
-use aya_ebpf::{
-    EbpfContext as _, Global, cty::c_int, helpers::generated::bpf_set_retval,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{Global, cty::c_int, helpers::generated::bpf_set_retval, programs::SockAddrContext};
 use proxy_common::{
     counter::Counter,
     family::{V4, V6},
@@ -37,7 +28,13 @@ use self::{
     address::{Call, Wide},
     decide::{Decision, Target},
 };
-use crate::{flow::record::now, maps::tables};
+use crate::{clock::now, counters, maps::prefilter};
+
+mod address;
+mod decide;
+pub mod peers;
+mod session_affinity;
+pub mod stale;
 
 /// Verdict: the call goes on, with the address as it is now.
 const GO_ON: i32 = 1;
@@ -71,7 +68,7 @@ fn connect_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePo
                 peer.flags = Peer::CONNECTED;
                 if peers::replace(ctx, &peer) {
                     C::write(ctx, &peer.backend_addr, peer.backend_port);
-                    tables::count_preemptible(Counter::SocketTranslated);
+                    counters::count_preemptible(Counter::SocketTranslated);
                     return GO_ON;
                 }
             }
@@ -125,13 +122,13 @@ fn send_to<C: Call, F: Wide>(ctx: &SockAddrContext, addr: F::Addr, port: BePort)
             && peers::add(ctx, &peer)
         {
             C::write(ctx, &peer.backend_addr, peer.backend_port);
-            tables::count_preemptible(Counter::SocketTranslated);
+            counters::count_preemptible(Counter::SocketTranslated);
             return GO_ON;
         }
         attempt += 1;
     }
     peers::set_crowded(ctx);
-    tables::count_preemptible(Counter::SocketCrowded);
+    counters::count_preemptible(Counter::SocketCrowded);
     GO_ON
 }
 
@@ -155,8 +152,8 @@ pub fn recvmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn may_be_backend(addr: &AddrV6, port: BePort) -> bool {
     match addr.unmapped() {
-        Some(addr) => tables::may_be_backend::<V4>(&addr, port, Protocol::UDP),
-        None => tables::may_be_backend::<V6>(addr, port, Protocol::UDP),
+        Some(addr) => prefilter::may_be_backend::<V4>(&addr, port, Protocol::UDP),
+        None => prefilter::may_be_backend::<V6>(addr, port, Protocol::UDP),
     }
 }
 
@@ -177,21 +174,8 @@ fn refuse() -> i32 {
         // The packet path refuses too.
         return GO_ON;
     }
-    tables::count_preemptible(Counter::SocketRefused);
+    counters::count_preemptible(Counter::SocketRefused);
     // SAFETY: the helper takes a number.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL
-}
-
-/// The socket's protocol.
-#[inline(always)]
-fn protocol(ctx: &SockAddrContext) -> Protocol {
-    // SAFETY: the program's own context; a field that all these calls have.
-    Protocol(unsafe { (*ctx.sock_addr).protocol } as u8)
-}
-
-/// The context as helpers take it.
-#[inline(always)]
-fn raw(ctx: &SockAddrContext) -> *mut core::ffi::c_void {
-    ctx.as_ptr()
 }

@@ -5,7 +5,10 @@ use proxy_common::{
     net::BePort,
 };
 
-use crate::packet::parse::{Headers, IpHeader, Part};
+use crate::{
+    maps::tables::Tables,
+    packet::headers::{Headers, Part},
+};
 
 /// The hook a fragment is seen at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub enum Hook {
 const REPLIES: u8 = 2;
 
 #[inline(always)]
-fn key<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) -> FragmentKey<F::Addr> {
+fn key<F: Tables>(headers: &Headers<F::Addr>, hook: Hook) -> FragmentKey<F::Addr> {
     FragmentKey {
         src: headers.ip.src,
         dst: headers.ip.dst,
@@ -30,7 +33,7 @@ fn key<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) -> FragmentKey<F::Ad
 }
 
 #[inline(always)]
-fn replies_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FragmentKey<F::Addr> {
+fn replies_key<F: Tables>(headers: &Headers<F::Addr>) -> FragmentKey<F::Addr> {
     FragmentKey {
         id: 0,
         hook: REPLIES,
@@ -40,14 +43,14 @@ fn replies_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FragmentKey<F::Addr> 
 
 /// Notes the ports of a first fragment. Call before the packet is rewritten.
 #[inline(always)]
-pub fn remember<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) {
+pub fn remember<F: Tables>(headers: &Headers<F::Addr>, hook: Hook) {
     if headers.ip.part == Part::First {
         store::<F>(headers, hook);
     }
 }
 
 #[inline(never)]
-fn store<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) {
+fn store<F: Tables>(headers: &Headers<F::Addr>, hook: Hook) {
     let ports = FragmentPorts {
         src: headers.src_port,
         dst: headers.dst_port,
@@ -62,7 +65,7 @@ fn store<F: IpHeader>(headers: &Headers<F::Addr>, hook: Hook) {
 /// [`remember`] for a reply that leaves. From now on fragments from this backend
 /// to this client are waited for: see [`is_reply`].
 #[inline(always)]
-pub fn remember_reply<F: IpHeader>(headers: &Headers<F::Addr>) {
+pub fn remember_reply<F: Tables>(headers: &Headers<F::Addr>) {
     if headers.ip.part == Part::First {
         store::<F>(headers, Hook::Egress);
         note_replies::<F>(headers);
@@ -70,7 +73,7 @@ pub fn remember_reply<F: IpHeader>(headers: &Headers<F::Addr>) {
 }
 
 #[inline(never)]
-fn note_replies<F: IpHeader>(headers: &Headers<F::Addr>) {
+fn note_replies<F: Tables>(headers: &Headers<F::Addr>) {
     if !is_reply::<F>(headers) {
         let nothing = FragmentPorts {
             src: BePort::ZERO,
@@ -86,7 +89,7 @@ fn note_replies<F: IpHeader>(headers: &Headers<F::Addr>) {
 /// replies of a flow. Without ports nothing else tells them from fragments of
 /// datagrams that the two exchange directly.
 #[inline(never)]
-pub fn is_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn is_reply<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     // SAFETY: only asks whether it is there.
     unsafe { F::fragments().get(replies_key::<F>(headers)) }.is_some()
 }
@@ -94,7 +97,7 @@ pub fn is_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
 /// Completes a later fragment with the ports of its datagram. `false`: they
 /// are not known.
 #[inline(never)]
-pub fn complete<F: IpHeader>(headers: &mut Headers<F::Addr>, hook: Hook) -> bool {
+pub fn complete<F: Tables>(headers: &mut Headers<F::Addr>, hook: Hook) -> bool {
     // SAFETY: the value is copied at once; a recycled element would name ports
     // whose flow then does not match the packet's addresses.
     let Some(ports) = (unsafe { F::fragments().get(key::<F>(headers, hook)) }) else {

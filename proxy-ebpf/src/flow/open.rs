@@ -1,33 +1,41 @@
 //! Opens a flow: looks up the frontend, chooses a backend, records it.
 
+use aya_log_ebpf::debug;
 use proxy_common::{
-    counter::Counter,
+    affinity::{Affinity, AffinityKey},
     explain::{Answer, Decision, Question},
-    flow::{Flow, FlowKey},
+    flow::Flow,
     frontend::Frontend,
     net::{Address as _, BePort, Protocol},
     service::SessionAffinity,
 };
 
 use crate::{
-    flow::{peer, record, share, uplink},
-    lookup::{
-        affinity,
-        choose::{self, Destination},
-        client::{self, Masquerade},
-        listener,
+    clock::now,
+    flow::{
+        Flows,
+        place::{self, Place},
+        record::{self, Record},
+        share, uplink,
     },
-    maps::tables::{self, Scratch, Tables, count},
+    lookup::{
+        affinity, backend,
+        client::{self, Masquerade},
+        frontend::{self, Destination},
+        listener, source,
+    },
+    maps::{
+        prefilter,
+        scratch::Scratch,
+        tables::{self, Tables},
+    },
     packet::{
         barrier::opaque,
-        parse::{IpHeader, tcp},
+        headers::{Headers, tcp},
         skb::Skb,
+        verdict::Opened,
     },
-    route::{self, Route},
 };
-
-/// `EEXIST`, as helpers return it.
-const EEXIST: i32 = -17;
 
 /// How many other backends are tried when one is taken by another flow of the
 /// same client port.
@@ -46,72 +54,20 @@ pub enum Origin {
     Host,
 }
 
-/// What became of the attempt to open a flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Opened {
-    /// The record is in the table.
-    Flow,
-    /// The packet is not addressed to a frontend.
-    NotOurs,
-    NoEndpoint,
-    NoLocalEndpoint,
-    UnknownPort,
-    TooManyFrontends,
-    FlowTableFull,
-    /// Its packets towards the backend need a port, and none is free.
-    PortsExhausted,
-    /// The frontend is not for this client.
-    Denied,
-    /// A reset of a connection that is long gone.
-    Reset,
-    /// No Service has the address, which is one for cluster IPs.
-    Unallocated,
-    /// The table is nearly full, and the client has its share of it.
-    OverShare,
-}
-
-impl Opened {
-    /// The reason to count, where no flow was opened.
-    #[inline(always)]
-    pub fn reason(self) -> Option<Counter> {
-        match self {
-            Self::Flow | Self::NotOurs | Self::Reset => None,
-            Self::NoEndpoint => Some(Counter::NoEndpoint),
-            Self::NoLocalEndpoint => Some(Counter::NoLocalEndpoint),
-            Self::UnknownPort => Some(Counter::UnknownPort),
-            Self::TooManyFrontends => Some(Counter::TooManyFrontends),
-            Self::FlowTableFull => Some(Counter::FlowTableFull),
-            Self::OverShare => Some(Counter::ClientOverShare),
-            Self::PortsExhausted => Some(Counter::MasqueradePortsExhausted),
-            Self::Denied => Some(Counter::SourceRangeDenied),
-            Self::Unallocated => Some(Counter::Unallocated),
-        }
-    }
-}
-
 /// Opens the flow of the packet in scratch memory, or moves a stale record of
 /// the same client and frontend to another backend.
 #[inline(always)]
-pub fn open<F: IpHeader + Route>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-    origin: Origin,
-) -> Opened {
+pub fn open<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>, origin: Origin) -> Opened {
     opaque(try_open::<F>(skb, scratch, origin))
 }
 
 #[inline(never)]
-fn try_open<F: IpHeader + Route>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-    origin: Origin,
-) -> Opened {
+fn try_open<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>, origin: Origin) -> Opened {
     let host = origin == Origin::Host;
-    let destination = choose::frontend::<F>(scratch);
+    let destination = F::look_up(scratch);
     let place = F::place(scratch);
     if destination != Destination::Service {
-        if place == Place::Replace && opaque(has_lost_its_frontend::<F>(scratch)) {
+        if place == Place::Replace && opaque(place::has_lost_its_frontend::<F>(scratch)) {
             F::remove(&scratch.key);
         }
         return match destination {
@@ -181,12 +137,12 @@ fn try_open<F: IpHeader + Route>(
             && !opaque(client::replies_pass::<F>(skb, scratch))
     {
         scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
-    } else if opaque(route::is_gateway::<F>(skb, scratch)) {
+    } else if opaque(source::is_gateway::<F>(skb, scratch)) {
         scratch.flow.flags |= Flow::<F::Addr>::ROUTED;
     }
-    let opened = opaque(insert::<F>(scratch, place));
+    let opened = opaque(place::insert::<F>(scratch, place));
     if opened == Opened::Flow {
-        affinity::remember::<F>(scratch);
+        remember_backend::<F>(scratch);
     }
     opened
 }
@@ -194,13 +150,13 @@ fn try_open<F: IpHeader + Route>(
 /// Decides about the packet in scratch memory as [`open`] does, and does
 /// nothing.
 #[inline(never)]
-pub fn explain<F: IpHeader + Route>(
+pub fn explain<F: Flows>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     question: Question,
     answer: &mut Answer,
 ) -> Decision {
-    match choose::frontend::<F>(scratch) {
+    match F::look_up(scratch) {
         Destination::NotOurs => return Decision::Pass,
         Destination::UnknownPort => return Decision::UnknownPort,
         Destination::Unallocated => return Decision::Unallocated,
@@ -219,7 +175,7 @@ pub fn explain<F: IpHeader + Route>(
     let local_policy = opaque(client::apply_policy(scratch, client));
     answer.frontend = scratch.frontend;
     let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    if let Some(range) = choose::slot_range::<F>(scratch.frontend.service, local) {
+    if let Some(range) = backend::slot_range::<F>(scratch.frontend.service, local) {
         answer.range = range;
     }
     let session_affinity = affinity::of::<F>(scratch.frontend.service);
@@ -252,95 +208,19 @@ pub fn explain<F: IpHeader + Route>(
     Decision::Forward
 }
 
-/// Where a client's new record goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Place {
-    /// All records of the client port are in use.
-    None,
-    Free,
-    /// The client's record for the same frontend, or one that is closing.
-    Replace,
-}
-
-impl Place {
-    /// The place with this number.
-    #[inline(always)]
-    pub fn from_number(number: u32) -> Self {
-        match number {
-            1 => Self::Free,
-            2 => Self::Replace,
-            _ => Self::None,
-        }
-    }
-}
-
-/// Finds a place and sets the scratch key to it.
-#[inline(always)]
-pub fn place<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Place {
-    let mut key = record::client_key::<F>(&scratch.headers);
-    scratch.key = key;
-    let Some(first) = record::get::<F>(&key) else {
-        return Place::Free;
-    };
-    let (mut place, mut chosen) = (Place::None, 0_u8);
-    let mut index = 0_u32;
-    while index <= record::LAST_INDEX && index <= record::highest::<F>(first) + 1 {
-        key.index = index as u8;
-        let mut same = false;
-        let found = match record::get::<F>(&key) {
-            None => Place::Free,
-            Some(record) => {
-                // SAFETY: see `Record`.
-                let flow = unsafe { record.as_ref() };
-                same = flow.frontend_port == scratch.headers.dst_port
-                    && flow.frontend_addr == scratch.headers.ip.dst;
-                let over = record::is_vacant(flow)
-                    || scratch.headers.ip.protocol.has_connections() && record::is_closing(flow);
-                if same || over {
-                    Place::Replace
-                } else {
-                    Place::None
-                }
-            }
-        };
-        if same || place == Place::None && found != Place::None {
-            place = opaque(found);
-            chosen = opaque(index as u8);
-        }
-        if same {
-            break;
-        }
-        index += 1;
-    }
-    scratch.key.index = chosen;
-    place
-}
-
-/// Whether the record with the key in scratch memory is of a flow to what the
-/// packet is addressed to, which is no frontend any more. What this node opens
-/// from a NodePort has none.
-#[inline(never)]
-fn has_lost_its_frontend<F: IpHeader>(scratch: &Scratch<F::Addr>) -> bool {
-    let headers = &scratch.headers;
-    record::get::<F>(&scratch.key).is_some_and(|record| {
-        // SAFETY: see `Record`.
-        let flow = unsafe { record.as_ref() };
-        flow.flags & Flow::<F::Addr>::OUTGOING == 0
-            && flow.frontend_port == headers.dst_port
-            && flow.frontend_addr == headers.ip.dst
-    })
-}
-
 /// Chooses a backend and fills the scratch flow. [`Opened::Flow`] if there is one.
 #[inline(never)]
-fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
+fn choose<F: Flows>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     let hash = F::hash(&scratch.headers);
     let headers = &scratch.headers;
     let alone = place == Place::Free
         && scratch.key.index == 0
         && !(headers.ip.protocol == Protocol::UDP
-            && tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, Protocol::UDP));
+            && prefilter::slow::may_be_backend::<F>(
+                &headers.ip.src,
+                headers.src_port,
+                Protocol::UDP,
+            ));
     let flow = &mut scratch.flow;
     flow.frontend_addr = scratch.headers.ip.dst;
     flow.frontend_port = scratch.headers.dst_port;
@@ -349,7 +229,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     flow.client_state = 0;
     flow.backend_state = 0;
     flow.service = scratch.frontend.service;
-    flow.last_seen = record::now();
+    flow.last_seen = now();
     flow.flags = 0;
     flow.highest = 0;
     flow.changed_port = BePort::ZERO;
@@ -369,7 +249,7 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     }
     let mut skip = 0;
     while skip <= MAX_SKIP {
-        let chosen = opaque(choose::backend::<F>(scratch, hash, skip));
+        let chosen = opaque(backend::choose::<F>(scratch, hash, skip));
         if chosen != Opened::Flow {
             return chosen;
         }
@@ -386,85 +266,80 @@ fn choose<F: IpHeader>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
 
 /// Chooses the backend that the client had before, or one to keep from now on.
 #[inline(never)]
-fn with_session_affinity<F: IpHeader>(
+fn with_session_affinity<F: Flows>(
     scratch: &mut Scratch<F::Addr>,
     hash: u64,
     session_affinity: SessionAffinity,
     local: bool,
 ) -> Opened {
     match affinity::recall::<F>(scratch, session_affinity, local) {
-        Some(row) => choose::take::<F>(scratch, row),
-        None => choose::backend::<F>(scratch, hash, 0),
+        Some(row) => backend::take::<F>(scratch, row),
+        None => backend::choose::<F>(scratch, hash, 0),
     }
 }
 
-/// Whether another flow of the client port leads to the scratch flow's backend, or
-/// one of the backend's to the client port.
+/// The flow that the packet in scratch memory follows, if it has one.
 #[inline(always)]
-pub fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let mut key = scratch.key;
-    let own = key.index;
-    let mut taken = opaque(peer::would_answer::<F>(scratch));
-    let mut index = 0_u32;
-    while !taken && index <= record::LAST_INDEX {
-        key.index = index as u8;
-        if let Some(record) = record::get::<F>(&key) {
-            // SAFETY: see `Record`.
-            let flow = unsafe { record.as_ref() };
-            taken = opaque(
-                key.index != own
-                    && flow.backend_port == scratch.flow.backend_port
-                    && flow.backend_addr == scratch.flow.backend_addr,
-            );
-        }
-        index += 1;
+pub fn existing<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let headers = &scratch.headers;
+    scratch.key = record::client_key::<F>(headers);
+    let record = record::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+    // SAFETY: see `Record`.
+    let flow = unsafe { record.as_ref() };
+    // The filter may take the far end of what this node opens for a frontend.
+    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 && F::look_up(scratch) == Destination::NotOurs {
+        return None;
     }
-    taken
+    let headers = &scratch.headers;
+    let stale = opaque(record::is_stale::<F>(flow, headers));
+    let due = opaque(record::is_due::<F>(flow, headers));
+    (!stale && (!due || frontend::is_frontend_of::<F>(scratch, flow.service))).then_some(record)
 }
 
-/// Enters the scratch flow under the scratch key.
+/// Debug lines about new flows. The agent sets the level when it loads the
+/// programs; below debug the verifier removes this as dead code.
+#[inline(always)]
+pub fn log_opened<F: Flows>(skb: Skb, headers: &Headers<F::Addr>, opened: Opened) {
+    let protocol = headers.ip.protocol.0;
+    let (client, port) = (headers.src_port.get(), headers.dst_port.get());
+    match opened {
+        Opened::Flow => debug!(
+            skb,
+            "new flow: protocol {} ports {} to {}", protocol, client, port
+        ),
+        Opened::NotOurs => {}
+        refused => debug!(
+            skb,
+            "no flow: protocol {} ports {} to {} reason {}", protocol, client, port, refused as u8
+        ),
+    }
+}
+
+/// Notes that the client in scratch memory has the scratch flow's backend, if
+/// its Service has affinity.
 #[inline(never)]
-pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
-    let replace = place == Place::Replace;
-    if replace {
-        if let Some(old) = record::get::<F>(&scratch.key) {
-            scratch.flow.highest = record::highest::<F>(old) as u8;
-            // SAFETY: see `Record`.
-            record::forget_replies::<F>(&scratch.key, unsafe { old.as_ref() });
-        }
-        count(Counter::FlowReselected);
-    } else if scratch.key.index > 0 {
-        // Raised before the record exists, so that nobody overlooks it.
-        raise_highest::<F>(&scratch.key);
+pub fn remember_backend<F: Tables>(scratch: &mut Scratch<F::Addr>) {
+    let session_affinity = affinity::of::<F>(scratch.frontend.service);
+    if session_affinity.seconds == 0 {
+        return;
     }
-    let mode = if replace {
-        tables::BPF_ANY
-    } else {
-        tables::BPF_NOEXIST
+    let Some(backend) = F::backends().get(scratch.flow.backend) else {
+        return;
     };
-    let (key, flow) = (&scratch.key, &scratch.flow);
-    match F::flows().insert(key, flow, mode) {
-        Ok(()) => {
-            if !replace {
-                count(Counter::FlowCreated);
-            }
-            Opened::Flow
-        }
-        // Another CPU opened the flow with a packet of its own.
-        Err(EEXIST) => Opened::Flow,
-        Err(_) => Opened::FlowTableFull,
-    }
-}
-
-#[inline(always)]
-fn raise_highest<F: Tables>(key: &FlowKey<F::Addr>) {
-    if let Some(first) = record::get::<F>(&key.with_index(0)) {
-        // SAFETY: see `Record`; a one-byte store.
-        unsafe {
-            let highest = &raw mut (*first.as_ptr()).highest;
-            if *highest < key.index {
-                *highest = key.index;
-            }
-        }
-    }
+    scratch.affinity_key = AffinityKey {
+        client: scratch.headers.ip.src,
+        service: scratch.frontend.service,
+        set: u32::from(scratch.frontend.flags & Frontend::LOCAL_SET != 0),
+    };
+    scratch.affinity = Affinity {
+        backend: scratch.flow.backend,
+        generation: scratch.flow.generation,
+        round: session_affinity.round,
+        last_used: now(),
+        epoch: backend.epoch,
+        zero: [0; 3],
+    };
+    let (key, affinity) = (&scratch.affinity_key, &scratch.affinity);
+    // A table without room forgets the client that came longest ago.
+    let _ = F::affinities().insert(key, affinity, tables::BPF_ANY);
 }

@@ -18,20 +18,22 @@ use proxy_common::{
 };
 
 use crate::{
+    clock::now,
+    counters::count,
     flow::{
-        masquerade::{self, Sockets},
-        open::{self, Opened, Place},
+        Flows,
+        place::{self, Place},
         record::{self, Direction, Record},
+        reply_tuple,
     },
-    lookup::{choose, client},
-    maps::tables::{self, Scratch},
+    lookup::{client, frontend},
+    maps::{prefilter, scratch::Scratch, tables},
     packet::{
         barrier::opaque,
+        headers::{Headers, Side, tcp},
         hint::{self, Hint},
-        parse::{Headers, IpHeader, tcp},
-        rewrite::Side,
         skb::Skb,
-        verdict::{Fault, Outcome},
+        verdict::{Fault, Opened, Outcome},
     },
 };
 
@@ -43,22 +45,22 @@ const OWN: u8 = Flow::<AddrV4>::MASQUERADE | Flow::<AddrV4>::OUTGOING;
 /// Whether a packet that leaves may open such a connection, or go on with one
 /// of a protocol without connections.
 #[inline(always)]
-pub fn may_open<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn may_open<F: Flows>(headers: &Headers<F::Addr>) -> bool {
     (headers.opens_connection() || !headers.ip.protocol.has_connections())
-        && tables::may_be_node_port::<F>(headers.src_port, headers.ip.protocol)
+        && prefilter::may_be_node_port::<F>(headers.src_port, headers.ip.protocol)
 }
 
 /// Whether a packet that comes in has a source that only this node should open
 /// connections from. Others may use it all the same, and IPv6 routing does not
 /// mind, so it is not noted where it leaves again.
 #[inline(always)]
-pub fn is_pretended<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn is_pretended<F: Flows>(headers: &Headers<F::Addr>) -> bool {
     may_open::<F>(headers) && client::local_addr::<F>(&headers.ip.src).is_some()
 }
 
 /// The same question of the slow path.
 #[inline(never)]
-pub fn is_pretended_slowly<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn is_pretended_slowly<F: Flows>(headers: &Headers<F::Addr>) -> bool {
     is_pretended::<F>(headers)
 }
 
@@ -75,15 +77,15 @@ pub fn entered(is_pretended: bool) -> Hint {
 /// Whether netfilter may have given the first packet of a flow a source that
 /// [`note`] should see.
 #[inline(always)]
-pub fn may_be_masqueraded<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn may_be_masqueraded<F: Flows>(headers: &Headers<F::Addr>) -> bool {
     may_open::<F>(headers)
-        || headers.opens_connection() && tables::may_be_masquerade::<F>(&headers.ip.src)
+        || headers.opens_connection() && prefilter::may_be_masquerade::<F>(&headers.ip.src)
 }
 
 /// Lets the packet in scratch memory leave, and notes its connection if it is
 /// one. A note that finds no room is left out.
 #[inline(never)]
-pub fn note<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     match opaque(holder::<F>(scratch)) {
         Holder::Itself => return Outcome::NEXT,
         Holder::Other => return part::<F>(skb, scratch),
@@ -91,7 +93,8 @@ pub fn note<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) ->
     }
     let headers = &scratch.headers;
     let (addr, port) = (headers.ip.src, headers.src_port);
-    if !may_open::<F>(headers) || choose::node_port::<F>(&addr, port, headers.ip.protocol).is_none()
+    if !may_open::<F>(headers)
+        || frontend::node_port::<F>(&addr, port, headers.ip.protocol).is_none()
     {
         return Outcome::NEXT;
     }
@@ -101,7 +104,7 @@ pub fn note<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) ->
     if record::to_frontend::<F>(&mut scratch.key, &addr, port).is_none()
         && opaque(open::<F>(scratch, port, OWN))
     {
-        tables::note_masquerade::<F>(&scratch.reply.masquerade_addr);
+        prefilter::note_masquerade::<F>(&scratch.reply.masquerade_addr);
         // An entry that is there belongs to no flow any more.
         let _ = F::masquerades().insert(scratch.reply, scratch.key, tables::BPF_ANY);
     }
@@ -123,12 +126,12 @@ enum Holder {
 /// Whose the answers to the packet in scratch memory are. A masqueraded
 /// connection that is over gives way to one that is opened from its port.
 #[inline(never)]
-fn holder<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Holder {
-    if !tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.src) {
+fn holder<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Holder {
+    if !prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.src) {
         return Holder::Nobody;
     }
-    scratch.reply = masquerade::request_tuple::<F>(&scratch.headers);
-    let Some(record) = masquerade::client::<F>(scratch) else {
+    scratch.reply = reply_tuple::request_tuple::<F>(&scratch.headers);
+    let Some(record) = reply_tuple::client::<F>(scratch) else {
         return Holder::Nobody;
     };
     // SAFETY: see `Record`.
@@ -140,7 +143,7 @@ fn holder<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Holder {
     }
     if scratch.headers.opens_connection() && record::is_closing(flow) {
         F::remove(&scratch.key);
-        tables::count(Counter::TupleClash);
+        count(Counter::TupleClash);
         return Holder::Nobody;
     }
     Holder::Other
@@ -152,7 +155,7 @@ fn holder<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Holder {
 /// device below the one where that was translated, if a socket waits for the
 /// answers.
 #[inline(never)]
-fn part<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+fn part<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     let headers = &scratch.headers;
     if !headers.opens_connection() && headers.ip.protocol.has_connections()
         || !skb.is_host_originated()
@@ -168,7 +171,7 @@ fn part<F: IpHeader + Sockets>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Out
 /// Notes a packet of a noted connection that leaves. Whether it needs the port
 /// that the connection got.
 #[inline(always)]
-pub fn leaves<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) -> bool {
+pub fn leaves<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) -> bool {
     // SAFETY: see `Record`.
     let port = unsafe { record.as_ref() }.masquerade_port;
     if port != headers.src_port {
@@ -180,7 +183,7 @@ pub fn leaves<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) -> boo
 /// Another packet of a noted connection, or the first of one between the same
 /// ports.
 #[inline(always)]
-fn go_on<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) {
+fn go_on<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) {
     if headers.opens_connection() {
         let flow = record.as_ptr();
         // SAFETY: see `Record`; one-byte stores.
@@ -195,13 +198,13 @@ fn go_on<F: IpHeader>(headers: &Headers<F::Addr>, record: Record<F>) {
 /// Opens the flow of the connection of the packet in scratch memory, whose
 /// answers come to `port`; to one that is still to be found if that is zero.
 #[inline(never)]
-pub fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -> bool {
+pub fn open<F: Flows>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -> bool {
     let place = F::place(scratch);
     if place == Place::None {
         return false;
     }
     let headers = &scratch.headers;
-    scratch.reply = masquerade::request_tuple::<F>(headers);
+    scratch.reply = reply_tuple::request_tuple::<F>(headers);
     scratch.flow = Flow {
         frontend_addr: headers.ip.dst,
         backend_addr: headers.ip.dst,
@@ -216,19 +219,19 @@ pub fn open<F: IpHeader>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8
         service: NO_ROW,
         backend: NO_ROW,
         generation: 0,
-        last_seen: record::now(),
+        last_seen: now(),
         uplink: 0,
         flags,
         highest: 0,
         changed_port: BePort::ZERO,
     };
-    opaque(open::insert::<F>(scratch, place)) == Opened::Flow
+    opaque(place::insert::<F>(scratch, place)) == Opened::Flow
 }
 
 /// A packet of the other end, which came in: passes. `None` if it asks for a
 /// connection, like any client: then it has none with this node any more.
 #[inline(never)]
-pub fn reply<F: IpHeader>(
+pub fn reply<F: Flows>(
     skb: Skb,
     scratch: &mut Scratch<F::Addr>,
     record: Record<F>,

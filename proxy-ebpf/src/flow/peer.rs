@@ -15,24 +15,24 @@ use proxy_common::{
 
 use crate::{
     flow::{
-        outgoing,
+        Flows, outgoing, place,
         record::{self, Direction},
     },
-    maps::tables::{self, Scratch, Tables},
-    packet::parse::{Headers, IpHeader},
+    maps::{prefilter, scratch::Scratch, tables::Tables},
+    packet::headers::Headers,
 };
 
 /// Whether a packet from a backend may be a question to another one.
 #[inline(always)]
-pub fn may_ask<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn may_ask<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     headers.ip.protocol == Protocol::UDP
-        && tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, Protocol::UDP)
+        && prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, Protocol::UDP)
 }
 
 /// Notes the question in scratch memory, which is no packet of an open flow. A note
 /// that finds no room is left out.
 #[inline(never)]
-pub fn note<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+pub fn note<F: Flows>(scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
     scratch.key = record::client_key::<F>(headers);
     match record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
@@ -40,31 +40,9 @@ pub fn note<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
             outgoing::open::<F>(scratch, BePort::ZERO, Flow::<F::Addr>::OUTGOING);
         }
         // SAFETY: see `Record`.
-        Some(record) if is_note(unsafe { record.as_ref() }) => {
+        Some(record) if place::is_note(unsafe { record.as_ref() }) => {
             record::touch::<F>(record, headers, Direction::ToBackend);
         }
         Some(_) => {}
     }
-}
-
-/// Whether packets from the scratch flow's client to its backend would be answers
-/// to a question of that backend's.
-#[inline(always)]
-pub fn would_answer<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let client = scratch.key;
-    if client.protocol != Protocol::UDP {
-        return false;
-    }
-    let flow = &scratch.flow;
-    let mut key = client;
-    key.addr = flow.backend_addr;
-    key.port = flow.backend_port;
-    record::to_backend::<F>(&mut key, &client.addr, client.port)
-        // SAFETY: see `Record`.
-        .is_some_and(|record| is_note(unsafe { record.as_ref() }))
-}
-
-#[inline(always)]
-fn is_note<A>(flow: &Flow<A>) -> bool {
-    flow.flags & (Flow::<A>::OUTGOING | Flow::<A>::MASQUERADE) == Flow::<A>::OUTGOING
 }

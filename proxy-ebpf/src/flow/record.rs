@@ -1,20 +1,20 @@
 //! The flow table: find flows, keep them up to date, remove them.
 
 use core::ptr::NonNull;
-
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use proxy_common::{
-    flow::{Flow, FlowKey, state, ticks},
+    family::{V4, V6},
+    flow::{Flow, FlowKey, state},
     masquerade::MasqueradeKey,
-    net::{BePort, Protocol},
+    net::{AddrV4, AddrV6, BePort, Protocol},
 };
 
 use crate::{
-    lookup::choose,
-    maps::tables::{Tables, config},
+    clock::now,
+    lookup::backend,
+    maps::{node, tables::Tables},
     packet::{
         barrier::masked,
-        parse::{Headers, IpHeader, tcp},
+        headers::{Headers, tcp},
     },
 };
 
@@ -25,13 +25,13 @@ pub type Record<F> = NonNull<Flow<<F as proxy_common::family::Family>::Addr>>;
 
 /// The key under which this packet's sender has its flows.
 #[inline(always)]
-pub fn client_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
+pub fn client_key<F: Tables>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
     FlowKey::new(headers.ip.src, headers.src_port, headers.ip.protocol)
 }
 
 /// The key under which this packet's receiver has its flows.
 #[inline(always)]
-pub fn reply_key<F: IpHeader>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
+pub fn reply_key<F: Tables>(headers: &Headers<F::Addr>) -> FlowKey<F::Addr> {
     FlowKey::new(headers.ip.dst, headers.dst_port, headers.ip.protocol)
 }
 
@@ -121,7 +121,7 @@ pub fn highest<F: Tables>(first: Record<F>) -> u32 {
 }
 
 /// Highest index of a client port's records.
-pub const LAST_INDEX: u32 = FlowKey::<proxy_common::net::AddrV4>::MAX_INDEX as u32;
+pub const LAST_INDEX: u32 = FlowKey::<AddrV4>::MAX_INDEX as u32;
 
 /// Direction of a packet within its flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,7 +137,7 @@ pub enum Direction {
 /// followed by resets alone was not believed, and a SYN on a connection that is
 /// open says nothing about it until the backend answers.
 #[inline(always)]
-pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, direction: Direction) {
+pub fn touch<F: Tables>(record: Record<F>, headers: &Headers<F::Addr>, direction: Direction) {
     let mut bits = state::SEEN;
     if headers.ip.protocol.has_connections() {
         if headers.tcp_flags & tcp::SYN == 0 {
@@ -187,7 +187,7 @@ pub fn touch<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>, directi
 /// Notes a packet that came in from the flow's client. A reset that will be seen again
 /// where it leaves counts for nothing before: routing may drop it.
 #[inline(always)]
-pub fn touch_by_client<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>) {
+pub fn touch_by_client<F: Tables>(record: Record<F>, headers: &Headers<F::Addr>) {
     // SAFETY: see `Record`.
     let state = unsafe { record.as_ref() }.client_state;
     if headers.tcp_flags & tcp::RST == 0 || state & state::LEAVES == 0 {
@@ -198,7 +198,7 @@ pub fn touch_by_client<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr
 /// Notes that a packet of the client's leaves for the flow's backend: that such packets
 /// do, and what nobody has checked before.
 #[inline(always)]
-pub fn leave<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>) {
+pub fn leave<F: Tables>(record: Record<F>, headers: &Headers<F::Addr>) {
     let bit = if headers.opens_connection() {
         state::LEAVES
     } else if headers.tcp_flags & tcp::RST != 0 {
@@ -212,7 +212,7 @@ pub fn leave<F: IpHeader>(record: Record<F>, headers: &Headers<F::Addr>) {
 
 /// The same for a packet that keeps its source.
 #[inline(always)]
-pub fn leave_unchanged<F: IpHeader>(headers: &Headers<F::Addr>) {
+pub fn leave_unchanged<F: Tables>(headers: &Headers<F::Addr>) {
     let changes =
         Flow::<F::Addr>::MASQUERADE | Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING;
     if (headers.opens_connection() || headers.tcp_flags & tcp::RST != 0)
@@ -229,13 +229,6 @@ pub fn leave_unchanged<F: IpHeader>(headers: &Headers<F::Addr>) {
     }
 }
 
-/// The current flow tick.
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: the helper takes nothing and reads a clock.
-    ticks(unsafe { bpf_ktime_get_coarse_ns() })
-}
-
 /// Whether both ends of a connection are done.
 #[inline(always)]
 pub fn is_closing<A>(flow: &Flow<A>) -> bool {
@@ -245,7 +238,7 @@ pub fn is_closing<A>(flow: &Flow<A>) -> bool {
 
 /// Whether a TCP connection is open, as far as both ends have told.
 #[inline(always)]
-fn is_open<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+fn is_open<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     headers.ip.protocol == Protocol::TCP
         && flow.client_state & state::BEYOND_SYN != 0
         && flow.backend_state & state::SEEN != 0
@@ -256,7 +249,8 @@ fn is_open<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> boo
 /// over is remembered.
 #[inline(always)]
 fn is_idle<A>(flow: &Flow<A>) -> bool {
-    config().is_none_or(|config| now().wrapping_sub(flow.last_seen) > config.timeouts.tcp_closing)
+    node::config()
+        .is_none_or(|config| now().wrapping_sub(flow.last_seen) > config.timeouts.tcp_closing)
 }
 
 /// Ticks since the flow's last packet. None, if that came while `now` was read.
@@ -284,23 +278,23 @@ pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
     } else {
         state::SEEN
     };
-    let patience = config().map_or(u32::MAX, |config| config.timeouts.pressed);
+    let patience = node::config().map_or(u32::MAX, |config| config.timeouts.pressed);
     (lasts == 0 || flow.backend_state & state::SEEN == 0) && idle(flow) > patience
 }
 
 /// Whether a packet towards the frontend must not follow the flow's record,
 /// but have a backend chosen anew.
 #[inline(always)]
-pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+pub fn is_stale<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     if headers.ip.protocol.has_connections() {
         // Established connections are never moved (S79); one that opens on an
         // old record is another connection, unless that is open.
         headers.opens_connection()
             && (is_closing(flow)
-                || !choose::is_serving::<F>(flow)
+                || !backend::is_serving::<F>(flow)
                     && (!is_open::<F>(flow, headers) || is_idle(flow)))
     } else {
-        !choose::is_serving::<F>(flow)
+        !backend::is_serving::<F>(flow)
     }
 }
 
@@ -308,14 +302,14 @@ pub fn is_stale<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -
 /// without connections about once a second, because such a flow ends with its
 /// frontend, however busy it is.
 #[inline(always)]
-pub fn is_due<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+pub fn is_due<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     !headers.ip.protocol.has_connections() && flow.last_seen != now()
 }
 
 /// Whether the backend accepts another connection than the flow's: the one
 /// that the client asked it for itself (E13).
 #[inline(always)]
-pub fn is_foreign_reply<F: IpHeader>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
+pub fn is_foreign_reply<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     headers.accepts_connection() && flow.client_state & state::DIRECT != 0
 }
 
@@ -331,7 +325,7 @@ pub fn mark_direct<F: Tables>(record: Record<F>) {
 /// of the client port are found through it, but matches nothing any more: its
 /// flags are such that neither direction's packets follow it.
 #[inline(always)]
-pub fn remove_record<F: Tables>(key: FlowKey<F::Addr>) {
+fn remove_record<F: Tables>(key: FlowKey<F::Addr>) {
     let key = &key;
     let Some(record) = get::<F>(key) else {
         return;
@@ -397,3 +391,34 @@ pub fn forget_replies<F: Tables>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
         let _ = F::masquerades().remove(&reply);
     }
 }
+
+/// [`remove_record`] as a function that the verifier looks at once.
+pub trait Remove: Tables {
+    /// Removes the record of this key with all that belongs to it.
+    fn remove(key: &FlowKey<Self::Addr>);
+}
+
+macro_rules! family_remove {
+    ($family:ident, $addr:ident, $remove:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $remove(key: *const FlowKey<$addr>) -> u32 {
+            // SAFETY: the verifier sees to it that this is null or valid, and the
+            // caller has lent it.
+            if let Some(key) = unsafe { key.as_ref() } {
+                remove_record::<$family>(*key);
+            }
+            0
+        }
+
+        impl Remove for $family {
+            #[inline(always)]
+            fn remove(key: &FlowKey<$addr>) {
+                $remove(key);
+            }
+        }
+    };
+}
+
+family_remove!(V4, AddrV4, remove_v4);
+family_remove!(V6, AddrV6, remove_v6);

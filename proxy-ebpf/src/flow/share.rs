@@ -1,8 +1,7 @@
 //! What part of a flow table that is nearly full each client has, and may have.
 
-use core::ptr::NonNull;
-
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_for_each_map_elem};
+use core::ptr::NonNull;
 use proxy_common::{
     family::{V4, V6},
     flow::ticks_from_seconds,
@@ -10,8 +9,11 @@ use proxy_common::{
 };
 
 use crate::{
-    flow::record,
-    maps::tables::{self, Tables},
+    clock::now,
+    maps::{
+        node, sweeps,
+        tables::{self, Tables},
+    },
     packet::barrier::masked,
 };
 
@@ -25,7 +27,7 @@ const FEW: u32 = 32;
 /// Whether the client may open one more flow, which is counted.
 #[inline(never)]
 pub fn admit<F: Tables>(addr: &F::Addr) -> bool {
-    let Some(config) = tables::config() else {
+    let Some(config) = node::config() else {
         return true;
     };
     if config.flags & F::PRESSED == 0 {
@@ -66,14 +68,13 @@ pub fn admit<F: Tables>(addr: &F::Addr) -> bool {
 #[inline(always)]
 pub fn limit<F: Tables>() -> u32 {
     // SAFETY: a row of an array lives as long as the program; an aligned load.
-    tables::share::<F>().map_or(UNLIMITED, |share| unsafe { share.read_volatile() })
+    sweeps::share::<F>().map_or(UNLIMITED, |share| unsafe { share.read_volatile() })
 }
 
 #[inline(always)]
 fn is_fresh<F: Tables>() -> bool {
     // SAFETY: as in `limit`.
-    tables::idle::<F>()
-        .is_some_and(|idle| record::now().wrapping_sub(unsafe { (*idle).swept }) <= FRESH)
+    sweeps::idle::<F>().is_some_and(|idle| now().wrapping_sub(unsafe { (*idle).swept }) <= FRESH)
 }
 
 /// Whether a client has more established flows than its share, and whether it still
@@ -93,7 +94,7 @@ pub fn excess(client: Option<NonNull<ClientFlows>>, limit: u32) -> (bool, bool) 
 /// The client's entry, as a sweep finds it. An option in one register.
 #[inline(always)]
 pub fn known<F: Tables>(addr: &F::Addr) -> Option<NonNull<ClientFlows>> {
-    let client = F::client(tables::config()?, addr);
+    let client = F::client(node::config()?, addr);
     if let Some(known) = F::clients().get_ptr_mut(client) {
         return NonNull::new(known);
     }
@@ -130,7 +131,7 @@ macro_rules! family_share {
         /// Puts what the sweep counted in force, and tells how large the clients are.
         #[inline(never)]
         pub fn $count() {
-            let Some(sizes) = tables::client_sizes::<$family>() else {
+            let Some(sizes) = sweeps::client_sizes::<$family>() else {
                 return;
             };
             let mut index = 0;
@@ -190,7 +191,7 @@ macro_rules! family_share {
                 };
             }
             if size != 0
-                && let Some(sizes) = tables::client_sizes::<$family>()
+                && let Some(sizes) = sweeps::client_sizes::<$family>()
             {
                 let row = masked::<{ ROWS as u32 - 1 }>(row(size) as u32);
                 // SAFETY: a row of an array lives as long as the program; the index is

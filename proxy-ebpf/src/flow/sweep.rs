@@ -13,12 +13,17 @@ use proxy_common::{
 };
 
 use crate::{
+    clock::now,
+    counters::count,
     flow::{
-        masquerade,
         record::{self, Record},
-        share,
+        reply_tuple, share,
     },
-    maps::tables::{self, Idle, Sweep, Tables},
+    maps::{
+        node,
+        sweeps::{self, Idle, Sweep},
+        tables::{self, Tables},
+    },
     packet::verdict::Outcome,
 };
 
@@ -75,12 +80,12 @@ macro_rules! family_sweep {
     ($family:ident, $sweep:ident, $visit:ident, $sweep_flow:ident, $reap:ident, $visit_reply:ident) => {
         #[inline(never)]
         fn $sweep() {
-            let Some(config) = tables::config() else {
+            let Some(config) = node::config() else {
                 return;
             };
             let mut state = State {
                 timeouts: config.timeouts,
-                now: record::now(),
+                now: now(),
                 expired: 0,
                 pressed: config.flags & $family::PRESSED,
                 limit: share::limit::<$family>(),
@@ -103,7 +108,7 @@ macro_rules! family_sweep {
                 )
             };
             report::<$family>(visited as u32, state.expired);
-            if let Some(idle) = tables::idle::<$family>() {
+            if let Some(idle) = sweeps::idle::<$family>() {
                 // SAFETY: as in `report`.
                 unsafe { *idle = state.idle };
             }
@@ -121,7 +126,7 @@ macro_rules! family_sweep {
             0
         }
 
-        /// Verified once: see `subprograms`.
+        /// A function that the verifier looks at once.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $sweep_flow(
@@ -197,7 +202,7 @@ fn is_held<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>)
     };
     // SAFETY: see `Record`.
     let flow = unsafe { record.as_ref() };
-    masquerade::has_reply::<F>(holder, flow, reply)
+    reply_tuple::has_reply::<F>(holder, flow, reply)
         || record::lacks_port(flow) && record::idle(flow) <= SETTLED
 }
 
@@ -209,7 +214,7 @@ fn reap<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) {
         // Another flow may have it by now.
         let _ = F::masquerades().insert(reply, holder, tables::BPF_NOEXIST);
     }
-    tables::count(Counter::MasqueradeReaped);
+    count(Counter::MasqueradeReaped);
 }
 
 /// How long established flows may be idle under pressure. Those that have been for
@@ -218,7 +223,7 @@ fn reap<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) {
 /// down to some minutes.
 #[inline(always)]
 fn set_patience<F: Tables>(state: &mut State) {
-    let Some(last) = tables::idle::<F>() else {
+    let Some(last) = sweeps::idle::<F>() else {
         return;
     };
     // SAFETY: as in `report`.
@@ -367,7 +372,7 @@ fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
         return false;
     }
     record::delete::<F>(&key, record);
-    tables::count(Counter::FlowExpired);
+    count(Counter::FlowExpired);
     true
 }
 
@@ -387,7 +392,7 @@ fn has_siblings<F: Tables>(mut key: FlowKey<F::Addr>, first: Record<F>) -> bool 
 
 #[inline(always)]
 fn report<F: Tables>(visited: u32, expired: u32) {
-    if let Some(sweep) = tables::sweep::<F>() {
+    if let Some(sweep) = sweeps::sweep::<F>() {
         // SAFETY: a row of an array lives as long as the program, and only one
         // sweep runs at a time.
         unsafe {
@@ -401,7 +406,7 @@ fn report<F: Tables>(visited: u32, expired: u32) {
 
 #[inline(always)]
 fn report_replies<F: Tables>(count: u32) {
-    if let Some(replies) = tables::swept_replies::<F>() {
+    if let Some(replies) = sweeps::swept_replies::<F>() {
         // SAFETY: as in `report`.
         unsafe { *replies = count };
     }

@@ -12,24 +12,15 @@
 //! used. So packets that come in one way on purpose, by a load balancer's tunnel
 //! or network, are answered by the other one as before.
 
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-    BPF_FIB_LOOKUP_OUTPUT,
-};
-use proxy_common::{counter::Counter, device::Device, flow::Flow, vlan::Vlan};
+use proxy_common::{device::Device, flow::Flow, vlan::Vlan};
 
 use crate::{
-    flow::record::{self, Record},
-    hooks::host,
-    maps::tables::{self, Scratch, Tables},
+    flow::record::Record,
+    maps::{node, scratch::Scratch, tables::Tables},
     packet::{
-        hint::{self, Hint},
-        parse::IpHeader,
-        skb::{ETH_LEN, Link, Skb},
-        verdict::{Fault, Outcome},
+        skb::{ETH_LEN, Skb},
+        verdict::Outcome,
     },
-    reply::refuse::{self, To},
-    route::{self, Route},
 };
 
 /// Notes in the scratch flow by which uplink the packet there came in.
@@ -43,7 +34,7 @@ pub fn remember<A>(skb: &Skb, scratch: &mut Scratch<A>) {
 #[inline(always)]
 fn entered_by(skb: Skb, l3: u32) -> u32 {
     const TAG: u32 = 4;
-    let uplink = tables::device(skb.ifindex()).map_or(0, |device| device.uplink);
+    let uplink = node::device(skb.ifindex()).map_or(0, |device| device.uplink);
     let in_frame = l3 - skb.header_len();
     let (mut protocol, mut tag) = skb.tag();
     if uplink == 0 || in_frame != 0 && (in_frame != TAG || protocol != 0) {
@@ -65,11 +56,11 @@ fn entered_by(skb: Skb, l3: u32) -> u32 {
         protocol,
         id,
     };
-    tables::uplink_of(&vlan).unwrap_or(0)
+    node::uplink_of(&vlan).unwrap_or(0)
 }
 
 #[inline(always)]
-fn is_tagged(skb: Skb, l3: u32) -> bool {
+pub fn is_tagged(skb: Skb, l3: u32) -> bool {
     l3 != skb.header_len() || skb.tag().0 != 0
 }
 
@@ -109,7 +100,7 @@ pub fn is_other<A>(skb: Skb, flow: &Flow<A>) -> bool {
     if uplink == 0 || uplink == skb.ifindex() || flow.flags & Flow::<A>::HOST != 0 {
         return false;
     }
-    tables::device(skb.ifindex())
+    node::device(skb.ifindex())
         .is_none_or(|device| device.uplink != uplink && device.flags & Device::POD_ROUTES == 0)
 }
 
@@ -121,59 +112,4 @@ pub fn go_on<A>(skb: Skb, flow: &Flow<A>) -> Outcome {
     } else {
         Outcome::NEXT
     }
-}
-
-/// The slow path of translated replies that routing has led to another device than
-/// the client's uplink: a program of its own, for the verifier's sake. What the
-/// program before it knows is in scratch memory.
-#[inline(always)]
-pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
-    let (_, link) = hint::resume(skb);
-    match F::scratch() {
-        Some(scratch) => leave::<F>(&skb.on(link), scratch).action(),
-        None => Outcome::NEXT.action(),
-    }
-}
-
-/// Sends the packet by its client's uplink, if that leads to the client; else the
-/// way it is on.
-#[inline(never)]
-fn leave<F: IpHeader + Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
-    let skb = *skb;
-    let headers = &scratch.headers;
-    let Some(record) = record::get::<F>(&scratch.key).filter(|_| !is_tagged(skb, headers.l3))
-    else {
-        return Outcome::NEXT;
-    };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
-    let uplink = flow.uplink;
-    if is_down(uplink) {
-        return Outcome::NEXT;
-    }
-    let client = scratch.key.addr;
-    let mut route = F::route(&flow.frontend_addr, &client, uplink);
-    route.__bindgen_anon_1.tot_len = host::longest::<F>(&skb, headers) as u16;
-    match route::look_up(&skb, &mut route, BPF_FIB_LOOKUP_OUTPUT) {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if route.ifindex == uplink => {}
-        BPF_FIB_LKUP_RET_FRAG_NEEDED if headers.ip.protocol != F::ICMP => {
-            // SAFETY: the helper has written this field of the union.
-            let mtu = unsafe { route.__bindgen_anon_1.mtu_result };
-            return refuse::too_big::<F>(&skb, scratch, u32::from(mtu), To::Client);
-        }
-        _ => return Outcome::NEXT,
-    }
-    if skb.link == Link::None && host::add_ethernet(&skb).is_err() {
-        return Fault.into();
-    }
-    tables::count(Counter::ReplyRedirected);
-    hint::set(skb, Hint::Done);
-    route::redirect::<F>(&route, &client)
-}
-
-/// Whether what leaves by an uplink is known to be lost. Of bonds, which have no
-/// row, routing alone knows.
-#[inline(always)]
-fn is_down(uplink: u32) -> bool {
-    tables::device(uplink).is_some_and(|device| device.flags & Device::DOWN != 0)
 }

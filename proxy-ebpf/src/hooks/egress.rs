@@ -7,28 +7,34 @@ use proxy_common::{
 };
 
 use crate::{
+    counters::count,
     flow::{
         fragment::{self, Hook},
-        masquerade, outgoing, peer,
+        outgoing, peer,
         record::{self, Direction},
-        uplink,
+        reply_tuple, uplink,
     },
-    hooks::fast,
+    hooks::{Datapath, fast, masquerade},
     lookup::{
-        choose::{self, Destination},
+        frontend::{self, Destination},
         service_range,
     },
-    maps::tables::{self, Scratch},
+    maps::{
+        node, prefilter,
+        scratch::{self, Scratch},
+        tail_call,
+    },
     packet::{
         barrier::opaque,
+        headers::{Part, Side},
         hint::{self, Hint},
-        parse::{self, IpHeader, Part},
-        rewrite::Side,
+        icmp,
+        ip::IpHeader,
+        parse,
         skb::{Link, Skb, same_mac},
         verdict::Outcome,
     },
-    reply::icmp,
-    route::Route,
+    reply::icmp_error,
 };
 
 /// Runs the egress hook.
@@ -51,37 +57,37 @@ pub fn run(skb: Skb) -> i32 {
 }
 
 #[inline(always)]
-fn fast_or_slow<F: IpHeader>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
+fn fast_or_slow<F: Datapath>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
     if !tagged && let Some(outcome) = fast::egress::<F>(skb, hint) {
         return outcome.action();
     }
     hint::keep(skb, hint);
-    tables::go_slow(skb, F::SLOW.egress);
+    tail_call::go_slow(skb, F::SLOW.egress);
     Outcome::drop(Counter::RewriteFailed).action()
 }
 
 /// The slow path: decides about every packet.
 #[inline(always)]
-pub fn slow<F: IpHeader + Route>(skb: Skb) -> i32 {
+pub fn slow<F: Datapath>(skb: Skb) -> i32 {
     let (hint, link) = hint::resume(skb);
     let skb = skb.on(link);
     let outcome = handle::<F>(skb, hint);
     if outcome == Outcome::AGAIN {
         hint::keep(skb, Hint::None);
-        tables::go_slow(skb, F::SLOW.egress);
+        tail_call::go_slow(skb, F::SLOW.egress);
         return Outcome::drop(Counter::RewriteFailed).action();
     }
     if outcome == Outcome::BY_UPLINK {
         hint::keep(skb, Hint::None);
-        tables::go_slow(skb, F::SLOW.uplink);
+        tail_call::go_slow(skb, F::SLOW.uplink);
         return Outcome::drop(Counter::RewriteFailed).action();
     }
     outcome.action()
 }
 
 #[inline(always)]
-fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
-    let Some(scratch) = parse::to_scratch::<F>(skb) else {
+fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
+    let Some(scratch) = scratch::to_scratch::<F>(skb) else {
         return Outcome::NEXT;
     };
     if hint == Hint::Opened {
@@ -94,7 +100,7 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
     }
     if headers.ip.protocol == F::ICMP {
         if icmp::is_error::<F>(skb, headers) {
-            return icmp::egress::<F>(&skb, scratch);
+            return icmp_error::egress::<F>(&skb, scratch);
         }
         if icmp::is_of_link::<F>(skb, headers) {
             return Outcome::NEXT;
@@ -117,7 +123,7 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         }
     }
     let protocol = headers.ip.protocol;
-    let to_backend = opaque(tables::slow::may_be_backend::<F>(
+    let to_backend = opaque(prefilter::slow::may_be_backend::<F>(
         &headers.ip.dst,
         headers.dst_port,
         protocol,
@@ -132,11 +138,11 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         is_used_directly::<F>(scratch);
     }
     let headers = &scratch.headers;
-    if tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
+    if prefilter::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
         if let Some(outcome) = to_client::<F>(&skb, scratch) {
             return outcome;
         }
-        if tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst)
+        if prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst)
             && let Some(outcome) = masquerade::reply_at_egress::<F>(&skb, scratch)
         {
             return outcome;
@@ -162,14 +168,14 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
         record::leave_unchanged::<F>(&scratch.headers);
     }
     let headers = &scratch.headers;
-    let frontend = opaque(tables::slow::may_be_frontend::<F>(&headers.ip.dst));
+    let frontend = opaque(prefilter::slow::may_be_frontend::<F>(&headers.ip.dst));
     if skb.is_host_originated() {
         if frontend || service_range::is_entered::<F>(headers) {
             hint::keep(skb, Hint::None);
-            tables::go_slow(skb, F::SLOW.host);
+            tail_call::go_slow(skb, F::SLOW.host);
             return Outcome::drop(Counter::RewriteFailed);
         }
-    } else if frontend && is_routed(skb) && choose::frontend::<F>(scratch) == Destination::Service {
+    } else if frontend && is_routed(skb) && F::look_up(scratch) == Destination::Service {
         // A forwarded packet to a frontend that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);
@@ -182,15 +188,15 @@ fn handle<F: IpHeader + Route>(skb: Skb, hint: Hint) -> Outcome {
 /// A packet that cannot be translated, as at ingress: neither a backend's reply
 /// nor what is addressed to a Service leaves as it is.
 #[inline(never)]
-fn unreadable<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint) -> Outcome {
+fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint) -> Outcome {
     let headers = &scratch.headers;
     scratch.key = record::reply_key::<F>(headers);
     let (src, port) = (&headers.ip.src, headers.src_port);
     if record::to_backend::<F>(&mut scratch.key, src, port).is_some()
-        || masquerade::is_reply::<F>(scratch)
+        || reply_tuple::is_reply::<F>(scratch)
         || hint == Hint::None
             && (skb.is_host_originated() || is_routed(*skb))
-            && choose::may_be_meant::<F>(scratch)
+            && frontend::may_be_meant::<F>(scratch)
     {
         return Outcome::drop(Counter::Unreadable);
     }
@@ -204,7 +210,7 @@ fn is_routed(skb: Skb) -> bool {
     if skb.link == Link::None {
         return true;
     }
-    let (Some(device), Some(mac)) = (tables::device(skb.ifindex()), skb.read::<[u8; 6]>(6)) else {
+    let (Some(device), Some(mac)) = (node::device(skb.ifindex()), skb.read::<[u8; 6]>(6)) else {
         return false;
     };
     same_mac(mac, device.mac) || same_mac(mac, device.bridge_mac)
@@ -214,18 +220,18 @@ fn is_routed(skb: Skb) -> bool {
 /// routing believes that it does: what the backend sends is an answer to that from
 /// now on (E13).
 #[inline(never)]
-fn is_used_directly<F: IpHeader>(scratch: &mut Scratch<F::Addr>) {
+fn is_used_directly<F: Datapath>(scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
     scratch.key = record::client_key::<F>(headers);
     if record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port).is_some() {
         F::remove(&scratch.key);
-        tables::count(Counter::TupleClash);
+        count(Counter::TupleClash);
     }
 }
 
 /// Backend to client: src := frontend. `None`: not a reply of a flow.
 #[inline(never)]
-fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
+fn to_client<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let headers = &mut scratch.headers;
     scratch.key = record::reply_key::<F>(headers);
     let record = record::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port)?;
@@ -233,7 +239,7 @@ fn to_client<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
     let flow = unsafe { record.as_ref() };
     if record::is_foreign_reply::<F>(flow, headers) {
         F::remove(&scratch.key);
-        tables::count(Counter::TupleClash);
+        count(Counter::TupleClash);
         return None;
     }
     let (addr, port) = (flow.frontend_addr, flow.frontend_port);

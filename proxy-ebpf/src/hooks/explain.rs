@@ -7,13 +7,9 @@ use proxy_common::{
 
 use crate::{
     flow::open,
-    maps::tables,
-    packet::{
-        parse::{self, IpHeader},
-        skb::Skb,
-        verdict::Outcome,
-    },
-    route::Route,
+    hooks::Datapath,
+    maps::{scratch, tables},
+    packet::{ip::IpHeader, parse, skb::Skb, verdict::Outcome},
 };
 
 /// Answers the question in `EXPLAIN` about the packet of this test run.
@@ -30,8 +26,8 @@ pub fn run(skb: Skb) -> i32 {
 }
 
 #[inline(always)]
-fn answer<F: IpHeader + Route>(skb: Skb) {
-    let (Some(explain), Some(scratch)) = (tables::explain(), parse::to_scratch::<F>(skb)) else {
+fn answer<F: Datapath>(skb: Skb) {
+    let (Some(explain), Some(scratch)) = (tables::explain(), scratch::to_scratch::<F>(skb)) else {
         return;
     };
     // SAFETY: the value lives as long as the program, and the agent waits for

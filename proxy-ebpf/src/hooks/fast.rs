@@ -9,34 +9,32 @@ use proxy_common::{flow::Flow, net::Protocol};
 
 use crate::{
     flow::{
-        masquerade, outgoing, peer,
+        outgoing, peer,
         record::{self, Direction},
-        uplink,
+        reply_tuple, uplink,
     },
-    hooks::ingress::{self, Arrival},
-    lookup::service_range,
-    maps::tables,
+    hooks::{Datapath, forward},
+    lookup::{arrival::Arrival, service_range},
+    maps::prefilter,
     packet::{
+        headers::{Side, tcp},
         hint::{self, Hint},
-        parse::{self, IpHeader, tcp},
-        rewrite::{self, Side},
+        icmp, parse, rewrite,
         skb::Skb,
         verdict::Outcome,
     },
-    reply::icmp,
-    route::Route,
 };
 
 /// A packet that comes in. `None`: for the slow path.
 #[inline(always)]
-pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
+pub fn ingress<F: Datapath>(skb: Skb) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
     if headers.ip.protocol == F::ICMP && icmp::is_error::<F>(skb, &headers) {
         return None;
     }
     let protocol = headers.ip.protocol;
-    if tables::may_be_frontend::<F>(&headers.ip.dst)
-        || tables::may_be_node_port::<F>(headers.dst_port, protocol)
+    if prefilter::may_be_frontend::<F>(&headers.ip.dst)
+        || prefilter::may_be_node_port::<F>(headers.dst_port, protocol)
     {
         let record = record::get::<F>(&record::client_key::<F>(&headers))?;
         // SAFETY: see `Record`.
@@ -54,16 +52,16 @@ pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
         if arrival == Arrival::Foreign {
             return None;
         }
-        return Some(ingress::forward::<F>(skb, &mut headers, record, arrival));
+        return Some(forward::forward::<F>(skb, &mut headers, record, arrival));
     }
-    if tables::may_be_masquerade::<F>(&headers.ip.dst)
-        && tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol)
+    if prefilter::may_be_masquerade::<F>(&headers.ip.dst)
+        && prefilter::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol)
     {
         return None;
     }
     // Straight to a backend; see `ingress::direct`.
     if (headers.opens_connection() || protocol == Protocol::UDP)
-        && tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+        && prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
         && record::get::<F>(&record::client_key::<F>(&headers)).is_some()
     {
         return None;
@@ -80,7 +78,7 @@ pub fn ingress<F: IpHeader + Route>(skb: Skb) -> Option<Outcome> {
 
 /// A packet that leaves. `None`: for the slow path.
 #[inline(always)]
-pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
+pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
     if hint == Hint::Opened {
         record::leave_unchanged::<F>(&headers);
@@ -93,7 +91,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
         return None;
     }
     let protocol = headers.ip.protocol;
-    if tables::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
+    if prefilter::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
         match record::get::<F>(&record::reply_key::<F>(&headers)) {
             Some(record) => {
                 // SAFETY: see `Record`.
@@ -115,7 +113,7 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
                     },
                 );
             }
-            None if tables::may_be_masquerade::<F>(&headers.ip.dst)
+            None if prefilter::may_be_masquerade::<F>(&headers.ip.dst)
                 || peer::may_ask::<F>(&headers) =>
             {
                 return None;
@@ -129,9 +127,9 @@ pub fn egress<F: IpHeader>(skb: Skb, hint: Hint) -> Option<Outcome> {
     if hint != Hint::None {
         return Some(Outcome::NEXT);
     }
-    let ours = tables::may_be_frontend::<F>(&headers.ip.dst)
-        || tables::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
-            && (masquerade::may_have_changed_port::<F>(&headers)
+    let ours = prefilter::may_be_frontend::<F>(&headers.ip.dst)
+        || prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
+            && (reply_tuple::may_have_changed_port::<F>(&headers)
                 || record::get::<F>(&record::client_key::<F>(&headers)).is_some());
     if ours || skb.is_host_originated() && service_range::is_entered::<F>(&headers) {
         None

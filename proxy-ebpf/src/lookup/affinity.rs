@@ -4,13 +4,12 @@ use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::ticks_from_seconds,
-    frontend::Frontend,
     service::SessionAffinity,
 };
 
 use crate::{
-    flow::record::now,
-    maps::tables::{self, Scratch, Tables},
+    clock::now,
+    maps::{scratch::Scratch, tables::Tables},
 };
 
 /// The affinity of a row of `SERVICES`.
@@ -92,33 +91,4 @@ pub fn row<F: Tables>(
         && backend.generation == affinity.generation
         && backend.epoch == affinity.epoch)
         .then_some(row)
-}
-
-/// Notes that the client in scratch memory has the scratch flow's backend, if
-/// its Service has affinity.
-#[inline(never)]
-pub fn remember<F: Tables>(scratch: &mut Scratch<F::Addr>) {
-    let session_affinity = of::<F>(scratch.frontend.service);
-    if session_affinity.seconds == 0 {
-        return;
-    }
-    let Some(backend) = F::backends().get(scratch.flow.backend) else {
-        return;
-    };
-    scratch.affinity_key = AffinityKey {
-        client: scratch.headers.ip.src,
-        service: scratch.frontend.service,
-        set: u32::from(scratch.frontend.flags & Frontend::LOCAL_SET != 0),
-    };
-    scratch.affinity = Affinity {
-        backend: scratch.flow.backend,
-        generation: scratch.flow.generation,
-        round: session_affinity.round,
-        last_used: now(),
-        epoch: backend.epoch,
-        zero: [0; 3],
-    };
-    let (key, affinity) = (&scratch.affinity_key, &scratch.affinity);
-    // A table without room forgets the client that came longest ago.
-    let _ = F::affinities().insert(key, affinity, tables::BPF_ANY);
 }

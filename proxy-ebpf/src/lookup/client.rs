@@ -13,7 +13,7 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::tables::{Scratch, Tables, config, device},
+    maps::{node, scratch::Scratch, tables::Tables},
     packet::skb::Skb,
     route::{self, Route},
 };
@@ -26,7 +26,7 @@ pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, device_flags: u32, host: bool) 
     if host || local_addr::<F>(client).is_some() {
         return Client::Host;
     }
-    let Some(config) = config() else {
+    let Some(config) = node::config() else {
         return Client::External;
     };
     let is_pod = if config.flags & Config::DETECT_DEVICE != 0 {
@@ -44,7 +44,7 @@ pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, device_flags: u32, host: bool) 
 /// Flags of the device with this ifindex; none if it has no programs.
 #[inline(always)]
 pub fn device_flags(ifindex: u32) -> u32 {
-    device(ifindex).map_or(0, |device| device.flags)
+    node::device(ifindex).map_or(0, |device| device.flags)
 }
 
 /// Makes the frontend in scratch memory use the set that this client gets:
@@ -126,7 +126,7 @@ pub fn masquerade<F: Tables>(
         return Masquerade::Yes;
     }
     if scratch.frontend.kind == Frontend::CLUSTER_IP {
-        let Some(config) = config() else {
+        let Some(config) = node::config() else {
             return Masquerade::No;
         };
         let detector = config.flags & Config::DETECT_DEVICE != 0 || F::pods(config).is_some();

@@ -14,7 +14,7 @@ use proxy_common::{
 
 use crate::{
     lookup::client,
-    maps::tables::{Scratch, Tables},
+    maps::{scratch::Scratch, tables::Tables},
     packet::skb::Skb,
 };
 

@@ -6,18 +6,18 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::tables,
-    packet::parse::{Headers, IpHeader},
+    maps::{node, tables::Tables},
+    packet::headers::Headers,
 };
 
 /// Whether the packet opens a flow, or is of a protocol that does not tell, to
 /// an address for cluster IPs. For packets whose address is no frontend's.
 #[inline(always)]
-pub fn is_entered<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+pub fn is_entered<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     if headers.ip.protocol.has_connections() && !headers.opens_connection() {
         return false;
     }
-    let Some(config) = tables::config() else {
+    let Some(config) = node::config() else {
         return false;
     };
     let ranges = F::service_ranges(config);

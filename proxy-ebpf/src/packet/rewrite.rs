@@ -2,16 +2,18 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_csum_update, bpf_l4_csum_replace},
 };
 use proxy_common::{
     checksum,
-    net::{BePort, Protocol},
+    family::{V4, V6},
+    net::{AddrV4, AddrV6, BePort, Protocol},
 };
 
 use crate::packet::{
-    parse::{Headers, IpHeader, Part},
+    headers::{self, Headers, Part, Side},
+    ip::IpHeader,
     sctp,
     skb::Skb,
     verdict::Fault,
@@ -24,13 +26,6 @@ const BPF_F_IPV6: u64 = 128;
 /// Set by the agent where the kernel knows [`BPF_F_IPV6`].
 #[unsafe(no_mangle)]
 static KERNEL_HAS_BPF_F_IPV6: Global<u8> = Global::new(0);
-
-/// Which half of the tuple.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    Source,
-    Destination,
-}
 
 /// Rewrites address and port of `side`, on the fast path. `headers` keeps
 /// describing the packet as it was, except for the side that changed.
@@ -77,7 +72,7 @@ fn update<F: IpHeader>(
     // Later fragments have no transport header; the checksum in the first one
     // covers them, and is updated there.
     if headers.ip.part != Part::Later {
-        skb.write(headers.ip.l4 + port_offset(side), port)?;
+        skb.write(headers.ip.l4 + headers::port_offset(side), port)?;
         let (offset, flags) = transport_checksum(headers.ip.protocol);
         let offset = headers.ip.l4 + offset;
         add_address::<F>(skb, offset, difference, flags)?;
@@ -129,7 +124,7 @@ fn update_sctp<F: IpHeader>(
 
 /// Rewrites address and port of `side` of any packet, on the slow path.
 #[inline(always)]
-pub fn slowly<F: IpHeader>(
+fn slowly<F: IpHeader>(
     skb: Skb,
     headers: &mut Headers<F::Addr>,
     side: Side,
@@ -206,15 +201,6 @@ pub fn addr_offset<F: IpHeader>(side: Side) -> u32 {
     }
 }
 
-/// Offset of a side's port in the transport header.
-#[inline(always)]
-pub fn port_offset(side: Side) -> u32 {
-    match side {
-        Side::Source => 0,
-        Side::Destination => 2,
-    }
-}
-
 /// Offset of the checksum in the transport header, and the flags its update
 /// needs: a UDP checksum of zero means none and must stay, and none must
 /// become zero.
@@ -226,3 +212,63 @@ fn transport_checksum(protocol: Protocol) -> (u32, u64) {
         (16, 0)
     }
 }
+
+/// [`slowly`] as a function that the verifier looks at once.
+pub trait Rewrite: IpHeader {
+    fn rewrite(
+        skb: Skb,
+        headers: &mut Headers<Self::Addr>,
+        side: Side,
+        addr: &Self::Addr,
+        port: BePort,
+    ) -> Result<(), Fault>;
+}
+
+macro_rules! family_rewrite {
+    ($family:ident, $addr:ident, $rewrite:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $rewrite(
+            skb: *mut __sk_buff,
+            headers: *mut Headers<$addr>,
+            side: u32,
+            addr: *const $addr,
+            port: u32,
+        ) -> u32 {
+            let side = if side == 0 {
+                Side::Source
+            } else {
+                Side::Destination
+            };
+            // SAFETY: the verifier sees to it that they are null or valid, and the
+            // caller has lent them.
+            let arguments = unsafe { (headers.as_mut(), addr.as_ref()) };
+            let (Some(headers), Some(addr)) = arguments else {
+                return 1;
+            };
+            let port = BePort::from_bits(port as u16);
+            slowly::<$family>(Skb::of_context(skb), headers, side, addr, port)
+                .is_err()
+                .into()
+        }
+
+        impl Rewrite for $family {
+            #[inline(always)]
+            fn rewrite(
+                skb: Skb,
+                headers: &mut Headers<$addr>,
+                side: Side,
+                addr: &$addr,
+                port: BePort,
+            ) -> Result<(), Fault> {
+                match $rewrite(skb.raw(), headers, side as u32, addr, port.to_bits().into()) {
+                    0 => Ok(()),
+                    _ => Err(Fault),
+                }
+            }
+        }
+    };
+}
+
+family_rewrite!(V4, AddrV4, rewrite_v4);
+family_rewrite!(V6, AddrV6, rewrite_v6);

@@ -14,10 +14,10 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::tables,
+    counters::count,
     packet::{
-        parse::{Headers, IpHeader, Part},
-        rewrite::{Side, port_offset},
+        headers::{Headers, Part, Side, port_offset},
+        ip::IpHeader,
         skb::Skb,
         verdict::Fault,
     },
@@ -47,7 +47,7 @@ pub fn rewrite_port<F: IpHeader>(
     let skb = *skb;
     let l4 = headers.ip.l4;
     if headers.ip.part == Part::First {
-        tables::count(Counter::SctpFragment);
+        count(Counter::SctpFragment);
         return Err(Fault);
     }
     let old: u32 = skb.read(l4).ok_or(Fault)?;

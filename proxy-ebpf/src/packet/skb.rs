@@ -4,12 +4,24 @@ use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 
 use crate::packet::{barrier::masked, verdict::Fault};
+
+/// Gives a packet from a device without link-layer header an Ethernet header.
+#[inline(never)]
+pub fn add_ethernet(skb: &Skb) -> Result<(), Fault> {
+    // SAFETY: the helper checks its arguments.
+    if unsafe { bpf_skb_change_head(skb.raw(), ETH_LEN, 0) } != 0 {
+        return Err(Fault);
+    }
+    skb.write::<[u8; 12]>(0, [0; 12])?;
+    skb.write::<u16>(ETH_LEN - 2, skb.protocol())
+}
 
 /// What precedes the IP header on a device.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,53 @@
 //! What becomes of a packet.
 
 use core::num::NonZeroI32;
-
 use proxy_common::counter::Counter;
 
-use crate::maps::tables;
+use crate::counters::count;
+
+/// What became of the attempt to open a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opened {
+    /// The record is in the table.
+    Flow,
+    /// The packet is not addressed to a frontend.
+    NotOurs,
+    NoEndpoint,
+    NoLocalEndpoint,
+    UnknownPort,
+    TooManyFrontends,
+    FlowTableFull,
+    /// Its packets towards the backend need a port, and none is free.
+    PortsExhausted,
+    /// The frontend is not for this client.
+    Denied,
+    /// A reset of a connection that is long gone.
+    Reset,
+    /// No Service has the address, which is one for cluster IPs.
+    Unallocated,
+    /// The table is nearly full, and the client has its share of it.
+    OverShare,
+}
+
+impl Opened {
+    /// The reason to count, where no flow was opened.
+    #[inline(always)]
+    pub fn reason(self) -> Option<Counter> {
+        match self {
+            Self::Flow | Self::NotOurs | Self::Reset => None,
+            Self::NoEndpoint => Some(Counter::NoEndpoint),
+            Self::NoLocalEndpoint => Some(Counter::NoLocalEndpoint),
+            Self::UnknownPort => Some(Counter::UnknownPort),
+            Self::TooManyFrontends => Some(Counter::TooManyFrontends),
+            Self::FlowTableFull => Some(Counter::FlowTableFull),
+            Self::OverShare => Some(Counter::ClientOverShare),
+            Self::PortsExhausted => Some(Counter::MasqueradePortsExhausted),
+            Self::Denied => Some(Counter::SourceRangeDenied),
+            Self::Unallocated => Some(Counter::Unallocated),
+        }
+    }
+}
 
 /// Verdict on a packet: the program's return value.
 ///
@@ -32,7 +75,7 @@ impl Outcome {
     /// Must not pass, for the counted reason.
     #[inline(always)]
     pub fn drop(reason: Counter) -> Self {
-        tables::count(reason);
+        count(reason);
         Self::DROP_SILENTLY
     }
 

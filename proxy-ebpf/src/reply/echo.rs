@@ -5,11 +5,12 @@ use aya_ebpf::helpers::generated::bpf_csum_update;
 use proxy_common::{checksum, counter::Counter};
 
 use crate::{
+    counters::count,
     flow::fragment::{self, Hook},
-    lookup::choose::{self, Destination},
-    maps::tables::{self, Scratch},
+    lookup::frontend::Destination,
+    maps::scratch::Scratch,
     packet::{
-        parse::{Headers, Part},
+        headers::{Headers, Part},
         skb::Skb,
         verdict::{Fault, Outcome},
     },
@@ -40,7 +41,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     };
     if !is_request
         || !has_plain_header::<F>(&scratch.headers)
-        || choose::frontend::<F>(scratch) != Destination::UnknownPort
+        || F::look_up(scratch) != Destination::UnknownPort
     {
         return None;
     }
@@ -49,7 +50,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     }
     fragment::remember::<F>(&scratch.headers, hook);
     if part != Part::Later {
-        tables::count(Counter::EchoAnswered);
+        count(Counter::EchoAnswered);
     }
     Some(match turn_round::<F>(skb, &scratch.headers) {
         Ok(()) => refuse::send(*skb, to),

@@ -15,14 +15,15 @@ use proxy_common::{
 };
 
 use crate::{
-    flow::open::Opened,
-    maps::tables::{self, Scratch},
+    counters::count,
+    lookup::Lookup,
+    maps::{refusals, scratch::Scratch},
     packet::{
         barrier::opaque,
+        headers::{self, Headers, Part, tcp},
         hint::{self, Hint},
-        parse::{self, Headers, IpHeader, Part, tcp},
         skb::{self, Addressee, BUFFER, Link, Skb},
-        verdict::{Fault, Outcome},
+        verdict::{Fault, Opened, Outcome},
     },
 };
 
@@ -54,7 +55,7 @@ const QUOTED: u32 = 8;
 const QUOTED_TCP: u32 = 20;
 /// The same of SCTP's INIT: its sender wants to see the tag that it chose
 /// (RFC 9260 section 10).
-const QUOTED_INIT: u32 = parse::SCTP_HEADER + 8;
+const QUOTED_INIT: u32 = headers::SCTP_HEADER + 8;
 /// The longest quote: an IP header with a few options or extension headers.
 const MAX_QUOTE: u32 = 96;
 const _: () = assert!(MAX_QUOTE <= BUFFER);
@@ -64,7 +65,7 @@ const ICMP_HEADER: u32 = 8;
 /// is to be told. Never answers broadcasts, resets, ICMP errors, and what no
 /// single host sent.
 #[inline(never)]
-pub fn answer<F: IpHeader + Refusal>(
+pub fn answer<F: Refusal>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     opened: Opened,
@@ -75,7 +76,7 @@ pub fn answer<F: IpHeader + Refusal>(
     let Some(reason) = opened.reason() else {
         return Outcome::DROP_SILENTLY;
     };
-    tables::count(reason);
+    count(reason);
     if matches!(
         opened,
         Opened::NoLocalEndpoint | Opened::Denied | Opened::Unallocated
@@ -109,12 +110,7 @@ pub fn answer<F: IpHeader + Refusal>(
 /// Tells a packet's sender that it is too big for the way that it was sent by
 /// instead of the one it was cut for.
 #[inline(never)]
-pub fn too_big<F: IpHeader + Refusal>(
-    skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
-    mtu: u32,
-    to: To,
-) -> Outcome {
+pub fn too_big<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, mtu: u32, to: To) -> Outcome {
     let headers = &scratch.headers;
     // A later fragment has no ports that would lead to a socket; the first one
     // was answered.
@@ -159,7 +155,7 @@ fn within_limit<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
     // SAFETY: the helper reads a clock.
     let millisecond = unsafe { bpf_ktime_get_coarse_ns() } >> 20;
     let share = F::hash_of_client(headers) as u32;
-    let (Some(all), Some(own)) = (tables::refusals(), tables::refusals_to(share)) else {
+    let (Some(all), Some(own)) = (refusals::refusals(), refusals::refusals_to(share)) else {
         return false;
     };
     // SAFETY: values of this CPU's own.
@@ -225,7 +221,7 @@ struct Tcp {
 /// Turns the packet into the reset that a closed port would send (RFC 9293
 /// section 3.5.2).
 #[inline(never)]
-fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
+fn reset<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
     let skb = *skb;
     let old: Tcp = skb.read(headers.ip.l4).ok_or(Fault)?;
     let segment = (headers.ip.end)
@@ -262,7 +258,7 @@ fn reset<F: IpHeader + Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result
 
 /// Turns the packet into an ICMP error that quotes it.
 #[inline(never)]
-fn error<F: IpHeader + Refusal>(
+fn error<F: Refusal>(
     skb: &Skb,
     scratch: &mut Scratch<F::Addr>,
     mut header: Icmp,
@@ -276,7 +272,7 @@ fn error<F: IpHeader + Refusal>(
     let transport = match headers.ip.protocol {
         Protocol::TCP => QUOTED_TCP,
         Protocol::SCTP if headers.opens_connection() => QUOTED_INIT,
-        Protocol::SCTP => parse::SCTP_HEADER,
+        Protocol::SCTP => headers::SCTP_HEADER,
         _ => QUOTED,
     };
     // There may be less, which is quoted in whole words.
@@ -364,7 +360,7 @@ fn pseudo_header<A: Address>(src: &A, dst: &A, protocol: Protocol, length: u32) 
 }
 
 /// What differs between the families' refusals.
-pub trait Refusal: IpHeader {
+pub trait Refusal: Lookup {
     /// Length of the IP header of an answer.
     const HEADER: u32;
     /// ICMP type and code "port unreachable".

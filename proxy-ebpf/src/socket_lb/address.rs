@@ -1,13 +1,26 @@
 //! Addresses of calls: where they stand in the context, and their one form for
 //! both families.
 
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::{EbpfContext as _, programs::SockAddrContext};
 use proxy_common::{
     family::{V4, V6},
     net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
 };
 
 use crate::lookup::listener::Bound;
+
+/// The socket's protocol.
+#[inline(always)]
+pub fn protocol(ctx: &SockAddrContext) -> Protocol {
+    // SAFETY: the program's own context; a field that all these calls have.
+    Protocol(unsafe { (*ctx.sock_addr).protocol } as u8)
+}
+
+/// The context as helpers take it.
+#[inline(always)]
+pub fn raw(ctx: &SockAddrContext) -> *mut core::ffi::c_void {
+    ctx.as_ptr()
+}
 
 /// A call's address, in the context of one of its two kinds of programs.
 pub trait Call {

@@ -17,15 +17,14 @@ use proxy_common::{
     socket::Peer,
 };
 
-use super::{
-    address::{self, Wide},
-    protocol, raw,
-    session_affinity::{self, Remembered},
-};
 use crate::{
-    flow::record::now,
-    lookup::{affinity, choose, client, listener},
-    maps::tables::{self, Tables},
+    clock::now,
+    lookup::{affinity, backend, client, frontend, listener},
+    maps::{node, prefilter, tables::Tables},
+    socket_lb::{
+        address::{self, Wide},
+        session_affinity::{self, Remembered},
+    },
 };
 
 /// How many backends are tried when one is taken by another frontend of the
@@ -85,22 +84,22 @@ pub fn decide<F: Wide>(
     port: BePort,
     target: &mut Target<F::Addr>,
 ) -> Decision {
-    let protocol = protocol(ctx);
+    let protocol = address::protocol(ctx);
     if port == BePort::ZERO || protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Decision::Leave;
     }
     let loopback = F::is_loopback(addr);
     let may_be_ours = loopback
-        || tables::may_be_frontend::<F>(addr)
-        || tables::may_be_node_port::<F>(port, protocol);
+        || prefilter::may_be_frontend::<F>(addr)
+        || prefilter::may_be_node_port::<F>(port, protocol);
     if !may_be_ours {
         return Decision::Leave;
     }
-    let Some(config) = tables::config() else {
+    let Some(config) = node::config() else {
         return Decision::Leave;
     };
     // SAFETY: the program's own context.
-    let host = unsafe { bpf_get_netns_cookie(raw(ctx)) } == config.netns_cookie;
+    let host = unsafe { bpf_get_netns_cookie(address::raw(ctx)) } == config.netns_cookie;
     let (served, udp_by_packets) = if host {
         (Config::SOCKETS_HOST, Config::UDP_BY_PACKETS_HOST)
     } else {
@@ -113,8 +112,8 @@ pub fn decide<F: Wide>(
     let frontend = if loopback {
         loopback_port::<F>(addr, port, protocol)
     } else {
-        choose::exact::<F>(addr, port, protocol)
-            .or_else(|| choose::node_port::<F>(addr, port, protocol))
+        frontend::exact::<F>(addr, port, protocol)
+            .or_else(|| frontend::node_port::<F>(addr, port, protocol))
     };
     let Some(frontend) = frontend else {
         // What listens at an address of this node answers to its clients there.
@@ -163,7 +162,7 @@ pub fn decide<F: Wide>(
     {
         return Decision::Leave;
     }
-    let Some(range) = choose::slot_range::<F>(frontend.service, local_policy && cluster_ip) else {
+    let Some(range) = backend::slot_range::<F>(frontend.service, local_policy && cluster_ip) else {
         return Decision::Leave;
     };
     if range.count == 0 {
@@ -215,14 +214,14 @@ fn own_source<F: Wide>(ctx: &SockAddrContext, addr: &F::Addr, loopback: bool) ->
 fn loopback_port<F: Wide>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
     // Connecting to the unspecified address means the loopback's.
     let addr = if addr.is_zero() { F::LOOPBACK } else { *addr };
-    choose::node_port::<F>(&addr, port, protocol)
+    frontend::node_port::<F>(&addr, port, protocol)
 }
 
 /// Whether this is a cluster IP: a port that it does not have is refused (S46).
 /// Ports of other addresses may be somebody else's (S48).
 #[inline(always)]
 fn is_cluster_ip<F: Tables>(addr: &F::Addr) -> bool {
-    choose::exact::<F>(addr, BePort::ZERO, Protocol::ANY)
+    frontend::exact::<F>(addr, BePort::ZERO, Protocol::ANY)
         .is_some_and(|entry| entry.kind == Frontend::CLUSTER_IP)
 }
 
@@ -239,7 +238,7 @@ fn is_excepted(config: &Config) -> bool {
         if cgroup == 0 {
             return false;
         }
-        if tables::is_exception(cgroup) {
+        if node::is_exception(cgroup) {
             return true;
         }
         level += 1;
@@ -301,7 +300,7 @@ fn row<F: Tables>(target: &Target<F::Addr>, attempt: u32) -> Option<u32> {
     if offset >= count {
         offset %= count;
     }
-    choose::in_slot::<F>(first.wrapping_add(offset)).map(|(row, _)| row)
+    backend::in_slot::<F>(first.wrapping_add(offset)).map(|(row, _)| row)
 }
 
 /// Whether a socket's backend still serves the Service port it was chosen for

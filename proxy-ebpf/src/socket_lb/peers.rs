@@ -10,8 +10,20 @@ use proxy_common::{
     socket::{Peer, Peers},
 };
 
-use super::raw;
-use crate::{flow::record::now, maps::tables::SOCKETS, subprograms};
+use crate::{clock::now, maps::tables::SOCKETS, socket_lb::address};
+
+/// [`fitness`] as a function that the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fitness_of_peer(entry: *const Peer, peer: *const Peer) -> u32 {
+    // SAFETY: the verifier sees to it that they are null or valid, and the caller has
+    // lent them.
+    let arguments = unsafe { (entry.as_ref(), peer.as_ref()) };
+    let (Some(entry), Some(peer)) = arguments else {
+        return CLASH;
+    };
+    fitness(entry, peer)
+}
 
 /// How long a frontend must not have been used before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
@@ -41,8 +53,8 @@ fn get_or_create(ctx: &SockAddrContext) -> Option<&mut Peers> {
     if peers.cookie == 0 {
         // SAFETY: the program's own context.
         unsafe {
-            peers.netns_cookie = bpf_get_netns_cookie(raw(ctx));
-            peers.cookie = bpf_get_socket_cookie(raw(ctx));
+            peers.netns_cookie = bpf_get_netns_cookie(address::raw(ctx));
+            peers.cookie = bpf_get_socket_cookie(address::raw(ctx));
         }
     }
     Some(peers)
@@ -73,8 +85,8 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
         return false;
     };
     let [a, b, c, d] = &mut peers.peers;
-    let (in_a, in_b) = (subprograms::fitness(a, peer), subprograms::fitness(b, peer));
-    let (in_c, in_d) = (subprograms::fitness(c, peer), subprograms::fitness(d, peer));
+    let (in_a, in_b) = (fitness_of_peer(a, peer), fitness_of_peer(b, peer));
+    let (in_c, in_d) = (fitness_of_peer(c, peer), fitness_of_peer(d, peer));
     if in_a == CLASH || in_b == CLASH || in_c == CLASH || in_d == CLASH {
         return false;
     }
@@ -93,7 +105,7 @@ pub fn add(ctx: &SockAddrContext, peer: &Peer) -> bool {
 }
 
 /// Another frontend has the backend, or it has asked something itself.
-pub const CLASH: u32 = u32::MAX;
+const CLASH: u32 = u32::MAX;
 /// The entry is the frontend's own, or of a backend that has long asked nothing.
 const OWN: u32 = u32::MAX - 1;
 /// The entry is not in use.
@@ -102,7 +114,7 @@ const FREE: u32 = u32::MAX - 2;
 /// How well an entry suits a peer that is to be remembered: the better, the
 /// longer it has not been used.
 #[inline(always)]
-pub fn fitness(entry: &Peer, peer: &Peer) -> u32 {
+fn fitness(entry: &Peer, peer: &Peer) -> u32 {
     if entry.has_frontend(&peer.frontend_addr, peer.frontend_port) {
         OWN
     } else if entry.has_backend(&peer.backend_addr, peer.backend_port) {

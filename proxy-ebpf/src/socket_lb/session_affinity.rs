@@ -10,7 +10,7 @@ use proxy_common::{
 };
 
 use crate::{
-    flow::record::now,
+    clock::now,
     lookup::affinity,
     maps::tables::{self, Tables},
 };

@@ -2,23 +2,22 @@
 //! no more. Not attached: the agent asks by test run, in the socket's network
 //! namespace, because only programs can read what `SOCKETS` has of a socket.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple},
     helpers::generated::{
         bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_load_bytes,
     },
 };
+use core::mem::MaybeUninit;
 use proxy_common::{
     net::{AddrV6, Address as _, Protocol},
     socket::{Peer, Peers, SocketQuery},
 };
 
-use super::decide;
 use crate::{
     maps::tables::SOCKETS,
     packet::skb::{ETH_LEN, Skb},
+    socket_lb::decide,
 };
 
 /// "The network namespace of this device", as the socket look-up spells it.

@@ -13,68 +13,30 @@ use proxy_common::{
 };
 
 use crate::{
+    counters::count,
     flow::{
-        masquerade,
+        deliver,
         record::{self, Record},
+        reply_tuple,
     },
-    hooks::{host, ingress::Arrival},
-    maps::tables::{self, Scratch},
+    lookup::arrival::Arrival,
+    maps::{prefilter, scratch::Scratch, tables::Tables},
     packet::{
+        headers::{self, Headers, Part, Side},
         hint::{self, Hint},
-        parse::{self, Headers, Ip, IpHeader, Part},
-        rewrite::{self, Side},
+        icmp::{CHECKSUM, Quote, V4_REDIRECT, V6_REDIRECT},
+        parse, rewrite,
         skb::Skb,
         verdict::{Fault, Outcome},
     },
 };
 
-/// Offset of the checksum in both families' ICMP header.
-const CHECKSUM: u32 = 2;
 /// Length of both families' ICMP error header.
 const HEADER: u32 = 8;
 
-const V4_REDIRECT: u8 = 5;
-const V6_REDIRECT: u8 = 137;
-
-/// Whether this ICMP message is an error that quotes a packet, or a redirect.
-#[inline(always)]
-pub fn is_error<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
-    if headers.ip.part == Part::Later {
-        return false;
-    }
-    let Some(kind) = skb.read::<u8>(headers.ip.l4) else {
-        return false;
-    };
-    if F::IS_V6 {
-        matches!(kind, 1..=4) || kind == V6_REDIRECT
-    } else {
-        matches!(kind, 3 | 4 | 11 | 12) || kind == V4_REDIRECT
-    }
-}
-
-/// Whether this message keeps the link itself running: neighbour and router
-/// discovery, and membership of groups. Not ours, whatever it is about (E31).
-#[inline(always)]
-pub fn is_of_link<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
-    F::IS_V6
-        && headers.ip.part == Part::Whole
-        && skb
-            .read::<u8>(headers.ip.l4)
-            .is_some_and(|kind| matches!(kind, 130..=136 | 143))
-}
-
-/// The packet that an error quotes.
-#[repr(C)]
-pub struct Quote<A> {
-    ip: Ip<A>,
-    l3: u32,
-    src_port: BePort,
-    dst_port: BePort,
-}
-
 /// Reads the quoted packet at `l3` to scratch memory.
 #[inline(never)]
-fn quote_at<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>, l3: u32) -> Option<()> {
+fn quote_at<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>, l3: u32) -> Option<()> {
     let skb = *skb;
     let ip = F::read_ip(skb, l3)?;
     let has_ports = ip.protocol == Protocol::UDP || ip.protocol.has_connections();
@@ -137,7 +99,7 @@ impl<A: Address> Scratch<A> {
 
 /// An error that comes in by a device.
 #[inline(never)]
-pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+pub fn ingress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     let skb = *skb;
     // A translated error may still need the egress hook.
     hint::set(skb, Hint::Entered);
@@ -147,8 +109,8 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
     // From the client's side, about a reply.
     let (dst, quote) = (&scratch.headers.ip.dst, &scratch.quote);
     if *dst == quote.ip.src
-        && (tables::slow::may_be_frontend::<F>(dst)
-            || tables::may_be_node_port::<F>(quote.src_port, quote.ip.protocol))
+        && (prefilter::slow::may_be_frontend::<F>(dst)
+            || prefilter::may_be_node_port::<F>(quote.src_port, quote.ip.protocol))
     {
         scratch.look_for_receiver();
         let quote = &scratch.quote;
@@ -159,14 +121,14 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
         }
     }
     // From the backend's side, about a masqueraded request.
-    if tables::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst) {
+    if prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst) {
         scratch.look_for_request();
-        if let Some(record) = masquerade::client::<F>(scratch) {
+        if let Some(record) = reply_tuple::client::<F>(scratch) {
             // SAFETY: see `Record`.
             let flow = unsafe { record.as_ref() };
             let kept_its_port = flow.flags & Flow::<F::Addr>::OUTGOING != 0
                 && scratch.key.port == scratch.reply.masquerade_port;
-            return if kept_its_port || !masquerade::is_masquerade::<F>(flow, &scratch.reply) {
+            return if kept_its_port || !reply_tuple::is_masquerade::<F>(flow, &scratch.reply) {
                 Outcome::NEXT
             } else if flow.flags & Flow::<F::Addr>::HOST == 0 {
                 finish(unmasquerade::<F>(&skb, scratch, record))
@@ -180,7 +142,7 @@ pub fn ingress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
 
 /// An error that leaves by a device.
 #[inline(never)]
-pub fn egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+pub fn egress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     let skb = *skb;
     let l4 = scratch.headers.ip.l4;
     let Some(kind) = skb.read::<u8>(l4) else {
@@ -217,20 +179,20 @@ pub fn egress<F: IpHeader>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome
 /// The flow that a leaving error is about, in either direction. Its key is put
 /// into scratch memory.
 #[inline(always)]
-fn about<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+fn about<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     let quote = &scratch.quote;
     let protocol = quote.ip.protocol;
     // A request: the error goes to the client.
-    if tables::slow::may_be_backend::<F>(&quote.ip.dst, quote.dst_port, protocol) {
+    if prefilter::slow::may_be_backend::<F>(&quote.ip.dst, quote.dst_port, protocol) {
         scratch.look_for_sender();
         let quote = &scratch.quote;
         let found = record::to_backend::<F>(&mut scratch.key, &quote.ip.dst, quote.dst_port);
         if found.is_some() {
             return found;
         }
-        if tables::slow::may_be_masquerade::<F>(&quote.ip.src) {
+        if prefilter::slow::may_be_masquerade::<F>(&quote.ip.src) {
             scratch.look_for_request();
-            let found = masquerade::client::<F>(scratch);
+            let found = reply_tuple::client::<F>(scratch);
             if found.is_some() {
                 return found;
             }
@@ -238,16 +200,16 @@ fn about<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     }
     let quote = &scratch.quote;
     // A reply: the error goes to the backend.
-    if tables::slow::may_be_backend::<F>(&quote.ip.src, quote.src_port, protocol) {
+    if prefilter::slow::may_be_backend::<F>(&quote.ip.src, quote.src_port, protocol) {
         scratch.look_for_receiver();
         let quote = &scratch.quote;
         let found = record::to_backend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port);
         if found.is_some() {
             return found;
         }
-        if tables::slow::may_be_masquerade::<F>(&quote.ip.dst) {
+        if prefilter::slow::may_be_masquerade::<F>(&quote.ip.dst) {
             scratch.look_for_reply();
-            return masquerade::client::<F>(scratch);
+            return reply_tuple::client::<F>(scratch);
         }
     }
     None
@@ -264,7 +226,7 @@ fn finish(result: Result<Outcome, Fault>) -> Outcome {
 /// An error of the client about a reply: the quoted packet came from the
 /// backend.
 #[inline(never)]
-fn from_client<F: IpHeader>(
+fn from_client<F: Tables>(
     skb: &Skb,
     scratch: &Scratch<F::Addr>,
     record: Record<F>,
@@ -287,7 +249,7 @@ fn from_client<F: IpHeader>(
 /// The same error where it leaves towards the backend: that one knows the
 /// client by its masquerade address.
 #[inline(never)]
-fn from_masquerade<F: IpHeader>(
+fn from_masquerade<F: Tables>(
     skb: &Skb,
     scratch: &Scratch<F::Addr>,
     record: Record<F>,
@@ -314,7 +276,7 @@ fn from_masquerade<F: IpHeader>(
 /// An error about a masqueraded request: it is for the client, whose side of
 /// the translation follows where it leaves.
 #[inline(never)]
-fn unmasquerade<F: IpHeader>(
+fn unmasquerade<F: Tables>(
     skb: &Skb,
     scratch: &Scratch<F::Addr>,
     record: Record<F>,
@@ -334,7 +296,7 @@ fn unmasquerade<F: IpHeader>(
 /// Makes an error about a request what the client itself would see: about a
 /// packet from it to the frontend.
 #[inline(never)]
-fn at_client<F: IpHeader>(
+fn at_client<F: Tables>(
     skb: &Skb,
     scratch: &Scratch<F::Addr>,
     record: Record<F>,
@@ -355,7 +317,7 @@ fn at_client<F: IpHeader>(
     }
     edit.outer::<F>(headers, Side::Destination, &client.addr)?;
     edit.finish()?;
-    Ok(host::hand_back(*skb, flow))
+    Ok(deliver::hand_back(*skb, flow))
 }
 
 /// Finds the packet quoted by an `ICMPv6` redirect (RFC 4861 sections 4.5, 4.6.3).
@@ -402,7 +364,7 @@ impl Edit {
 
     /// Rewrites one side of the quoted packet, with the checksums it has.
     #[inline(never)]
-    fn quoted<F: IpHeader>(
+    fn quoted<F: Tables>(
         &mut self,
         quote: &Quote<F::Addr>,
         side: Side,
@@ -417,7 +379,7 @@ impl Edit {
         let addr_change = rewrite::address::<F>(&self.skb, offset, old_addr, addr)?;
         let port_change = checksum::add(u32::from(!old_port.to_bits()), u32::from(port.to_bits()));
         self.skb
-            .write(quote.ip.l4 + rewrite::port_offset(side), port)?;
+            .write(quote.ip.l4 + headers::port_offset(side), port)?;
         let mut change = checksum::add(addr_change, port_change);
         if !F::IS_V6 {
             change = checksum::add(change, self.change_checksum(quote.l3 + 10, addr_change)?);
@@ -455,7 +417,7 @@ impl Edit {
 
     /// Rewrites an address of the error's own IP header.
     #[inline(never)]
-    fn outer<F: IpHeader>(
+    fn outer<F: Tables>(
         &mut self,
         headers: &Headers<F::Addr>,
         side: Side,
@@ -477,7 +439,7 @@ impl Edit {
     /// Brings the ICMP checksum up to date.
     #[inline(always)]
     fn finish(self) -> Result<Outcome, Fault> {
-        tables::count(Counter::IcmpErrorTranslated);
+        count(Counter::IcmpErrorTranslated);
         self.skb
             .add_to_checksum(self.checksum, self.difference, 0)?;
         Ok(Outcome::NEXT)

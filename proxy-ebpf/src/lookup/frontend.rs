@@ -1,23 +1,16 @@
-//! From a packet's destination to a backend.
+//! What a packet is addressed to.
 
 use proxy_common::{
-    backend::Backend,
-    flow::Flow,
+    family::{V4, V6},
     frontend::{Frontend, FrontendKey},
     local_addr::LocalAddr,
-    net::{BePort, Protocol},
-    select,
-    service::SlotRange,
+    net::{AddrV4, AddrV6, BePort, Protocol},
 };
 
 use crate::{
-    flow::open::Opened,
     lookup::{client, service_range},
-    maps::tables::{self, Scratch, Tables, config},
-    packet::{
-        barrier::opaque,
-        parse::{Headers, IpHeader},
-    },
+    maps::{prefilter, scratch::Scratch, tables::Tables},
+    packet::{barrier::opaque, headers::Headers},
 };
 
 /// What an address and port are to us.
@@ -48,12 +41,7 @@ impl Destination {
 
 /// Looks up what the packet in scratch memory is addressed to.
 #[inline(always)]
-pub fn frontend<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Destination {
-    F::look_up(scratch)
-}
-
-#[inline(always)]
-pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Destination {
+fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Destination {
     let Headers {
         ip, ref dst_port, ..
     } = scratch.headers;
@@ -83,8 +71,8 @@ pub fn look_up<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> Destination {
 /// Whether what the packet in scratch memory is addressed to is a frontend of
 /// this row of `SERVICES`, and for its sender.
 #[inline(never)]
-pub fn is_frontend_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
-    frontend::<F>(scratch) == Destination::Service
+pub fn is_frontend_of<F: LookUp>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
+    F::look_up(scratch) == Destination::Service
         && scratch.frontend.service == service
         && opaque(client::is_sender_admitted::<F>(scratch))
 }
@@ -93,8 +81,8 @@ pub fn is_frontend_of<F: IpHeader>(scratch: &mut Scratch<F::Addr>, service: u32)
 /// one to a Service. Where they are not known, those to an address of this node
 /// are left to it.
 #[inline(never)]
-pub fn may_be_meant<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
-    if frontend::<F>(scratch) != Destination::NotOurs {
+pub fn may_be_meant<F: LookUp>(scratch: &mut Scratch<F::Addr>) -> bool {
+    if F::look_up(scratch) != Destination::NotOurs {
         return true;
     }
     let headers = &scratch.headers;
@@ -110,7 +98,7 @@ pub fn may_be_meant<F: IpHeader>(scratch: &mut Scratch<F::Addr>) -> bool {
 /// besides is not known (S48). Another node may have the address, and masquerade
 /// to it: what a backend here answers to that is no client's packet.
 #[inline(always)]
-fn is_answered_for<F: IpHeader>(kind: u8, headers: &Headers<F::Addr>) -> bool {
+fn is_answered_for<F: Tables>(kind: u8, headers: &Headers<F::Addr>) -> bool {
     match kind {
         Frontend::CLUSTER_IP => true,
         Frontend::LOAD_BALANCER => {
@@ -122,9 +110,13 @@ fn is_answered_for<F: IpHeader>(kind: u8, headers: &Headers<F::Addr>) -> bool {
 
 /// Whether a backend may have sent this packet as a reply.
 #[inline(always)]
-fn may_be_reply<F: IpHeader>(headers: &Headers<F::Addr>) -> bool {
+fn may_be_reply<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     !headers.opens_connection()
-        && tables::slow::may_be_backend::<F>(&headers.ip.src, headers.src_port, headers.ip.protocol)
+        && prefilter::slow::may_be_backend::<F>(
+            &headers.ip.src,
+            headers.src_port,
+            headers.ip.protocol,
+        )
 }
 
 /// The frontend with this very address and port.
@@ -137,7 +129,7 @@ pub fn exact<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Opt
 /// NodePorts, after everything that has the address itself (S51, S52).
 #[inline(always)]
 pub fn node_port<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> Option<Frontend> {
-    if !tables::may_be_node_port::<F>(port, protocol)
+    if !prefilter::may_be_node_port::<F>(port, protocol)
         || client::local_addr::<F>(addr)?.flags & LocalAddr::NODE_PORTS == 0
     {
         return None;
@@ -154,94 +146,29 @@ fn read<F: Tables>(key: &FrontendKey<F::Addr>) -> Option<Frontend> {
     (frontend.tag == key.tag()).then_some(frontend)
 }
 
-/// Hash of the packet's tuple that decides the backend.
-#[inline(always)]
-pub fn hash<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
-    let key = config().map_or([0; 2], |config| config.hash_key);
-    select::flow_hash(
-        key,
-        (&headers.ip.src, headers.src_port),
-        (&headers.ip.dst, headers.dst_port),
-        headers.ip.protocol,
-    )
+/// [`look_up`] as a function that the verifier looks at once.
+pub trait LookUp: Tables {
+    fn look_up(scratch: &mut Scratch<Self::Addr>) -> Destination;
 }
 
-/// Hash of the packet's source address alone.
-#[inline(always)]
-pub fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
-    let key = config().map_or([0; 2], |config| config.hash_key);
-    let client = (&headers.ip.src, BePort::ZERO);
-    select::flow_hash(key, client, client, Protocol::ANY)
-}
+macro_rules! family_look_up {
+    ($family:ident, $addr:ident, $look_up:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $look_up(scratch: *mut Scratch<$addr>) -> u32 {
+            // SAFETY: the verifier sees to it that this is null or valid, and the
+            // caller has lent it.
+            unsafe { scratch.as_mut() }.map_or(0, |scratch| look_up::<$family>(scratch) as u32)
+        }
 
-/// Puts the backend that `hash` picks, `skip` slots further on, into the
-/// scratch flow. [`Opened::Flow`] if there is one.
-#[inline(never)]
-pub fn backend<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -> Opened {
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    let Some(range) = slot_range::<F>(scratch.frontend.service, local) else {
-        return Opened::NoEndpoint;
+        impl LookUp for $family {
+            #[inline(always)]
+            fn look_up(scratch: &mut Scratch<$addr>) -> Destination {
+                Destination::from_number($look_up(scratch))
+            }
+        }
     };
-    if range.count == 0 {
-        return if range.first == SlotRange::DROP {
-            Opened::NoLocalEndpoint
-        } else {
-            Opened::NoEndpoint
-        };
-    }
-    let mut offset = select::slot(hash, range.count) + skip;
-    if offset >= range.count {
-        offset %= range.count;
-    }
-    let Some((row, _)) = in_slot::<F>(range.first.wrapping_add(offset)) else {
-        return Opened::NoEndpoint;
-    };
-    take::<F>(scratch, row)
 }
 
-/// Puts the backend in this row into the scratch flow.
-#[inline(always)]
-pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32) -> Opened {
-    let Some(backend) = F::backends().get(row) else {
-        return Opened::NoEndpoint;
-    };
-    let flow = &mut scratch.flow;
-    flow.backend_addr = backend.addr;
-    flow.backend_port = backend.port;
-    flow.backend = row;
-    flow.generation = backend.generation;
-    Opened::Flow
-}
-
-/// The cluster set or the local set of a row of `SERVICES`.
-#[inline(always)]
-pub fn slot_range<F: Tables>(service: u32, local: bool) -> Option<SlotRange> {
-    let service = F::services().get_ptr(service)?;
-    // SAFETY: a row of an array lives as long as the program. A range is eight
-    // aligned bytes, read in one access, so it is the old one or the new one.
-    let range = unsafe {
-        let range = if local {
-            &raw const (*service).local
-        } else {
-            &raw const (*service).cluster
-        };
-        core::mem::transmute::<u64, SlotRange>(range.cast::<u64>().read_volatile())
-    };
-    Some(range)
-}
-
-/// The backend that a slot holds, with its row.
-#[inline(always)]
-pub fn in_slot<F: Tables>(slot: u32) -> Option<(u32, &'static Backend<F::Addr>)> {
-    let row = F::slots().get(slot)?.backend;
-    Some((row, F::backends().get(row)?))
-}
-
-/// Whether a flow's backend still serves the Service port the flow was made
-/// for (S77).
-#[inline(always)]
-pub fn is_serving<F: Tables>(flow: &Flow<F::Addr>) -> bool {
-    F::backends().get(flow.backend).is_some_and(|backend| {
-        backend.generation == flow.generation && backend.flags & Backend::<F::Addr>::SERVING != 0
-    })
-}
+family_look_up!(V4, AddrV4, look_up_v4);
+family_look_up!(V6, AddrV6, look_up_v6);
