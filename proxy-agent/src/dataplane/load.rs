@@ -48,7 +48,7 @@ pub const PINNED_PROGRAMS: [&str; 5] = [
 ];
 
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
-const SLOW_PROGRAMS: [&str; 8] = [
+pub const SLOW_PROGRAMS: [&str; 8] = [
     "ingress_slow_v4",
     "ingress_slow_v6",
     "egress_slow_v4",

@@ -62,8 +62,7 @@ fn fast_or_slow<F: Datapath>(skb: Skb, tagged: bool, hint: Hint) -> i32 {
         return outcome.action();
     }
     hint::keep(skb, hint);
-    tail_call::go_slow(skb, F::SLOW.egress);
-    Outcome::drop(Counter::RewriteFailed).action()
+    tail_call::go_slow(skb, F::SLOW.egress).action()
 }
 
 /// The slow path: decides about every packet.
@@ -74,13 +73,11 @@ pub fn slow<F: Datapath>(skb: Skb) -> i32 {
     let outcome = handle::<F>(skb, hint);
     if outcome == Outcome::AGAIN {
         hint::keep(skb, Hint::None);
-        tail_call::go_slow(skb, F::SLOW.egress);
-        return Outcome::drop(Counter::RewriteFailed).action();
+        return tail_call::go_slow(skb, F::SLOW.egress).action();
     }
     if outcome == Outcome::BY_UPLINK {
         hint::keep(skb, Hint::None);
-        tail_call::go_slow(skb, F::SLOW.uplink);
-        return Outcome::drop(Counter::RewriteFailed).action();
+        return tail_call::go_slow(skb, F::SLOW.uplink).action();
     }
     outcome.action()
 }
@@ -172,8 +169,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
     if skb.is_host_originated() {
         if frontend || service_range::is_entered::<F>(headers) {
             hint::keep(skb, Hint::None);
-            tail_call::go_slow(skb, F::SLOW.host);
-            return Outcome::drop(Counter::RewriteFailed);
+            return tail_call::go_slow(skb, F::SLOW.host);
         }
     } else if frontend && is_routed(skb) && F::look_up(scratch) == Destination::Service {
         // A forwarded packet to a frontend that no ingress program

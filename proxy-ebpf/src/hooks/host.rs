@@ -55,8 +55,7 @@ pub fn slow<F: Datapath>(skb: Skb) -> i32 {
     let outcome = to_frontend::<F>(&skb, scratch);
     if outcome == Outcome::AGAIN {
         hint::keep(skb, Hint::None);
-        tail_call::go_slow(skb, F::SLOW.host);
-        return Outcome::drop(Counter::RewriteFailed).action();
+        return tail_call::go_slow(skb, F::SLOW.host).action();
     }
     outcome.action()
 }

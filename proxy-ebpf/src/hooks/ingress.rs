@@ -68,8 +68,7 @@ fn fast_or_slow<F: Datapath>(skb: Skb, tagged: bool) -> i32 {
         return outcome.action();
     }
     hint::keep(skb, Hint::None);
-    tail_call::go_slow(skb, F::SLOW.ingress);
-    Outcome::drop(Counter::RewriteFailed).action()
+    tail_call::go_slow(skb, F::SLOW.ingress).action()
 }
 
 /// The slow path: decides about every packet.
@@ -80,8 +79,7 @@ pub fn slow<F: Datapath>(skb: Skb) -> i32 {
     let outcome = handle::<F>(skb);
     if outcome == Outcome::AGAIN {
         hint::keep(skb, Hint::None);
-        tail_call::go_slow(skb, F::SLOW.ingress);
-        return Outcome::drop(Counter::RewriteFailed).action();
+        return tail_call::go_slow(skb, F::SLOW.ingress).action();
     }
     outcome.action()
 }

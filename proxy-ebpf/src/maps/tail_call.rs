@@ -1,9 +1,12 @@
 //! The programs of the slow path.
 
 use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map};
-use proxy_common::family::{V4, V6};
+use proxy_common::{
+    counter::Counter,
+    family::{V4, V6},
+};
 
-use crate::packet::skb::Skb;
+use crate::packet::{skb::Skb, verdict::Outcome};
 
 /// The slow path's programs, at the index [`Slow`].
 #[btf_map]
@@ -34,11 +37,13 @@ pub struct SlowPath {
     pub uplink: Slow,
 }
 
-/// Goes on in a program of the slow path. Returns only if it is not there.
+/// Goes on in a program of the slow path. Returns only if it is not there, with what
+/// becomes of the packet.
 #[inline(always)]
-pub fn go_slow(skb: Skb, program: Slow) {
+pub fn go_slow(skb: Skb, program: Slow) -> Outcome {
     // SAFETY: the context is the one this program was given.
     unsafe { PROGRAMS.tail_call(&skb, program as u32) };
+    Outcome::drop(Counter::SlowPathMissing)
 }
 
 /// Gives code that is generic over the family its slow path.
