@@ -58,6 +58,8 @@ mod packet;
 mod reply;
 mod route;
 mod socket_lb;
+#[cfg(feature = "test-programs")]
+mod test_programs;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -68,11 +70,7 @@ use proxy_common::family::{V4, V6};
 use crate::{
     flow::sweep,
     hooks::{egress, explain, host, ingress, symmetric_return},
-    packet::{
-        hint,
-        skb::{Link, Skb},
-        verdict::Outcome,
-    },
+    packet::skb::{Link, Skb},
     socket_lb::{CallV4, CallV6},
 };
 
@@ -216,33 +214,6 @@ pub fn explain(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn stale_socket(ctx: TcContext) -> i32 {
     socket_lb::stale::run(Skb::new(&ctx, Link::Ethernet))
-}
-
-/// `ingress` for measurements: a test run repeats it on one and the same
-/// packet, which must not look translated the second time.
-#[classifier]
-pub fn ingress_repeated(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx, Link::Ethernet);
-    hint::set(skb, hint::Hint::None);
-    ingress::run(skb)
-}
-
-/// `ingress` and then `egress` for tests: a test run repeats it once on one packet,
-/// which keeps its hint from hook to hook as in the kernel.
-#[classifier]
-pub fn through(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx, Link::Ethernet);
-    if skb.mark_once() {
-        ingress::run(skb)
-    } else {
-        egress::run(skb)
-    }
-}
-
-/// Does nothing: the floor that measurements are taken above.
-#[classifier]
-pub fn empty(_ctx: TcContext) -> i32 {
-    Outcome::NEXT.action()
 }
 
 #[panic_handler]

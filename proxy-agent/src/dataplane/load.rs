@@ -200,11 +200,10 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         options.log_level,
     )?;
     let config = config(&ebpf, options, adopted)?;
-    for program in
-        HOOK_PROGRAMS
-            .into_iter()
-            .chain(SLOW_PROGRAMS)
-            .chain(["sweep", stale::PROGRAM, "empty"])
+    for program in HOOK_PROGRAMS
+        .into_iter()
+        .chain(SLOW_PROGRAMS)
+        .chain(["sweep", stale::PROGRAM])
     {
         load_program(&mut ebpf, program)?;
     }
@@ -413,4 +412,25 @@ pub(super) fn size_of_table(name: &str, sizes: Sizes) -> Option<u32> {
         "AFFINITY" => sizes.flows / 4,
         _ => return None,
     })
+}
+
+#[cfg(all(test, not(feature = "test-programs")))]
+mod tests {
+    use super::*;
+
+    /// Whether the object has this name in its table of names.
+    fn names(program: &str) -> bool {
+        let name = [b"\0", program.as_bytes(), b"\0"].concat();
+        PROGRAMS.windows(name.len()).any(|bytes| bytes == name)
+    }
+
+    #[test]
+    fn the_agents_object_has_its_own_programs_only() {
+        for program in HOOK_PROGRAMS.into_iter().chain(SLOW_PROGRAMS) {
+            assert!(names(program), "no {program}");
+        }
+        for program in ["ingress_repeated", "through", "empty"] {
+            assert!(!names(program), "{program}");
+        }
+    }
 }

@@ -191,17 +191,6 @@ impl Skb {
         unsafe { (*self.raw).tc_index = value }
     }
 
-    /// Sets the packet's mark. Whether it had none.
-    #[inline(always)]
-    pub fn mark_once(self) -> bool {
-        // SAFETY: as in `len`; this field is also writable.
-        unsafe {
-            let before = (*self.raw).mark;
-            (*self.raw).mark = 1;
-            before == 0
-        }
-    }
-
     /// Copies `T` out of the packet, or `None` if the packet is too short.
     #[inline(always)]
     pub fn read<T: Copy>(self, offset: u32) -> Option<T> {
