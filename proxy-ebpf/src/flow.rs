@@ -11,9 +11,10 @@ pub mod record;
 pub mod reply_tuple;
 pub mod share;
 pub mod sweep;
+pub mod table;
 pub mod uplink;
 
-use self::{place::Placing, ports::Ports, record::Remove};
+use self::{place::Placing, ports::Ports, table::Remove};
 use crate::lookup::Lookup;
 
 /// What code above this layer asks of a family.

@@ -122,8 +122,7 @@ pub fn egress_slow_v6(ctx: TcContext) -> i32 {
     egress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
-/// Slow path of `egress` for IPv4 packets of this host's own processes to frontends
-/// .
+/// Slow path of `egress` for IPv4 packets of this host's own processes to frontends.
 #[classifier]
 pub fn host_slow_v4(ctx: TcContext) -> i32 {
     host::slow::<V4>(Skb::new(&ctx, Link::Ethernet))

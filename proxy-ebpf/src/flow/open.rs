@@ -16,7 +16,7 @@ use crate::{
         Flows,
         place::{self, Place},
         record::{self, Record},
-        share, uplink,
+        share, table, uplink,
     },
     lookup::{
         affinity, backend,
@@ -183,7 +183,7 @@ pub fn explain<F: Flows>(
         session_affinity.seconds != 0
             && affinity::recall::<F>(scratch, session_affinity, local).is_some(),
     );
-    scratch.key = record::client_key::<F>(&scratch.headers);
+    scratch.key = table::client_key::<F>(&scratch.headers);
     match opaque(choose::<F>(scratch, Place::Free)) {
         Opened::Flow => {}
         Opened::NoLocalEndpoint => return Decision::NoLocalEndpoint,
@@ -282,10 +282,9 @@ fn with_session_affinity<F: Flows>(
 #[inline(always)]
 pub fn existing<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     let headers = &scratch.headers;
-    scratch.key = record::client_key::<F>(headers);
-    let record = record::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    scratch.key = table::client_key::<F>(headers);
+    let record = table::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+    let flow = record.flow();
     // The filter may take the far end of what this node opens for a frontend.
     if flow.flags & Flow::<F::Addr>::OUTGOING != 0 && F::look_up(scratch) == Destination::NotOurs {
         return None;

@@ -24,7 +24,7 @@ use crate::{
         Flows,
         place::{self, Place},
         record::{self, Direction, Record},
-        reply_tuple,
+        reply_tuple, table,
     },
     lookup::{client, frontend},
     maps::{prefilter, scratch::Scratch, tables},
@@ -100,8 +100,8 @@ pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     }
     // What this NodePort's clients get, on a device below the one where it was
     // translated.
-    scratch.key = record::reply_key::<F>(headers);
-    if record::to_frontend::<F>(&mut scratch.key, &addr, port).is_none()
+    scratch.key = table::reply_key::<F>(headers);
+    if table::to_frontend::<F>(&mut scratch.key, &addr, port).is_none()
         && opaque(open::<F>(scratch, port, OWN))
     {
         prefilter::note_masquerade::<F>(&scratch.reply.masquerade_addr);
@@ -134,8 +134,7 @@ fn holder<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Holder {
     let Some(record) = reply_tuple::client::<F>(scratch) else {
         return Holder::Nobody;
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let same = scratch.key.port == scratch.headers.src_port;
     if same && flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
         go_on::<F>(&scratch.headers, record);
@@ -172,8 +171,7 @@ fn part<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
 /// that the connection got.
 #[inline(always)]
 pub fn leaves<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) -> bool {
-    // SAFETY: see `Record`.
-    let port = unsafe { record.as_ref() }.masquerade_port;
+    let port = record.flow().masquerade_port;
     if port != headers.src_port {
         go_on::<F>(headers, record);
     }
@@ -185,14 +183,9 @@ pub fn leaves<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) -> bool {
 #[inline(always)]
 fn go_on<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) {
     if headers.opens_connection() {
-        let flow = record.as_ptr();
-        // SAFETY: see `Record`; one-byte stores.
-        unsafe {
-            (*flow).client_state = state::BEYOND_SYN;
-            (*flow).backend_state = 0;
-        }
+        record.reopen();
     }
-    record::touch::<F>(record, headers, Direction::ToBackend);
+    record.touch(headers, Direction::ToBackend);
 }
 
 /// Opens the flow of the connection of the packet in scratch memory, whose
@@ -241,11 +234,10 @@ pub fn reply<F: Flows>(
         F::remove(&scratch.key);
         return None;
     }
-    record::touch::<F>(record, headers, Direction::ToClient);
+    record.touch(headers, Direction::ToClient);
     if headers.tcp_flags & tcp::FIN != 0 {
         // This node's own is not seen.
-        // SAFETY: see `Record`; a one-byte store.
-        unsafe { (*record.as_ptr()).client_state |= state::FIN };
+        record.add_client_state(state::FIN);
     }
     hint::set(skb, Hint::Entered);
     let (addr, port) = (scratch.key.addr, scratch.key.port);

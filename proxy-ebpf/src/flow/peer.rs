@@ -14,10 +14,7 @@ use proxy_common::{
 };
 
 use crate::{
-    flow::{
-        Flows, outgoing, place,
-        record::{self, Direction},
-    },
+    flow::{Flows, outgoing, place, record::Direction, table},
     maps::{prefilter, scratch::Scratch, tables::Tables},
     packet::headers::Headers,
 };
@@ -34,14 +31,13 @@ pub fn may_ask<F: Tables>(headers: &Headers<F::Addr>) -> bool {
 #[inline(never)]
 pub fn note<F: Flows>(scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
-    scratch.key = record::client_key::<F>(headers);
-    match record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
+    scratch.key = table::client_key::<F>(headers);
+    match table::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
         None => {
             outgoing::open::<F>(scratch, BePort::ZERO, Flow::<F::Addr>::OUTGOING);
         }
-        // SAFETY: see `Record`.
-        Some(record) if place::is_note(unsafe { record.as_ref() }) => {
-            record::touch::<F>(record, headers, Direction::ToBackend);
+        Some(record) if place::is_note(record.flow()) => {
+            record.touch(headers, Direction::ToBackend);
         }
         Some(_) => {}
     }

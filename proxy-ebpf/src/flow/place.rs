@@ -9,7 +9,7 @@ use proxy_common::{
 
 use crate::{
     counters::count,
-    flow::record,
+    flow::{record, table},
     maps::{
         scratch::Scratch,
         tables::{self, Tables},
@@ -46,21 +46,20 @@ impl Place {
 /// Finds a place and sets the scratch key to it.
 #[inline(always)]
 fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
-    let mut key = record::client_key::<F>(&scratch.headers);
+    let mut key = table::client_key::<F>(&scratch.headers);
     scratch.key = key;
-    let Some(first) = record::get::<F>(&key) else {
+    let Some(first) = table::get::<F>(&key) else {
         return Place::Free;
     };
     let (mut place, mut chosen) = (Place::None, 0_u8);
     let mut index = 0_u32;
-    while index <= record::LAST_INDEX && index <= record::highest::<F>(first) + 1 {
+    while index <= table::LAST_INDEX && index <= first.highest() + 1 {
         key.index = index as u8;
         let mut same = false;
-        let found = match record::get::<F>(&key) {
+        let found = match table::get::<F>(&key) {
             None => Place::Free,
             Some(record) => {
-                // SAFETY: see `Record`.
-                let flow = unsafe { record.as_ref() };
+                let flow = record.flow();
                 same = flow.frontend_port == scratch.headers.dst_port
                     && flow.frontend_addr == scratch.headers.ip.dst;
                 let over = record::is_vacant(flow)
@@ -91,9 +90,8 @@ fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
 #[inline(never)]
 pub fn has_lost_its_frontend<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let headers = &scratch.headers;
-    record::get::<F>(&scratch.key).is_some_and(|record| {
-        // SAFETY: see `Record`.
-        let flow = unsafe { record.as_ref() };
+    table::get::<F>(&scratch.key).is_some_and(|record| {
+        let flow = record.flow();
         flow.flags & Flow::<F::Addr>::OUTGOING == 0
             && flow.frontend_port == headers.dst_port
             && flow.frontend_addr == headers.ip.dst
@@ -108,11 +106,10 @@ fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let own = key.index;
     let mut taken = opaque(would_answer::<F>(scratch));
     let mut index = 0_u32;
-    while !taken && index <= record::LAST_INDEX {
+    while !taken && index <= table::LAST_INDEX {
         key.index = index as u8;
-        if let Some(record) = record::get::<F>(&key) {
-            // SAFETY: see `Record`.
-            let flow = unsafe { record.as_ref() };
+        if let Some(record) = table::get::<F>(&key) {
+            let flow = record.flow();
             taken = opaque(
                 key.index != own
                     && flow.backend_port == scratch.flow.backend_port
@@ -129,10 +126,9 @@ fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
 pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
     let replace = place == Place::Replace;
     if replace {
-        if let Some(old) = record::get::<F>(&scratch.key) {
-            scratch.flow.highest = record::highest::<F>(old) as u8;
-            // SAFETY: see `Record`.
-            record::forget_replies::<F>(&scratch.key, unsafe { old.as_ref() });
+        if let Some(old) = table::get::<F>(&scratch.key) {
+            scratch.flow.highest = old.highest() as u8;
+            table::forget_replies::<F>(&scratch.key, old.flow());
         }
         count(Counter::FlowReselected);
     } else if scratch.key.index > 0 {
@@ -160,14 +156,8 @@ pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened
 
 #[inline(always)]
 fn raise_highest<F: Tables>(key: &FlowKey<F::Addr>) {
-    if let Some(first) = record::get::<F>(&key.with_index(0)) {
-        // SAFETY: see `Record`; a one-byte store.
-        unsafe {
-            let highest = &raw mut (*first.as_ptr()).highest;
-            if *highest < key.index {
-                *highest = key.index;
-            }
-        }
+    if let Some(first) = table::get::<F>(&key.with_index(0)) {
+        first.raise_highest(key.index);
     }
 }
 
@@ -183,9 +173,8 @@ pub fn would_answer<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let mut key = client;
     key.addr = flow.backend_addr;
     key.port = flow.backend_port;
-    record::to_backend::<F>(&mut key, &client.addr, client.port)
-        // SAFETY: see `Record`.
-        .is_some_and(|record| is_note(unsafe { record.as_ref() }))
+    table::to_backend::<F>(&mut key, &client.addr, client.port)
+        .is_some_and(|record| is_note(record.flow()))
 }
 
 #[inline(always)]

@@ -15,8 +15,9 @@ use proxy_common::{
 use crate::{
     counters::count,
     flow::{
-        record::{self, Record, Remove},
+        record::{self, Record},
         reply_tuple,
+        table::{self, Remove},
     },
     lookup::{backend::Hash, sockets::Sockets},
     maps::{
@@ -56,8 +57,7 @@ pub fn allocate<F: Ports>(
     addr: &F::Addr,
 ) -> Option<BePort> {
     prefilter::note_masquerade::<F>(addr);
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     if flow.masquerade_port != BePort::ZERO {
         return Some(flow.masquerade_port);
     }
@@ -70,16 +70,9 @@ pub fn allocate<F: Ports>(
     } else {
         free_port::<F>(skb, scratch, flow.last_seen)?
     };
-    // The address before the port: a port that is not zero says that both are
-    // there.
-    // SAFETY: see `Record`; two CPUs that get here together write the same
-    // values, because the one that came second finds the first one's claim to
-    // be its own.
-    unsafe {
-        let flow = record.as_ptr();
-        (&raw mut (*flow).masquerade_addr).write_volatile(*addr);
-        (&raw mut (*flow).masquerade_port).write_volatile(port);
-    }
+    // Two CPUs that get here together write the same values, because the one that came
+    // second finds the first one's claim to be its own.
+    record.set_masquerade(addr, port);
     Some(port)
 }
 
@@ -91,8 +84,7 @@ pub fn set_apart<F: Ports>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Re
         return false;
     }
     // After the port, without which replies would not be recognised.
-    // SAFETY: see `Record`; a one-byte store.
-    unsafe { (*record.as_ptr()).flags |= Flow::<F::Addr>::CHANGE_PORT };
+    record.add_flags(Flow::<F::Addr>::CHANGE_PORT);
     true
 }
 
@@ -104,8 +96,7 @@ pub fn changed_port<F: Ports>(
     scratch: &mut Scratch<F::Addr>,
     record: Record<F>,
 ) -> Option<BePort> {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let client = scratch.key.addr;
     prefilter::note_masquerade::<F>(&client);
     if flow.changed_port != BePort::ZERO {
@@ -113,8 +104,8 @@ pub fn changed_port<F: Ports>(
     }
     ask_for::<F>(scratch, record, &client);
     let port = free_port::<F>(skb, scratch, flow.last_seen)?;
-    // SAFETY: see `Record`; two CPUs write the same value, as in `allocate`.
-    unsafe { (&raw mut (*record.as_ptr()).changed_port).write_volatile(port) };
+    // Two CPUs write the same value, as in `allocate`.
+    record.set_changed_port(port);
     Some(port)
 }
 
@@ -122,8 +113,7 @@ pub fn changed_port<F: Ports>(
 /// with this address and the packet's port.
 #[inline(always)]
 fn ask_for<F: Tables>(scratch: &mut Scratch<F::Addr>, record: Record<F>, addr: &F::Addr) {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     scratch.reply.backend_addr = flow.backend_addr;
     scratch.reply.masquerade_addr = *addr;
     scratch.reply.backend_port = flow.backend_port;
@@ -211,11 +201,10 @@ fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
     if !opens {
         return IN_USE;
     }
-    let Some(record) = record::get::<F>(holder) else {
+    let Some(record) = table::get::<F>(holder) else {
         return FREE - 1;
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     // One that does not name the tuple may be about to.
     if !reply_tuple::has_reply::<F>(holder, flow, reply)
         || !record::may_give_way(reply.protocol, flow)
@@ -234,9 +223,8 @@ fn take_over<F: Remove>(scratch: &Scratch<F::Addr>) -> bool {
     let Some(holder) = (unsafe { F::masquerades().get(reply) }).copied() else {
         return true;
     };
-    if let Some(record) = record::get::<F>(&holder) {
-        // SAFETY: see `Record`.
-        let flow = unsafe { record.as_ref() };
+    if let Some(record) = table::get::<F>(&holder) {
+        let flow = record.flow();
         if !reply_tuple::has_reply::<F>(&holder, flow, reply)
             || !record::may_give_way(reply.protocol, flow)
         {

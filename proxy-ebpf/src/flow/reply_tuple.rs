@@ -6,7 +6,7 @@ use proxy_common::{
 };
 
 use crate::{
-    flow::record::{self, Record},
+    flow::{record::Record, table},
     maps::{prefilter, scratch::Scratch, tables::Tables},
     packet::headers::Headers,
 };
@@ -15,9 +15,8 @@ use crate::{
 /// reply tuple.
 #[inline(never)]
 pub fn is_reply<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
-    // SAFETY: see `Record`.
     client_of::<F>(scratch)
-        .is_some_and(|record| unsafe { record.as_ref() }.flags & Flow::<F::Addr>::OUTGOING == 0)
+        .is_some_and(|record| record.flow().flags & Flow::<F::Addr>::OUTGOING == 0)
 }
 
 /// The flow that the packet in scratch memory answers; its key is put there.
@@ -44,8 +43,7 @@ pub fn with_changed_port<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Re
         return None;
     }
     let record = client::<F>(scratch)?;
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     (!is_masquerade::<F>(flow, &scratch.reply)).then_some(record)
 }
 
@@ -84,9 +82,8 @@ pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     // SAFETY: the value is copied at once, and the flow it names is compared
     // with the tuple below.
     scratch.key = *unsafe { F::masquerades().get(reply) }?;
-    let record = record::get::<F>(&scratch.key)?;
-    // SAFETY: see `Record`.
-    has_reply::<F>(&scratch.key, unsafe { record.as_ref() }, reply).then_some(record)
+    let record = table::get::<F>(&scratch.key)?;
+    has_reply::<F>(&scratch.key, record.flow(), reply).then_some(record)
 }
 
 /// Whether a reply tuple is one of this flow's.

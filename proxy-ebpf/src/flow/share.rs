@@ -2,6 +2,7 @@
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_for_each_map_elem};
 use core::ptr::NonNull;
+
 use proxy_common::{
     family::{V4, V6},
     flow::ticks_from_seconds,

@@ -17,7 +17,7 @@ use crate::{
     counters::count,
     flow::{
         record::{self, Record},
-        reply_tuple, share,
+        reply_tuple, share, table,
     },
     maps::{
         node,
@@ -197,11 +197,10 @@ family_sweep!(
 /// before the flow's record names it, while a packet of the flow is handled.
 #[inline(always)]
 fn is_held<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) -> bool {
-    let Some(record) = record::get::<F>(holder) else {
+    let Some(record) = table::get::<F>(holder) else {
         return false;
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     reply_tuple::has_reply::<F>(holder, flow, reply)
         || record::lacks_port(flow) && record::idle(flow) <= SETTLED
 }
@@ -365,13 +364,13 @@ fn visit<F: Tables>(key: FlowKey<F::Addr>, age: Age, sweep: &mut State) {
 /// Whether the flow was removed.
 #[inline(always)]
 fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
-    let Some(record) = record::get::<F>(&key) else {
+    let Some(record) = table::get::<F>(&key) else {
         return false;
     };
     if key.index == 0 && has_siblings::<F>(key, record) {
         return false;
     }
-    record::delete::<F>(&key, record);
+    table::delete::<F>(&key, record);
     count(Counter::FlowExpired);
     true
 }
@@ -380,9 +379,9 @@ fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
 #[inline(always)]
 fn has_siblings<F: Tables>(mut key: FlowKey<F::Addr>, first: Record<F>) -> bool {
     let mut index = 1_u32;
-    while index <= record::LAST_INDEX && index <= record::highest::<F>(first) {
+    while index <= table::LAST_INDEX && index <= first.highest() {
         key.index = index as u8;
-        if record::get::<F>(&key).is_some() {
+        if table::get::<F>(&key).is_some() {
             return true;
         }
         index += 1;

@@ -67,22 +67,19 @@ pub fn is_tagged(skb: Skb, l3: u32) -> bool {
 /// Notes that a packet of a client came in by this device.
 #[inline(always)]
 pub fn follow<F: Tables>(skb: Skb, record: Record<F>, l3: u32) {
-    let flow = record.as_ptr();
-    // SAFETY: see `Record`; an aligned store of four bytes.
-    unsafe {
-        if (*flow).uplink == 0
-            || (*flow).flags & Flow::<F::Addr>::HOST != 0
-            || (*flow).uplink == skb.ifindex() && !is_tagged(skb, l3)
-        {
-            return;
-        }
-        let uplink = match entered_by(skb, l3) {
-            0 => Flow::<F::Addr>::NO_UPLINK,
-            uplink => uplink,
-        };
-        if (*flow).uplink != uplink {
-            (*flow).uplink = uplink;
-        }
+    let flow = record.flow();
+    if flow.uplink == 0
+        || flow.flags & Flow::<F::Addr>::HOST != 0
+        || flow.uplink == skb.ifindex() && !is_tagged(skb, l3)
+    {
+        return;
+    }
+    let uplink = match entered_by(skb, l3) {
+        0 => Flow::<F::Addr>::NO_UPLINK,
+        uplink => uplink,
+    };
+    if flow.uplink != uplink {
+        record.set_uplink(uplink);
     }
 }
 

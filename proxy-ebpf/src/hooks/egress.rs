@@ -12,7 +12,7 @@ use crate::{
         fragment::{self, Hook},
         outgoing, peer,
         record::{self, Direction},
-        reply_tuple, uplink,
+        reply_tuple, table, uplink,
     },
     hooks::{Datapath, fast, masquerade},
     lookup::{
@@ -88,7 +88,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
         return Outcome::NEXT;
     };
     if hint == Hint::Opened {
-        record::leave_unchanged::<F>(&scratch.headers);
+        table::leave_unchanged::<F>(&scratch.headers);
         return outgoing::note::<F>(&skb, scratch);
     }
     let headers = &mut scratch.headers;
@@ -162,7 +162,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
         if let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
             return outcome;
         }
-        record::leave_unchanged::<F>(&scratch.headers);
+        table::leave_unchanged::<F>(&scratch.headers);
     }
     let headers = &scratch.headers;
     let frontend = opaque(prefilter::slow::may_be_frontend::<F>(&headers.ip.dst));
@@ -186,9 +186,9 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
 #[inline(never)]
 fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint) -> Outcome {
     let headers = &scratch.headers;
-    scratch.key = record::reply_key::<F>(headers);
+    scratch.key = table::reply_key::<F>(headers);
     let (src, port) = (&headers.ip.src, headers.src_port);
-    if record::to_backend::<F>(&mut scratch.key, src, port).is_some()
+    if table::to_backend::<F>(&mut scratch.key, src, port).is_some()
         || reply_tuple::is_reply::<F>(scratch)
         || hint == Hint::None
             && (skb.is_host_originated() || is_routed(*skb))
@@ -218,8 +218,8 @@ fn is_routed(skb: Skb) -> bool {
 #[inline(never)]
 fn is_used_directly<F: Datapath>(scratch: &mut Scratch<F::Addr>) {
     let headers = &scratch.headers;
-    scratch.key = record::client_key::<F>(headers);
-    if record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port).is_some() {
+    scratch.key = table::client_key::<F>(headers);
+    if table::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port).is_some() {
         F::remove(&scratch.key);
         count(Counter::TupleClash);
     }
@@ -229,17 +229,16 @@ fn is_used_directly<F: Datapath>(scratch: &mut Scratch<F::Addr>) {
 #[inline(never)]
 fn to_client<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let headers = &mut scratch.headers;
-    scratch.key = record::reply_key::<F>(headers);
-    let record = record::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port)?;
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    scratch.key = table::reply_key::<F>(headers);
+    let record = table::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port)?;
+    let flow = record.flow();
     if record::is_foreign_reply::<F>(flow, headers) {
         F::remove(&scratch.key);
         count(Counter::TupleClash);
         return None;
     }
     let (addr, port) = (flow.frontend_addr, flow.frontend_port);
-    record::touch::<F>(record, headers, Direction::ToClient);
+    record.touch(headers, Direction::ToClient);
     fragment::remember_reply::<F>(headers);
     Some(match F::rewrite(*skb, headers, Side::Source, &addr, port) {
         Ok(()) => uplink::go_on(*skb, flow),

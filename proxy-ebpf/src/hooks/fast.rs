@@ -11,7 +11,7 @@ use crate::{
     flow::{
         outgoing, peer,
         record::{self, Direction},
-        reply_tuple, uplink,
+        reply_tuple, table, uplink,
     },
     hooks::{Datapath, forward},
     lookup::{arrival::Arrival, service_range},
@@ -36,9 +36,8 @@ pub fn ingress<F: Datapath>(skb: Skb) -> Option<Outcome> {
     if prefilter::may_be_frontend::<F>(&headers.ip.dst)
         || prefilter::may_be_node_port::<F>(headers.dst_port, protocol)
     {
-        let record = record::get::<F>(&record::client_key::<F>(&headers))?;
-        // SAFETY: see `Record`.
-        let flow = unsafe { record.as_ref() };
+        let record = table::get::<F>(&table::client_key::<F>(&headers))?;
+        let flow = record.flow();
         if flow.frontend_port != headers.dst_port
             || flow.frontend_addr != headers.ip.dst
             || flow.flags & (Flow::<F::Addr>::CHANGE_PORT | Flow::<F::Addr>::OUTGOING) != 0
@@ -62,7 +61,7 @@ pub fn ingress<F: Datapath>(skb: Skb) -> Option<Outcome> {
     // Straight to a backend; see `ingress::direct`.
     if (headers.opens_connection() || protocol == Protocol::UDP)
         && prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
-        && record::get::<F>(&record::client_key::<F>(&headers)).is_some()
+        && table::get::<F>(&table::client_key::<F>(&headers)).is_some()
     {
         return None;
     }
@@ -81,7 +80,7 @@ pub fn ingress<F: Datapath>(skb: Skb) -> Option<Outcome> {
 pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
     let mut headers = parse::plain::<F>(skb, skb.header_len())?;
     if hint == Hint::Opened {
-        record::leave_unchanged::<F>(&headers);
+        table::leave_unchanged::<F>(&headers);
         let masqueraded = outgoing::may_be_masqueraded::<F>(&headers);
         return (!masqueraded).then_some(Outcome::NEXT);
     }
@@ -92,10 +91,9 @@ pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
     }
     let protocol = headers.ip.protocol;
     if prefilter::may_be_backend::<F>(&headers.ip.src, headers.src_port, protocol) {
-        match record::get::<F>(&record::reply_key::<F>(&headers)) {
+        match table::get::<F>(&table::reply_key::<F>(&headers)) {
             Some(record) => {
-                // SAFETY: see `Record`.
-                let flow = unsafe { record.as_ref() };
+                let flow = record.flow();
                 if flow.backend_port != headers.src_port
                     || flow.backend_addr != headers.ip.src
                     || flow.flags & Flow::<F::Addr>::CHANGE_PORT != 0
@@ -105,7 +103,7 @@ pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
                     return None;
                 }
                 let (addr, port) = (flow.frontend_addr, flow.frontend_port);
-                record::touch::<F>(record, &headers, Direction::ToClient);
+                record.touch(&headers, Direction::ToClient);
                 return Some(
                     match rewrite::tuple::<F>(skb, &mut headers, Side::Source, addr, port) {
                         Ok(()) => Outcome::NEXT,
@@ -130,7 +128,7 @@ pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
     let ours = prefilter::may_be_frontend::<F>(&headers.ip.dst)
         || prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)
             && (reply_tuple::may_have_changed_port::<F>(&headers)
-                || record::get::<F>(&record::client_key::<F>(&headers)).is_some());
+                || table::get::<F>(&table::client_key::<F>(&headers)).is_some());
     if ours || skb.is_host_originated() && service_range::is_entered::<F>(&headers) {
         None
     } else {

@@ -6,7 +6,7 @@ use proxy_common::{config::Config, flow::Flow};
 use crate::{
     flow::{
         fragment::{self, Hook},
-        record::{self, Direction, Record},
+        record::{Direction, Record},
         uplink,
     },
     hooks::Datapath,
@@ -30,12 +30,11 @@ pub fn forward_slowly<F: Datapath>(
     record: Record<F>,
     arrival: Arrival,
 ) -> Outcome {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let (port, flags) = (flow.backend_port, flow.flags);
     scratch.reply.backend_addr = flow.backend_addr;
     let (headers, addr) = (&mut scratch.headers, &scratch.reply.backend_addr);
-    record::touch_by_client::<F>(record, headers);
+    record.touch_by_client(headers);
     uplink::follow_slowly::<F>(skb, record, headers.l3);
     if may_be_bridged::<F>(arrival, flags)
         && stay_on_bridge_slowly::<F>(skb, headers, addr).is_err()
@@ -92,10 +91,9 @@ fn try_forward<F: Datapath>(
     record: Record<F>,
     arrival: Arrival,
 ) -> Result<(), Fault> {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let (addr, port, flags) = (flow.backend_addr, flow.backend_port, flow.flags);
-    record::touch::<F>(record, headers, Direction::ToBackend);
+    record.touch(headers, Direction::ToBackend);
     uplink::follow::<F>(skb, record, headers.l3);
     if may_be_bridged::<F>(arrival, flags) {
         stay_on_bridge::<F>(skb, headers, &addr)?;

@@ -17,7 +17,8 @@ use crate::{
         fragment::{self, Hook},
         open::{self, Origin},
         outgoing, ports,
-        record::{self, Direction, Record},
+        record::{Direction, Record},
+        table,
     },
     hooks::{Datapath, masquerade},
     lookup::frontend::Destination,
@@ -83,10 +84,10 @@ fn to_frontend<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
         return outcome;
     }
     let headers = &scratch.headers;
-    let Some(record) = record::opened::<F>(&scratch.key, &headers.ip.dst, headers.dst_port) else {
+    let Some(record) = table::opened::<F>(&scratch.key, &headers.ip.dst, headers.dst_port) else {
         return Outcome::AGAIN;
     };
-    record::touch::<F>(record, &scratch.headers, Direction::ToBackend);
+    record.touch(&scratch.headers, Direction::ToBackend);
     follow_route::<F>(record, skb.ifindex());
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     match send::<F>(skb, scratch, record) {
@@ -99,16 +100,12 @@ fn to_frontend<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcom
 /// would not take them from another one.
 #[inline(always)]
 fn follow_route<F: Datapath>(record: Record<F>, uplink: u32) {
-    let flow = record.as_ptr();
-    // SAFETY: see `Record`; an aligned store of four bytes.
-    unsafe {
-        // One that a client elsewhere has opened from this address is the host's now.
-        if (*flow).flags & Flow::<F::Addr>::HOST == 0 {
-            (*flow).flags |= Flow::<F::Addr>::HOST;
-        }
-        if (*flow).uplink != uplink {
-            (*flow).uplink = uplink;
-        }
+    // One that a client elsewhere has opened from this address is the host's now.
+    if record.flow().flags & Flow::<F::Addr>::HOST == 0 {
+        record.add_flags(Flow::<F::Addr>::HOST);
+    }
+    if record.flow().uplink != uplink {
+        record.set_uplink(uplink);
     }
 }
 
@@ -142,8 +139,7 @@ fn send<F: Datapath>(
     record: Record<F>,
 ) -> Result<Outcome, Fault> {
     let skb = *skb;
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let (addr, port) = (flow.backend_addr, flow.backend_port);
     let mut route = F::route(&scratch.headers.ip.src, &addr, skb.ifindex());
     route.__bindgen_anon_1.tot_len = parse::longest::<F>(&skb, &scratch.headers) as u16;
@@ -181,11 +177,8 @@ fn to_itself<F: Datapath>(
     scratch: &mut Scratch<F::Addr>,
     record: Record<F>,
 ) -> Result<Outcome, Fault> {
-    // SAFETY: see `Record`; a one-byte store that every packet of the flow
-    // repeats.
-    unsafe { (*record.as_ptr()).flags |= Flow::<F::Addr>::FRONTEND_ADDRESS };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    record.add_flags(Flow::<F::Addr>::FRONTEND_ADDRESS);
+    let flow = record.flow();
     let frontend = flow.frontend_addr;
     let Some(masquerade_port) = ports::allocate::<F>(skb, scratch, record, &frontend) else {
         return Ok(Outcome::drop(Counter::MasqueradePortsExhausted));

@@ -3,7 +3,7 @@
 use proxy_common::{
     counter::Counter,
     family::{V4, V6},
-    flow::Flow,
+    flow::{Flow, state},
     net::Protocol,
 };
 
@@ -12,7 +12,7 @@ use crate::{
     flow::{
         fragment::{self, Hook},
         open::{self, Origin},
-        outgoing, ports, record, reply_tuple,
+        outgoing, ports, record, reply_tuple, table,
     },
     hooks::{Datapath, fast, forward, masquerade},
     lookup::{
@@ -183,7 +183,7 @@ fn to_frontend<F: Datapath>(
                 }
             }
             let ip = &scratch.headers.ip;
-            match record::opened::<F>(&scratch.key, &ip.dst, scratch.headers.dst_port) {
+            match table::opened::<F>(&scratch.key, &ip.dst, scratch.headers.dst_port) {
                 Some(record) => record,
                 None => return Outcome::AGAIN,
             }
@@ -242,20 +242,19 @@ fn unknown_fragment<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> O
 fn direct<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     let headers = &scratch.headers;
     let is_datagram = headers.ip.protocol == Protocol::UDP;
-    scratch.key = record::reply_key::<F>(headers);
+    scratch.key = table::reply_key::<F>(headers);
     if is_datagram
-        && record::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port).is_some()
+        && table::to_backend::<F>(&mut scratch.key, &headers.ip.src, headers.src_port).is_some()
     {
         return false;
     }
     let is_local = client::local_addr::<F>(&headers.ip.dst).is_some();
-    scratch.key = record::client_key::<F>(headers);
-    let Some(record) = record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
+    scratch.key = table::client_key::<F>(headers);
+    let Some(record) = table::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
     else {
         return false;
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     if flow.flags & (Flow::<F::Addr>::OUTGOING | Flow::<F::Addr>::HOST) != 0 {
         return false;
     }
@@ -270,7 +269,7 @@ fn direct<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
         F::remove(&scratch.key);
         count(Counter::TupleClash);
     } else {
-        record::mark_direct::<F>(record);
+        record.add_client_state(state::DIRECT);
     }
     false
 }

@@ -11,8 +11,8 @@ use crate::{
         deliver,
         fragment::{self, Hook},
         outgoing, ports,
-        record::{self, Direction, Record},
-        reply_tuple,
+        record::{Direction, Record},
+        reply_tuple, table,
     },
     hooks::Datapath,
     lookup::source,
@@ -31,14 +31,12 @@ use crate::{
 #[inline(never)]
 pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let headers = &scratch.headers;
-    scratch.key = record::client_key::<F>(headers);
-    let record = match record::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)
-    {
+    scratch.key = table::client_key::<F>(headers);
+    let record = match table::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
         Some(record) => record,
         None => reply_tuple::with_changed_port::<F>(scratch)?,
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let outgoing = flow.flags & Flow::<F::Addr>::OUTGOING != 0;
     if flow.flags & Flow::<F::Addr>::MASQUERADE == 0
         || outgoing && !outgoing::leaves::<F>(&scratch.headers, record)
@@ -46,7 +44,7 @@ pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option
         return None;
     }
     if !outgoing {
-        record::leave::<F>(record, &scratch.headers);
+        record.leave(&scratch.headers);
     }
     let mut addr = flow.masquerade_addr;
     if !outgoing && flow.masquerade_port == BePort::ZERO {
@@ -57,8 +55,8 @@ pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option
         }
     }
     let Some(port) = ports::allocate::<F>(skb, scratch, record, &addr) else {
-        // Of a process of the host the answer would have to look like the frontend
-        // 's; it was refused before, where it got its changed port.
+        // Of a process of the host the answer would have to look like the
+        // frontend's; it was refused before, where it got its changed port.
         return Some(if flow.flags & Flow::<F::Addr>::HOST == 0 && !outgoing {
             refuse::answer::<F>(skb, scratch, Opened::PortsExhausted, To::Client)
         } else {
@@ -84,8 +82,7 @@ pub fn change_port<F: Datapath>(
     record: Record<F>,
     to: To,
 ) -> Result<(), Outcome> {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     if flow.flags & Flow::<F::Addr>::CHANGE_PORT == 0 {
         return Ok(());
     }
@@ -103,8 +100,7 @@ pub fn change_port<F: Datapath>(
 pub fn reply<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let skb = *skb;
     let record = reply_tuple::client_of::<F>(scratch)?;
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     if flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
         return outgoing::reply::<F>(skb, scratch, record);
     }
@@ -141,11 +137,10 @@ pub fn reply_at_egress<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -
 /// this host the device that it expects.
 #[inline(never)]
 fn to_host<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Record<F>) -> Outcome {
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let (frontend_addr, frontend_port) = (flow.frontend_addr, flow.frontend_port);
     let headers = &mut scratch.headers;
-    record::touch::<F>(record, headers, Direction::ToClient);
+    record.touch(headers, Direction::ToClient);
     let (addr, port) = (scratch.key.addr, scratch.key.port);
     if F::rewrite(*skb, headers, Side::Destination, &addr, port).is_err()
         || F::rewrite(*skb, headers, Side::Source, &frontend_addr, frontend_port).is_err()

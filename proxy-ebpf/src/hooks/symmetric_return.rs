@@ -9,7 +9,7 @@ use proxy_common::{counter::Counter, device::Device};
 
 use crate::{
     counters::count,
-    flow::{record, uplink},
+    flow::{table, uplink},
     hooks::Datapath,
     maps::{node, scratch::Scratch},
     packet::{
@@ -41,12 +41,11 @@ fn leave<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     let skb = *skb;
     let headers = &scratch.headers;
     let Some(record) =
-        record::get::<F>(&scratch.key).filter(|_| !uplink::is_tagged(skb, headers.l3))
+        table::get::<F>(&scratch.key).filter(|_| !uplink::is_tagged(skb, headers.l3))
     else {
         return Outcome::NEXT;
     };
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let uplink = flow.uplink;
     if is_down(uplink) {
         return Outcome::NEXT;

@@ -1,6 +1,7 @@
 //! What becomes of a packet.
 
 use core::num::NonZeroI32;
+
 use proxy_common::counter::Counter;
 
 use crate::counters::count;

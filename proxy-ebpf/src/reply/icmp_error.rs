@@ -14,11 +14,7 @@ use proxy_common::{
 
 use crate::{
     counters::count,
-    flow::{
-        deliver,
-        record::{self, Record},
-        reply_tuple,
-    },
+    flow::{deliver, record::Record, reply_tuple, table},
     lookup::arrival::Arrival,
     maps::{prefilter, scratch::Scratch, tables::Tables},
     packet::{
@@ -115,7 +111,7 @@ pub fn ingress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome 
         scratch.look_for_receiver();
         let quote = &scratch.quote;
         if let Some(record) =
-            record::to_frontend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port)
+            table::to_frontend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port)
         {
             return finish(from_client::<F>(&skb, scratch, record));
         }
@@ -124,8 +120,7 @@ pub fn ingress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome 
     if prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst) {
         scratch.look_for_request();
         if let Some(record) = reply_tuple::client::<F>(scratch) {
-            // SAFETY: see `Record`.
-            let flow = unsafe { record.as_ref() };
+            let flow = record.flow();
             let kept_its_port = flow.flags & Flow::<F::Addr>::OUTGOING != 0
                 && scratch.key.port == scratch.reply.masquerade_port;
             return if kept_its_port || !reply_tuple::is_masquerade::<F>(flow, &scratch.reply) {
@@ -165,8 +160,7 @@ pub fn egress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
         // Service's address (E3).
         return Outcome::drop(Counter::RedirectDropped);
     }
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let quote = &scratch.quote;
     let to_backend = flow.backend_addr == quote.ip.src && flow.backend_port == quote.src_port;
     if to_backend {
@@ -186,7 +180,7 @@ fn about<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     if prefilter::slow::may_be_backend::<F>(&quote.ip.dst, quote.dst_port, protocol) {
         scratch.look_for_sender();
         let quote = &scratch.quote;
-        let found = record::to_backend::<F>(&mut scratch.key, &quote.ip.dst, quote.dst_port);
+        let found = table::to_backend::<F>(&mut scratch.key, &quote.ip.dst, quote.dst_port);
         if found.is_some() {
             return found;
         }
@@ -203,7 +197,7 @@ fn about<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     if prefilter::slow::may_be_backend::<F>(&quote.ip.src, quote.src_port, protocol) {
         scratch.look_for_receiver();
         let quote = &scratch.quote;
-        let found = record::to_backend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port);
+        let found = table::to_backend::<F>(&mut scratch.key, &quote.ip.src, quote.src_port);
         if found.is_some() {
             return found;
         }
@@ -235,8 +229,7 @@ fn from_client<F: Tables>(
     if Arrival::of(*skb) == Arrival::Foreign {
         return Ok(Outcome::NEXT);
     }
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let mut edit = Edit::new(*skb, headers);
     edit.quoted::<F>(quote, Side::Source, &flow.backend_addr, flow.backend_port)?;
     if flow.changed_port != BePort::ZERO {
@@ -255,8 +248,7 @@ fn from_masquerade<F: Tables>(
     record: Record<F>,
 ) -> Result<Outcome, Fault> {
     let (headers, quote) = (&scratch.headers, &scratch.quote);
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     if flow.masquerade_port == BePort::ZERO {
         return Ok(Outcome::NEXT);
     }
@@ -286,8 +278,7 @@ fn unmasquerade<F: Tables>(
         return Ok(Outcome::NEXT);
     }
     let mut edit = Edit::new(*skb, &scratch.headers);
-    // SAFETY: see `Record`.
-    let port = unsafe { record.as_ref() }.port_between(client.port);
+    let port = record.flow().port_between(client.port);
     edit.quoted::<F>(quote, Side::Source, &client.addr, port)?;
     edit.outer::<F>(&scratch.headers, Side::Destination, &client.addr)?;
     edit.finish()
@@ -302,8 +293,7 @@ fn at_client<F: Tables>(
     record: Record<F>,
 ) -> Result<Outcome, Fault> {
     let (headers, quote, client) = (&scratch.headers, &scratch.quote, &scratch.key);
-    // SAFETY: see `Record`.
-    let flow = unsafe { record.as_ref() };
+    let flow = record.flow();
     let mut edit = Edit::new(*skb, headers);
     edit.quoted::<F>(quote, Side::Source, &client.addr, client.port)?;
     edit.quoted::<F>(

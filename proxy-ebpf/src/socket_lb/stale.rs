@@ -9,6 +9,7 @@ use aya_ebpf::{
     },
 };
 use core::mem::MaybeUninit;
+
 use proxy_common::{
     net::{AddrV6, Address as _, Protocol},
     socket::{Peer, Peers, SocketQuery},
