@@ -15,13 +15,18 @@ fn main() -> anyhow::Result<()> {
             env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
         }
     }
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_TEST_PROGRAMS").is_some() {
+        &["test-programs"]
+    } else {
+        &[]
+    };
     let version = env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "stable".to_owned());
     aya_build::build_ebpf(
         [Package {
             name: "proxy-ebpf",
             root_dir: "../proxy-ebpf",
             no_default_features: false,
-            features: &[],
+            features,
         }],
         Toolchain::Custom(&version),
     )

@@ -105,6 +105,8 @@ counters! {
     ClientOverShare => "client_over_share",
     /// Replies to clients outside sent by the uplink that these come in by, where routing had chosen another device.
     ReplyRedirected => "reply_redirected",
+    /// Packets dropped because the program of the slow path that they need is not in place.
+    SlowPathMissing => "slow_path_missing",
 }
 
 #[cfg(test)]

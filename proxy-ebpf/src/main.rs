@@ -1,12 +1,26 @@
 //! Tandem's datapath. A packet runs through it in this order:
 //!
 //! ```text
-//! entry points (here) ─► ingress / egress ─► parse ─► flow, choose (tables) ─► rewrite ─► verdict
+//! entry points (here) ─► hooks ─► packet::parse ─► flow, lookup (maps) ─► packet::rewrite ─► verdict
 //! ```
 //!
 //! The attached programs know the `fast` path: packets that are not ours and
 //! packets of open flows. All else they hand to a slow-path program by tail
 //! call, which has a stack and a verifier budget of its own.
+//!
+//! The modules are layers. Each imports only those before it:
+//!
+//! | module | is about |
+//! |---|---|
+//! | `counters`, `clock` | what all layers use |
+//! | `packet` | bytes: reading, rewriting, verdicts; knows no map |
+//! | `maps` | the maps, scratch memory, tail calls |
+//! | `route` | what the host's routing tables say |
+//! | `lookup` | what addresses are to this node; changes no table |
+//! | `flow` | the flow table and what belongs to it |
+//! | `reply` | answers to clients, ICMP errors about flows |
+//! | `hooks` | the programs of devices |
+//! | `socket_lb` | the programs of sockets, which use no scratch memory |
 //!
 //! Rewriting happens at the edges of the host only: on the device that faces
 //! the client and on the one that faces the backend. In between, routing and
@@ -14,12 +28,12 @@
 //!
 //! | packet | hook | write | where |
 //! |---|---|---|---|
-//! | client → frontend | ingress, client's device | dst := backend | `ingress` |
-//! | backend → client | egress, client's device | src := frontend | `egress` |
-//! | client → backend, masqueraded | egress, backend's device | src := device's address | `masquerade` |
-//! | backend → masquerade address | ingress, backend's device | dst := client | `masquerade` |
-//! | host → frontend | egress | dst := backend, redirected | `host` |
-//! | backend → host | ingress | src := frontend, redirected | `host` |
+//! | client → frontend | ingress, client's device | dst := backend | `hooks::ingress` |
+//! | backend → client | egress, client's device | src := frontend | `hooks::egress` |
+//! | client → backend, masqueraded | egress, backend's device | src := device's address | `hooks::masquerade` |
+//! | backend → masquerade address | ingress, backend's device | dst := client | `hooks::masquerade` |
+//! | host → frontend | egress | dst := backend, redirected | `hooks::host` |
+//! | backend → host | ingress | src := frontend, redirected | `hooks::host` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -34,39 +48,18 @@
     reason = "BPF: calls cost, helpers speak C integers, packet memory has no Rust alignment, a program's context is passed by value and it has no outside"
 )]
 
-mod affinity;
-mod choose;
-mod client;
-mod echo;
-mod egress;
-mod explain;
-mod fast;
+mod clock;
+mod counters;
 mod flow;
-mod fragment;
-mod hint;
-mod host;
-mod icmp;
-mod ingress;
-mod listener;
-mod masquerade;
-mod opaque;
-mod open;
-mod outcome;
-mod outgoing;
+mod hooks;
+mod lookup;
+mod maps;
 mod packet;
-mod parse;
-mod peer;
-mod refuse;
-mod rewrite;
+mod reply;
 mod route;
-mod sctp;
-mod service_range;
-mod share;
-mod socket;
-mod subprograms;
-mod sweep;
-mod tables;
-mod uplink;
+mod socket_lb;
+#[cfg(feature = "test-programs")]
+mod test_programs;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -75,9 +68,10 @@ use aya_ebpf::{
 use proxy_common::family::{V4, V6};
 
 use crate::{
-    outcome::Outcome,
-    packet::{Link, Skb},
-    socket::{CallV4, CallV6},
+    flow::sweep,
+    hooks::{egress, explain, host, ingress, symmetric_return},
+    packet::skb::{Link, Skb},
+    socket_lb::{CallV4, CallV6},
 };
 
 /// Ingress of devices with Ethernet headers.
@@ -128,8 +122,7 @@ pub fn egress_slow_v6(ctx: TcContext) -> i32 {
     egress::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
-/// Slow path of `egress` for IPv4 packets of this host's own processes to frontends
-/// .
+/// Slow path of `egress` for IPv4 packets of this host's own processes to frontends.
 #[classifier]
 pub fn host_slow_v4(ctx: TcContext) -> i32 {
     host::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
@@ -145,61 +138,61 @@ pub fn host_slow_v6(ctx: TcContext) -> i32 {
 /// another device than routing has chosen.
 #[classifier]
 pub fn uplink_slow_v4(ctx: TcContext) -> i32 {
-    uplink::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
+    symmetric_return::slow::<V4>(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// The same for IPv6.
 #[classifier]
 pub fn uplink_slow_v6(ctx: TcContext) -> i32 {
-    uplink::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
+    symmetric_return::slow::<V6>(Skb::new(&ctx, Link::Ethernet))
 }
 
 /// `connect` of IPv4 sockets.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    socket::connect::<CallV4>(&ctx)
+    socket_lb::connect::<CallV4>(&ctx)
 }
 
 /// `connect` of IPv6 sockets.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    socket::connect::<CallV6>(&ctx)
+    socket_lb::connect::<CallV6>(&ctx)
 }
 
 /// `sendto` and `sendmsg` of IPv4 UDP sockets, with an address.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<CallV4>(&ctx)
+    socket_lb::sendmsg::<CallV4>(&ctx)
 }
 
 /// `sendto` and `sendmsg` of IPv6 UDP sockets, with an address.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<CallV6>(&ctx)
+    socket_lb::sendmsg::<CallV6>(&ctx)
 }
 
 /// `recvfrom` and `recvmsg` of IPv4 UDP sockets.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<CallV4>(&ctx)
+    socket_lb::recvmsg::<CallV4>(&ctx)
 }
 
 /// `recvfrom` and `recvmsg` of IPv6 UDP sockets.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<CallV6>(&ctx)
+    socket_lb::recvmsg::<CallV6>(&ctx)
 }
 
 /// `getpeername` of IPv4 sockets.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV4>(&ctx)
+    socket_lb::name_peer::<CallV4>(&ctx)
 }
 
 /// `getpeername` of IPv6 sockets.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::name_peer::<CallV6>(&ctx)
+    socket_lb::name_peer::<CallV6>(&ctx)
 }
 
 /// Removes idle flows. Not attached: the agent runs it by test run.
@@ -219,34 +212,7 @@ pub fn explain(ctx: TcContext) -> i32 {
 /// attached: the agent runs it by test run.
 #[classifier]
 pub fn stale_socket(ctx: TcContext) -> i32 {
-    socket::stale::run(Skb::new(&ctx, Link::Ethernet))
-}
-
-/// `ingress` for measurements: a test run repeats it on one and the same
-/// packet, which must not look translated the second time.
-#[classifier]
-pub fn ingress_repeated(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx, Link::Ethernet);
-    hint::set(skb, hint::Hint::None);
-    ingress::run(skb)
-}
-
-/// `ingress` and then `egress` for tests: a test run repeats it once on one packet,
-/// which keeps its hint from hook to hook as in the kernel.
-#[classifier]
-pub fn through(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx, Link::Ethernet);
-    if skb.mark_once() {
-        ingress::run(skb)
-    } else {
-        egress::run(skb)
-    }
-}
-
-/// Does nothing: the floor that measurements are taken above.
-#[classifier]
-pub fn empty(_ctx: TcContext) -> i32 {
-    Outcome::NEXT.action()
+    socket_lb::stale::run(Skb::new(&ctx, Link::Ethernet))
 }
 
 #[panic_handler]

@@ -1,38 +1,24 @@
-//! What the host's routing tables say: the next hop of a packet that a program
-//! sends on, and the source address of a packet that is masqueraded.
+//! Routing table look-ups, and redirects by what they find.
 
 use aya_ebpf::{
-    Global,
-    bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
-    },
+    bindings::{bpf_fib_lookup, bpf_redir_neigh},
     helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
 };
 use proxy_common::{
     family::{V4, V6},
-    net::{AddrV4, AddrV6, Address as _, BePort, Protocol},
+    net::{AddrV4, AddrV6, Address as _},
 };
 
 use crate::{
-    choose,
-    listener::Bound,
-    masquerade::Sockets,
-    outcome::Outcome,
-    packet::Skb,
-    refuse::Refusal,
-    tables::{self, Scratch},
+    maps::tables::Tables,
+    packet::{skb::Skb, verdict::Outcome},
 };
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Set by the agent where look-ups return the source address (Linux 6.7).
-#[unsafe(no_mangle)]
-static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
-
 /// Routing table look-ups, by family.
-pub trait Route: Sockets + Refusal + Bound {
+pub trait Route: Tables {
     /// Whether the kernel's look-up for a device takes none of a route's next hops
     /// on other devices.
     const KEEPS_TO_DEVICE: bool;
@@ -164,81 +150,4 @@ pub fn redirect<F: Route>(route: &bpf_fib_lookup, dst: &F::Addr) -> Outcome {
     };
     // SAFETY: no parameters, or those of the stated size.
     Outcome::redirect(unsafe { bpf_redirect_neigh(route.ifindex, params, length, 0) })
-}
-
-/// Puts into scratch memory, as masquerade address of the reply tuple, the
-/// address of this node that the packet there gets as its source on this
-/// device; zero if there is none.
-///
-/// It is the one that routing would choose for the packet's destination: by the
-/// route's own source, else by the next hop (IPv4) or the destination (IPv6, RFC
-/// 6724), as netfilter's MASQUERADE does. Where the kernel does not say, it is
-/// the device's, as the agent wrote it.
-#[inline(never)]
-pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
-    let Some(device) = tables::device(skb.ifindex()) else {
-        scratch.reply.masquerade_addr = F::Addr::ZERO;
-        return;
-    };
-    let own = F::masquerade_addr(device);
-    scratch.reply.masquerade_addr = own;
-    if KERNEL_HAS_FIB_SOURCE.load() == 0 {
-        return;
-    }
-    // Routes lead to bridges, not to their ports.
-    let routed = if device.bridge == 0 {
-        skb.ifindex()
-    } else {
-        device.bridge
-    };
-    let ip = &scratch.headers.ip;
-    let mut route = F::route(&ip.src, &ip.dst, routed);
-    if !finds_source(skb, &mut route) {
-        return;
-    }
-    let source = F::source(&route);
-    // A load balancer's address on the device may be the node's today and
-    // another one's tomorrow.
-    let is_replaced = F::are_of_one_subnet(&source, &own) && is_frontend::<F>(&source);
-    if !source.is_zero() && !is_replaced {
-        scratch.reply.masquerade_addr = source;
-    }
-}
-
-/// Looks up the address of this node that routing chooses on a device.
-#[inline(always)]
-fn finds_source(skb: &Skb, route: &mut bpf_fib_lookup) -> bool {
-    let result = look_up(skb, route, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC);
-    result == BPF_FIB_LKUP_RET_SUCCESS
-        || result == BPF_FIB_LKUP_RET_NO_NEIGH
-        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED
-}
-
-/// Whether the backend of the scratch flow answers the client by way of this
-/// node, although both are reached by the bridge that the device is a port of:
-/// they are of different subnets there, of each of which the node has an
-/// address. Where the kernel does not say, they count as neighbours.
-#[inline(never)]
-pub fn is_gateway<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
-    let Some(device) = tables::device(skb.ifindex()) else {
-        return false;
-    };
-    if device.bridge == 0 || KERNEL_HAS_FIB_SOURCE.load() == 0 {
-        return false;
-    }
-    let (client, backend) = (&scratch.headers.ip.src, &scratch.flow.backend_addr);
-    let mut route = F::route(client, backend, device.bridge);
-    if !finds_source(skb, &mut route) {
-        return false;
-    }
-    let towards_backend = F::source(&route);
-    route = F::route(backend, client, device.bridge);
-    !finds_source(skb, &mut route) || F::source(&route) != towards_backend
-}
-
-/// Whether a Service has this address.
-#[inline(always)]
-fn is_frontend<F: Route>(addr: &F::Addr) -> bool {
-    tables::may_be_frontend::<F>(addr)
-        && choose::exact::<F>(addr, BePort::ZERO, Protocol::ANY).is_some()
 }

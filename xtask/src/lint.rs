@@ -37,7 +37,7 @@ fn clippy_bpf(cache: &Cache) -> Result<()> {
     cargo
         // The BPF target needs a `core` built on the spot: an unstable flag.
         .env("RUSTC_BOOTSTRAP", "1")
-        .args(["clippy", "--quiet", "--package", "proxy-ebpf"])
+        .args(["clippy", "--quiet", "--package", "proxy-ebpf", "--all-features"])
         .args(["--release", "--target", "bpfel-unknown-none"])
         .args(["-Z", "build-std=core", "--target-dir"])
         .arg(workspace::target().join("clippy-bpf"))

@@ -53,7 +53,7 @@ pub const PINNED_PROGRAMS: [&str; 5] = [
 ];
 
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
-const SLOW_PROGRAMS: [&str; 8] = [
+pub const SLOW_PROGRAMS: [&str; 8] = [
     "ingress_slow_v4",
     "ingress_slow_v6",
     "egress_slow_v4",
@@ -223,11 +223,10 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         options.log_level,
     )?;
     let config = config(&ebpf, options, adopted)?;
-    for program in
-        HOOK_PROGRAMS
-            .into_iter()
-            .chain(SLOW_PROGRAMS)
-            .chain(["sweep", stale::PROGRAM, "empty"])
+    for program in HOOK_PROGRAMS
+        .into_iter()
+        .chain(SLOW_PROGRAMS)
+        .chain(["sweep", stale::PROGRAM])
     {
         load_program(&mut ebpf, program)?;
     }

@@ -96,7 +96,9 @@ fn load(scale: u32) -> Datapath {
         flows: FLOWS * 2,
         ..Sizes::DEFAULT
     });
-    datapath.load_program("ingress_repeated");
+    for program in ["empty", "ingress_repeated"] {
+        datapath.load_program(program);
+    }
     let mut ports = Vec::new();
     for family in Family::BOTH {
         let cast = Cast::of(family);

@@ -8,12 +8,12 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use aya::programs::SchedClassifier;
+use aya::{maps::ProgramArray, programs::SchedClassifier};
 use proxy_agent::{
     dataplane::{
         counters::Counters,
         devices::DeviceTable,
-        load::{self, LoadOptions, Loaded, Sizes},
+        load::{self, LoadOptions, Loaded, SLOW_PROGRAMS, Sizes},
         pins::Pins,
         sweep::{self, Swept},
         vlans::VlanTable,
@@ -238,6 +238,15 @@ impl Datapath {
         program.load().unwrap_or_else(|error| {
             panic!("{:#}", anyhow::Error::new(error));
         });
+    }
+
+    /// Takes the programs of the slow path out of their places.
+    pub fn remove_slow_path(&mut self) {
+        let map = self.loaded.ebpf.map_mut("PROGRAMS").expect("a map");
+        let mut programs = ProgramArray::try_from(map).expect("a map of programs");
+        for index in (0..).take(SLOW_PROGRAMS.len()) {
+            programs.clear_index(&index).expect("a program");
+        }
     }
 
     /// A loaded program.

@@ -20,6 +20,7 @@ mod paths;
 mod refused;
 mod sctp;
 mod sharing;
+mod slow_path;
 mod unallocated;
 mod unreadable;
 mod uplinks;

@@ -92,3 +92,21 @@ fn page() -> String {
 fn docs_list_the_maps() {
     golden::check("docs/maps.md", &page());
 }
+
+/// Returns whether the object has this name in its table of names.
+#[cfg(not(feature = "test-programs"))]
+fn has(program: &str) -> bool {
+    let name = [b"\0", program.as_bytes(), b"\0"].concat();
+    PROGRAMS.windows(name.len()).any(|bytes| bytes == name)
+}
+
+#[test]
+#[cfg(not(feature = "test-programs"))]
+fn the_agents_object_has_its_own_programs_only() {
+    for program in HOOK_PROGRAMS.into_iter().chain(SLOW_PROGRAMS) {
+        assert!(has(program), "no {program}");
+    }
+    for program in ["ingress_repeated", "through", "empty"] {
+        assert!(!has(program), "{program}");
+    }
+}

@@ -7,7 +7,7 @@ use proxy_common::counter::Counter;
 use tracing::warn;
 
 /// These counters, and what to do when one rises.
-const ADVICE: [(Counter, &str); 8] = [
+const ADVICE: [(Counter, &str); 9] = [
     (
         Counter::FlowTableFull,
         "open flows are not harmed; start the agent with a larger --flow-table-size, which carries them over",
@@ -39,6 +39,10 @@ const ADVICE: [(Counter, &str); 8] = [
     (
         Counter::RewriteFailed,
         "packets could not be rewritten; please report this with the kernel's version",
+    ),
+    (
+        Counter::SlowPathMissing,
+        "restart the agent, which puts its programs in place; please report this if it goes on",
     ),
 ];
 

@@ -1,0 +1,98 @@
+//! Reply tuples: how replies to an address of this node find their flow.
+
+use proxy_common::{
+    flow::{Flow, FlowKey},
+    masquerade::MasqueradeKey,
+};
+
+use crate::{
+    flow::{record::Record, table},
+    maps::{prefilter, scratch::Scratch, tables::Tables},
+    packet::headers::Headers,
+};
+
+/// Whether the packet in scratch memory is a reply that is translated by its
+/// reply tuple.
+#[inline(never)]
+pub fn is_reply<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
+    client_of::<F>(scratch)
+        .is_some_and(|record| record.flow().flags & Flow::<F::Addr>::OUTGOING == 0)
+}
+
+/// The flow that the packet in scratch memory answers; its key is put there.
+#[inline(always)]
+pub fn client_of<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let headers = &scratch.headers;
+    scratch.reply = MasqueradeKey {
+        backend_addr: headers.ip.src,
+        masquerade_addr: headers.ip.dst,
+        backend_port: headers.src_port,
+        masquerade_port: headers.dst_port,
+        protocol: headers.ip.protocol,
+        zero: [0; 3],
+    };
+    client::<F>(scratch)
+}
+
+/// The flow whose packet to the backend, with a changed port, is the one in
+/// scratch memory; its key is put there.
+#[inline(always)]
+pub fn with_changed_port<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    scratch.reply = request_tuple::<F>(&scratch.headers);
+    if !prefilter::slow::may_be_masquerade::<F>(&scratch.reply.masquerade_addr) {
+        return None;
+    }
+    let record = client::<F>(scratch)?;
+    let flow = record.flow();
+    (!is_masquerade::<F>(flow, &scratch.reply)).then_some(record)
+}
+
+/// Whether a flow may have changed the port of this packet to a backend.
+#[inline(always)]
+pub fn may_have_changed_port<F: Tables>(headers: &Headers<F::Addr>) -> bool {
+    let key = request_tuple::<F>(headers);
+    // SAFETY: only asks whether it is there.
+    prefilter::may_be_masquerade::<F>(&key.masquerade_addr)
+        && unsafe { F::masquerades().get(key) }.is_some()
+}
+
+/// The reply tuple of a flow whose packet to the backend is this one.
+#[inline(always)]
+pub fn request_tuple<F: Tables>(headers: &Headers<F::Addr>) -> MasqueradeKey<F::Addr> {
+    MasqueradeKey {
+        backend_addr: headers.ip.dst,
+        masquerade_addr: headers.ip.src,
+        backend_port: headers.dst_port,
+        masquerade_port: headers.src_port,
+        protocol: headers.ip.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// Whether replies to the flow's masquerade address bear this tuple.
+#[inline(always)]
+pub fn is_masquerade<F: Tables>(flow: &Flow<F::Addr>, reply: &MasqueradeKey<F::Addr>) -> bool {
+    flow.masquerade_addr == reply.masquerade_addr && flow.masquerade_port == reply.masquerade_port
+}
+
+/// The flow that has the reply tuple in scratch memory; its key is put there.
+#[inline(never)]
+pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
+    let reply = &scratch.reply;
+    // SAFETY: the value is copied at once, and the flow it names is compared
+    // with the tuple below.
+    scratch.key = *unsafe { F::masquerades().get(reply) }?;
+    let record = table::get::<F>(&scratch.key)?;
+    has_reply::<F>(&scratch.key, record.flow(), reply).then_some(record)
+}
+
+/// Whether a reply tuple is one of this flow's.
+#[inline(always)]
+pub fn has_reply<F: Tables>(
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    reply: &MasqueradeKey<F::Addr>,
+) -> bool {
+    let changed = flow.changed_port == reply.masquerade_port && key.addr == reply.masquerade_addr;
+    flow.backend_addr == reply.backend_addr && (changed || is_masquerade::<F>(flow, reply))
+}

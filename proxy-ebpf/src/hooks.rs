@@ -1,0 +1,17 @@
+//! The programs at the hooks of a device.
+
+pub mod egress;
+pub mod explain;
+pub mod fast;
+pub mod forward;
+pub mod host;
+pub mod ingress;
+pub mod masquerade;
+pub mod symmetric_return;
+
+use crate::{flow::Flows, maps::tail_call::SlowPrograms, reply::refuse::Refusal};
+
+/// What the programs ask of a family.
+pub trait Datapath: Flows + Refusal + SlowPrograms {}
+
+impl<F: Flows + Refusal + SlowPrograms> Datapath for F {}
