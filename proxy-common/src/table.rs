@@ -59,12 +59,12 @@ macro_rules! tables {
                 match self { $(Self::$name => $map,)+ }
             }
 
-            /// Whether it exists once or for each family.
+            /// Returns whether it exists once or for each family.
             pub const fn scope(self) -> Scope {
                 match self { $(Self::$name => Scope::$scope,)+ }
             }
 
-            /// How many entries it gets.
+            /// Returns how many entries it gets.
             pub const fn entries(self) -> Entries {
                 match self { $(Self::$name => $entries,)+ }
             }

@@ -27,14 +27,14 @@ pub trait Route: Tables {
     /// by device `ifindex`.
     fn route(src: &Self::Addr, dst: &Self::Addr, ifindex: u32) -> bpf_fib_lookup;
 
-    /// Whether a look-up that succeeded found `dst` itself on the link, rather
+    /// Returns whether a look-up that succeeded found `dst` itself on the link, rather
     /// than a gateway to it.
     fn is_neighbour(route: &bpf_fib_lookup, dst: &Self::Addr) -> bool;
 
     /// The source address that a look-up with `BPF_FIB_LOOKUP_SRC` found.
     fn source(route: &bpf_fib_lookup) -> Self::Addr;
 
-    /// Whether both are addresses of one subnet, of which the kernel may choose
+    /// Returns whether both are addresses of one subnet, of which the kernel may choose
     /// either as source. Of IPv4 addresses it chooses the one that was assigned
     /// first.
     fn are_of_one_subnet(one: &Self::Addr, other: &Self::Addr) -> bool;

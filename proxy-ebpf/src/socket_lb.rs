@@ -148,7 +148,7 @@ pub fn recvmsg<C: Call>(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// Whether this may be a UDP backend.
+/// Returns whether this may be a UDP backend.
 #[inline(always)]
 fn may_be_backend(addr: &AddrV6, port: BePort) -> bool {
     match addr.unmapped() {

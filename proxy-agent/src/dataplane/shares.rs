@@ -27,7 +27,7 @@ struct Sizes(ClientSizes);
 // SAFETY: an array of what is a plain value itself.
 unsafe impl aya::Pod for Sizes {}
 
-/// How many flows the clients of a family have by the last sweep: 0 is IPv4, 1 is
+/// Returns how many flows the clients of a family have by the last sweep: 0 is IPv4, 1 is
 /// IPv6.
 pub fn client_sizes(loaded: &Loaded, family: u32) -> Result<ClientSizes, ShareError> {
     let name = Table::ClientSizes.name();

@@ -25,7 +25,7 @@ use crate::{
 pub(super) trait Table {
     type Family: Family;
 
-    /// How many prefixes there is room for.
+    /// Returns how many prefixes there is room for.
     fn room(&self) -> usize;
     /// Makes the table hold what `wanted` has of this family; returns the
     /// number of changes.

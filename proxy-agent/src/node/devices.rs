@@ -71,7 +71,7 @@ impl<T: Tables> DeviceController<T> {
         self.attached.keys().copied()
     }
 
-    /// Whether something could not be done for a device.
+    /// Returns whether something could not be done for a device.
     pub(super) fn is_refused(&self, ifindex: u32) -> bool {
         self.refused.contains(ifindex)
     }
@@ -323,7 +323,7 @@ async fn put_programs_on(
     attached.context("cannot attach the programs")
 }
 
-/// Whether it failed because the device is not there any more, which devices of
+/// Returns whether it failed because the device is not there any more, which devices of
 /// pods do all the time.
 fn is_gone(error: &anyhow::Error) -> bool {
     let mut causes = error

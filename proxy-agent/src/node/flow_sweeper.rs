@@ -94,7 +94,7 @@ impl FlowSweeper {
         }
     }
 
-    /// Whether a flow table became full since the last look, and no sweep knows.
+    /// Returns whether a flow table became full since the last look, and no sweep knows.
     pub(super) fn is_newly_full(&mut self, row: &impl ConfigRow) -> bool {
         let refused = self.counters.of(Counter::FlowTableFull);
         let more = refused > self.refused_for_room;

@@ -183,7 +183,7 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Whether the main table leads anywhere at all in a family.
+    /// Returns whether the main table leads anywhere at all in a family.
     pub async fn has_default_route(&self, family: IpFamily) -> Result<bool, NetlinkError> {
         let mut request = RouteMessage::default();
         request.header.address_family = match family {

@@ -98,7 +98,7 @@ pub(super) fn set_shared_mac(row: &mut impl ConfigRow, shared: bool) {
     });
 }
 
-/// Whether the programs were in another network namespace.
+/// Returns whether the programs were in another network namespace.
 pub(super) fn is_of_other_namespace(row: &impl ConfigRow, cookie: u64) -> bool {
     let config = row.read();
     config.is_some_and(|config| config.netns_cookie != cookie)

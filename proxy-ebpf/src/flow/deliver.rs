@@ -28,7 +28,7 @@ pub fn hand_back<A>(skb: Skb, flow: &Flow<A>) -> Outcome {
     deliver(skb, uplink)
 }
 
-/// Whether what comes in by one device enters the host as by the other: it is
+/// Returns whether what comes in by one device enters the host as by the other: it is
 /// the same, or a port of the same bridge. That would take the sender of a frame
 /// that is moved to another port for a neighbour there.
 #[inline(always)]

@@ -85,7 +85,7 @@ fn note_replies<F: Tables>(headers: &Headers<F::Addr>) {
     }
 }
 
-/// Whether fragments that leave from this source to this destination have been
+/// Returns whether fragments that leave from this source to this destination have been
 /// replies of a flow. Without ports nothing else tells them from fragments of
 /// datagrams that the two exchange directly.
 #[inline(never)]

@@ -42,7 +42,7 @@ const NO_ROW: u32 = u32::MAX;
 /// Flags of a connection that this node opens itself.
 const OWN: u8 = Flow::<AddrV4>::MASQUERADE | Flow::<AddrV4>::OUTGOING;
 
-/// Whether a packet that leaves may open such a connection, or go on with one
+/// Returns whether a packet that leaves may open such a connection, or go on with one
 /// of a protocol without connections.
 #[inline(always)]
 pub fn may_open<F: Flows>(headers: &Headers<F::Addr>) -> bool {
@@ -50,7 +50,7 @@ pub fn may_open<F: Flows>(headers: &Headers<F::Addr>) -> bool {
         && prefilter::may_be_node_port::<F>(headers.src_port, headers.ip.protocol)
 }
 
-/// Whether a packet that comes in has a source that only this node should open
+/// Returns whether a packet that comes in has a source that only this node should open
 /// connections from. Others may use it all the same, and IPv6 routing does not
 /// mind, so it is not noted where it leaves again.
 #[inline(always)]
@@ -74,7 +74,7 @@ pub fn entered(is_pretended: bool) -> Hint {
     }
 }
 
-/// Whether netfilter may have given the first packet of a flow a source that
+/// Returns whether netfilter may have given the first packet of a flow a source that
 /// [`note`] should see.
 #[inline(always)]
 pub fn may_be_masqueraded<F: Flows>(headers: &Headers<F::Addr>) -> bool {

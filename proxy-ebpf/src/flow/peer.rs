@@ -19,7 +19,7 @@ use crate::{
     packet::headers::Headers,
 };
 
-/// Whether a packet from a backend may be a question to another one.
+/// Returns whether a packet from a backend may be a question to another one.
 #[inline(always)]
 pub fn may_ask<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     headers.ip.protocol == Protocol::UDP

@@ -84,7 +84,7 @@ fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
     place
 }
 
-/// Whether the record with the key in scratch memory is of a flow to what the
+/// Returns whether the record with the key in scratch memory is of a flow to what the
 /// packet is addressed to, which is no frontend any more. What this node opens
 /// from a NodePort has none.
 #[inline(never)]
@@ -98,8 +98,8 @@ pub fn has_lost_its_frontend<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     })
 }
 
-/// Whether another flow of the client port leads to the scratch flow's backend, or
-/// one of the backend's to the client port.
+/// Returns whether another flow of the client port leads to the scratch flow's backend,
+/// or one of the backend's to the client port.
 #[inline(always)]
 fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let mut key = scratch.key;
@@ -161,7 +161,7 @@ fn raise_highest<F: Tables>(key: &FlowKey<F::Addr>) {
     }
 }
 
-/// Whether packets from the scratch flow's client to its backend would be answers
+/// Returns whether packets from the scratch flow's client to its backend would be answers
 /// to a question of that backend's.
 #[inline(always)]
 pub fn would_answer<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
@@ -187,8 +187,8 @@ pub trait Placing: Tables {
     /// Finds a place for the flow of the packet in scratch memory, and sets the scratch
     /// key to it.
     fn place(scratch: &mut Scratch<Self::Addr>) -> Place;
-    /// Whether another flow of the client port leads to the scratch flow's backend, or
-    /// one of the backend's to the client port.
+    /// Returns whether another flow of the client port leads to the scratch flow's
+    /// backend, or one of the backend's to the client port.
     fn is_taken(scratch: &Scratch<Self::Addr>) -> bool;
 }
 

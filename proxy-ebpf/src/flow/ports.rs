@@ -170,7 +170,7 @@ pub struct Search<A> {
     port: u32,
 }
 
-/// Whether there is no need to look further.
+/// Returns whether there is no need to look further.
 #[inline(always)]
 fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> bool {
     let range = PortRange::from_bits(MASQUERADE_PORTS.load());

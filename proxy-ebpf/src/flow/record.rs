@@ -214,14 +214,14 @@ impl<F: Tables> Record<F> {
     }
 }
 
-/// Whether both ends of a connection are done.
+/// Returns whether both ends of a connection are done.
 #[inline(always)]
 pub fn is_closing<A>(flow: &Flow<A>) -> bool {
     flow.client_state & flow.backend_state & state::FIN != 0
         || (flow.client_state | flow.backend_state) & state::RST != 0
 }
 
-/// Whether a TCP connection is open, as far as both ends have told.
+/// Returns whether a TCP connection is open, as far as both ends have told.
 #[inline(always)]
 fn is_open<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     headers.ip.protocol == Protocol::TCP
@@ -230,7 +230,7 @@ fn is_open<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool 
         && !is_closing(flow)
 }
 
-/// Whether no packet of the flow has passed for as long as a connection that is
+/// Returns whether no packet of the flow has passed for as long as a connection that is
 /// over is remembered.
 #[inline(always)]
 fn is_idle<A>(flow: &Flow<A>) -> bool {
@@ -244,14 +244,14 @@ pub fn idle<A>(flow: &Flow<A>) -> u32 {
     now().saturating_sub(flow.last_seen)
 }
 
-/// Whether a port is still to be found for the flow.
+/// Returns whether a port is still to be found for the flow.
 #[inline(always)]
 pub fn lacks_port<A>(flow: &Flow<A>) -> bool {
     flow.flags & Flow::<A>::MASQUERADE != 0 && flow.masquerade_port == BePort::ZERO
         || flow.flags & Flow::<A>::CHANGE_PORT != 0 && flow.changed_port == BePort::ZERO
 }
 
-/// Whether a flow may end before its time, for one that opens: it is over, or
+/// Returns whether a flow may end before its time, for one that opens: it is over, or
 /// nobody has answered it for as long as it would have under pressure.
 #[inline(always)]
 pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
@@ -267,7 +267,7 @@ pub fn may_give_way<A>(protocol: Protocol, flow: &Flow<A>) -> bool {
     (lasts == 0 || flow.backend_state & state::SEEN == 0) && idle(flow) > patience
 }
 
-/// Whether a packet towards the frontend must not follow the flow's record,
+/// Returns whether a packet towards the frontend must not follow the flow's record,
 /// but have a backend chosen anew.
 #[inline(always)]
 pub fn is_stale<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
@@ -283,7 +283,7 @@ pub fn is_stale<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> 
     }
 }
 
-/// Whether a flow is to be compared with its frontend again: of protocols
+/// Returns whether a flow is to be compared with its frontend again: of protocols
 /// without connections about once a second, because such a flow ends with its
 /// frontend, however busy it is.
 #[inline(always)]
@@ -291,14 +291,14 @@ pub fn is_due<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bo
     !headers.ip.protocol.has_connections() && flow.last_seen != now()
 }
 
-/// Whether the backend accepts another connection than the flow's: the one
+/// Returns whether the backend accepts another connection than the flow's: the one
 /// that the client asked it for itself (E13).
 #[inline(always)]
 pub fn is_foreign_reply<F: Tables>(flow: &Flow<F::Addr>, headers: &Headers<F::Addr>) -> bool {
     headers.accepts_connection() && flow.client_state & state::DIRECT != 0
 }
 
-/// Whether the record is a mere way to those with a higher index.
+/// Returns whether the record is a mere way to those with a higher index.
 #[inline(always)]
 pub fn is_vacant<A>(flow: &Flow<A>) -> bool {
     flow.frontend_port == BePort::ZERO

@@ -11,7 +11,7 @@ use crate::{
     packet::headers::Headers,
 };
 
-/// Whether the packet in scratch memory is a reply that is translated by its
+/// Returns whether the packet in scratch memory is a reply that is translated by its
 /// reply tuple.
 #[inline(never)]
 pub fn is_reply<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
@@ -47,7 +47,7 @@ pub fn with_changed_port<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Re
     (!is_masquerade::<F>(flow, &scratch.reply)).then_some(record)
 }
 
-/// Whether a flow may have changed the port of this packet to a backend.
+/// Returns whether a flow may have changed the port of this packet to a backend.
 #[inline(always)]
 pub fn may_have_changed_port<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     let key = request_tuple::<F>(headers);
@@ -69,7 +69,7 @@ pub fn request_tuple<F: Tables>(headers: &Headers<F::Addr>) -> MasqueradeKey<F::
     }
 }
 
-/// Whether replies to the flow's masquerade address bear this tuple.
+/// Returns whether replies to the flow's masquerade address bear this tuple.
 #[inline(always)]
 pub fn is_masquerade<F: Tables>(flow: &Flow<F::Addr>, reply: &MasqueradeKey<F::Addr>) -> bool {
     flow.masquerade_addr == reply.masquerade_addr && flow.masquerade_port == reply.masquerade_port
@@ -86,7 +86,7 @@ pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
     has_reply::<F>(&scratch.key, record.flow(), reply).then_some(record)
 }
 
-/// Whether a reply tuple is one of this flow's.
+/// Returns whether a reply tuple is one of this flow's.
 #[inline(always)]
 pub fn has_reply<F: Tables>(
     key: &FlowKey<F::Addr>,

@@ -25,7 +25,7 @@ const FRESH: u32 = ticks_from_seconds(10);
 /// few for each sender that it makes up.
 const FEW: u32 = 32;
 
-/// Whether the client may open one more flow, which is counted.
+/// Returns whether the client may open one more flow, which is counted.
 #[inline(never)]
 pub fn admit<F: Tables>(addr: &F::Addr) -> bool {
     let Some(config) = node::config() else {
@@ -78,8 +78,8 @@ fn is_fresh<F: Tables>() -> bool {
     sweeps::idle::<F>().is_some_and(|idle| now().wrapping_sub(unsafe { (*idle).swept }) <= FRESH)
 }
 
-/// Whether a client has more established flows than its share, and whether it still
-/// has after what the running sweep removed.
+/// Returns whether a client has more established flows than its share, and whether it
+/// still has after what the running sweep removed.
 #[inline(always)]
 pub fn excess(client: Option<NonNull<ClientFlows>>, limit: u32) -> (bool, bool) {
     let Some(client) = client else {

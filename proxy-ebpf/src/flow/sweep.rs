@@ -193,7 +193,7 @@ family_sweep!(
     visit_reply_v6
 );
 
-/// Whether a reply tuple is its holder's, or about to become so: it is entered
+/// Returns whether a reply tuple is its holder's, or about to become so: it is entered
 /// before the flow's record names it, while a packet of the flow is handled.
 #[inline(always)]
 fn is_held<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) -> bool {
@@ -216,10 +216,10 @@ fn reap<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) {
     count(Counter::MasqueradeReaped);
 }
 
-/// How long established flows may be idle under pressure. Those that have been for
-/// longest go first: each sweep halves the time, down to some seconds for clients that
-/// have more than their share. Only where that does not help it is everybody's turn,
-/// down to some minutes.
+/// Returns how long established flows may be idle under pressure. Those that have been
+/// for longest go first: each sweep halves the time, down to some seconds for clients
+/// that have more than their share. Only where that does not help it is everybody's
+/// turn, down to some minutes.
 #[inline(always)]
 fn set_patience<F: Tables>(state: &mut State) {
     let Some(last) = sweeps::idle::<F>() else {
@@ -291,7 +291,7 @@ fn stage(age: &Age, protocol: Protocol) -> Stage {
     }
 }
 
-/// How long a flow may be idle without pressure.
+/// Returns how long a flow may be idle without pressure.
 #[inline(always)]
 fn timeout(stage: Stage, protocol: Protocol, timeouts: &Timeouts) -> u32 {
     match (stage, protocol.has_connections()) {
@@ -361,7 +361,7 @@ fn visit<F: Tables>(key: FlowKey<F::Addr>, age: Age, sweep: &mut State) {
     }
 }
 
-/// Whether the flow was removed.
+/// Returns whether the flow was removed.
 #[inline(always)]
 fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
     let Some(record) = table::get::<F>(&key) else {
@@ -375,7 +375,7 @@ fn expire<F: Tables>(key: FlowKey<F::Addr>) -> bool {
     true
 }
 
-/// Whether other records of the client port are found through this one.
+/// Returns whether other records of the client port are found through this one.
 #[inline(always)]
 fn has_siblings<F: Tables>(mut key: FlowKey<F::Addr>, first: Record<F>) -> bool {
     let mut index = 1_u32;

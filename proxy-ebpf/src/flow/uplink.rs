@@ -89,8 +89,8 @@ pub fn follow_slowly<F: Tables>(skb: &Skb, record: Record<F>, l3: u32) {
     follow::<F>(*skb, record, l3);
 }
 
-/// Whether a reply of this flow that leaves by this device should leave by another
-/// one. Not if the client has become a pod of this node.
+/// Returns whether a reply of this flow that leaves by this device should leave by
+/// another one. Not if the client has become a pod of this node.
 #[inline(always)]
 pub fn is_other<A>(skb: Skb, flow: &Flow<A>) -> bool {
     let uplink = flow.uplink;

@@ -199,7 +199,7 @@ fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint
     Outcome::NEXT
 }
 
-/// Whether this host sent the packet on itself, rather than bridged a frame of
+/// Returns whether this host sent the packet on itself, rather than bridged a frame of
 /// somebody else (E12).
 #[inline(never)]
 fn is_routed(skb: Skb) -> bool {

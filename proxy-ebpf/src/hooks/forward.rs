@@ -103,7 +103,7 @@ fn try_forward<F: Datapath>(
     Ok(())
 }
 
-/// Whether the replies of a flow with these flags may be bridged: not to an
+/// Returns whether the replies of a flow with these flags may be bridged: not to an
 /// address of this host (nor may a port send back what came in by it), nor where
 /// this host is the backend's gateway.
 #[inline(always)]

@@ -143,7 +143,7 @@ fn enter<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     hint::set(*skb, hint);
 }
 
-/// Whether the packet may be addressed to a frontend, or to what would be one.
+/// Returns whether the packet may be addressed to a frontend, or to what would be one.
 #[inline(never)]
 fn may_be_for_frontend<F: Datapath>(headers: &Headers<F::Addr>) -> bool {
     prefilter::may_be_frontend::<F>(&headers.ip.dst)

@@ -70,7 +70,7 @@ fn leave<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     route::redirect::<F>(&route, &client)
 }
 
-/// Whether what leaves by an uplink is known to be lost. Of bonds, which have no
+/// Returns whether what leaves by an uplink is known to be lost. Of bonds, which have no
 /// row, routing alone knows.
 #[inline(always)]
 fn is_down(uplink: u32) -> bool {

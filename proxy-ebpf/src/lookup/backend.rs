@@ -98,7 +98,7 @@ pub fn in_slot<F: Tables>(slot: u32) -> Option<(u32, &'static Backend<F::Addr>)>
     Some((row, F::backends().get(row)?))
 }
 
-/// Whether a flow's backend still serves the Service port the flow was made
+/// Returns whether a flow's backend still serves the Service port the flow was made
 /// for (S77).
 #[inline(always)]
 pub fn is_serving<F: Tables>(flow: &Flow<F::Addr>) -> bool {

@@ -59,8 +59,8 @@ pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
     local
 }
 
-/// Whether the address is one of the loopback: nobody else may connect to it, though
-/// it takes NodePorts of this node's own sockets (S56, CVE-2020-8558).
+/// Returns whether the address is one of the loopback: nobody else may connect to it,
+/// though it takes NodePorts of this node's own sockets (S56, CVE-2020-8558).
 #[inline(never)]
 pub fn is_loopback<F: Tables>(addr: &F::Addr) -> bool {
     local_addr::<F>(addr).is_some_and(|local| local.flags & LocalAddr::LOOPBACK != 0)
@@ -74,14 +74,14 @@ pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
     F::local_addrs().get(&key).copied()
 }
 
-/// Whether the client in scratch memory may use the frontend there (S58).
+/// Returns whether the client in scratch memory may use the frontend there (S58).
 #[inline(never)]
 pub fn is_sender_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     let ip = &scratch.headers.ip;
     is_admitted::<F>(scratch.frontend, &ip.src, &ip.dst)
 }
 
-/// Whether this client may use a frontend, which has the address `dst` (S58).
+/// Returns whether this client may use a frontend, which has the address `dst` (S58).
 #[inline(always)]
 pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Addr) -> bool {
     let Frontend { service, flags, .. } = frontend;
@@ -103,7 +103,7 @@ pub enum Masquerade {
     UnlessRepliesPass,
 }
 
-/// Whether the scratch flow's backend must not see the client's address.
+/// Returns whether the scratch flow's backend must not see the client's address.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
 /// an external frontend's sees masqueraded clients under policy Cluster (S64)
@@ -145,7 +145,7 @@ pub fn masquerade<F: Tables>(
     }
 }
 
-/// Whether what is reached by a device with these flags are pods of this node,
+/// Returns whether what is reached by a device with these flags are pods of this node,
 /// all of whose packets pass the programs. A device that leads nowhere that is
 /// known is no such device: a second network of the node may be behind it.
 #[inline(always)]
@@ -154,7 +154,7 @@ fn is_pod_device(flags: u32) -> bool {
     flags & WANTED == WANTED
 }
 
-/// Whether the scratch flow's backend is on this node.
+/// Returns whether the scratch flow's backend is on this node.
 #[inline(always)]
 pub fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     F::backends()
@@ -162,7 +162,7 @@ pub fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
         .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0)
 }
 
-/// Whether the replies of the scratch flow's backend pass one of our hooks,
+/// Returns whether the replies of the scratch flow's backend pass one of our hooks,
 /// whoever they are for (E19): it is on this node, and what leads to it is a
 /// device with programs.
 #[inline(never)]

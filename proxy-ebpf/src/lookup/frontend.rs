@@ -68,7 +68,7 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Destination {
     }
 }
 
-/// Whether what the packet in scratch memory is addressed to is a frontend of
+/// Returns whether what the packet in scratch memory is addressed to is a frontend of
 /// this row of `SERVICES`, and for its sender.
 #[inline(never)]
 pub fn is_frontend_of<F: LookUp>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
@@ -77,7 +77,7 @@ pub fn is_frontend_of<F: LookUp>(scratch: &mut Scratch<F::Addr>, service: u32) -
         && opaque(client::is_sender_admitted::<F>(scratch))
 }
 
-/// Whether the packet in scratch memory, whose ports may not be known, may be
+/// Returns whether the packet in scratch memory, whose ports may not be known, may be
 /// one to a Service. Where they are not known, those to an address of this node
 /// are left to it.
 #[inline(never)]
@@ -91,7 +91,7 @@ pub fn may_be_meant<F: LookUp>(scratch: &mut Scratch<F::Addr>) -> bool {
         && client::local_addr::<F>(&headers.ip.dst).is_none()
 }
 
-/// Whether we answer for an address of this kind where no Service has the port:
+/// Returns whether we answer for an address of this kind where no Service has the port:
 /// for cluster IPs (S46), and for those of load balancers, which routers may
 /// send back and forth between them and this node. Where the address is this
 /// node's own, its processes have the other ports, and what an external IP is
@@ -108,7 +108,7 @@ fn is_answered_for<F: Tables>(kind: u8, headers: &Headers<F::Addr>) -> bool {
     }
 }
 
-/// Whether a backend may have sent this packet as a reply.
+/// Returns whether a backend may have sent this packet as a reply.
 #[inline(always)]
 fn may_be_reply<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     !headers.opens_connection()

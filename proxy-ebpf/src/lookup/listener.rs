@@ -64,8 +64,8 @@ impl Bound for V6 {
     }
 }
 
-/// Whether a process of this node has the very address and port that the packet in
-/// scratch memory is addressed to. One that listens on all addresses does not count.
+/// Returns whether a process of this node has the very address and port that the packet
+/// in scratch memory is addressed to. One that listens on all addresses does not count.
 #[inline(never)]
 pub fn takes_packet<F: Bound>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
     let headers = &scratch.headers;

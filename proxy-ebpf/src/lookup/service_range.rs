@@ -10,7 +10,7 @@ use crate::{
     packet::headers::Headers,
 };
 
-/// Whether the packet opens a flow, or is of a protocol that does not tell, to
+/// Returns whether the packet opens a flow, or is of a protocol that does not tell, to
 /// an address for cluster IPs. For packets whose address is no frontend's.
 #[inline(always)]
 pub fn is_entered<F: Tables>(headers: &Headers<F::Addr>) -> bool {
@@ -31,7 +31,7 @@ pub fn is_entered<F: Tables>(headers: &Headers<F::Addr>) -> bool {
     false
 }
 
-/// Whether this entry and all after it are [`Prefix::NONE`].
+/// Returns whether this entry and all after it are [`Prefix::NONE`].
 #[inline(always)]
 fn is_unused<A: Address>(prefix: &Prefix<A>) -> bool {
     prefix.addr.word(0) == A::ONES.word(0)

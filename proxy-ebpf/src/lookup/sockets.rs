@@ -19,7 +19,7 @@ const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Sockets of this host, by family.
 pub trait Sockets: Family {
-    /// Whether a socket of this host would take packets of this reply tuple.
+    /// Returns whether a socket of this host would take packets of this reply tuple.
     fn has_socket(skb: Skb, key: &MasqueradeKey<Self::Addr>) -> bool;
 }
 

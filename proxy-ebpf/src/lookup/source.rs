@@ -68,7 +68,7 @@ fn finds_source(skb: &Skb, route: &mut bpf_fib_lookup) -> bool {
         || result == BPF_FIB_LKUP_RET_FRAG_NEEDED
 }
 
-/// Whether the backend of the scratch flow answers the client by way of this
+/// Returns whether the backend of the scratch flow answers the client by way of this
 /// node, although both are reached by the bridge that the device is a port of:
 /// they are of different subnets there, of each of which the node has an
 /// address. Where the kernel does not say, they count as neighbours.
@@ -90,7 +90,7 @@ pub fn is_gateway<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
     !finds_source(skb, &mut route) || F::source(&route) != towards_backend
 }
 
-/// Whether a Service has this address.
+/// Returns whether a Service has this address.
 #[inline(always)]
 fn is_frontend<F: Route>(addr: &F::Addr) -> bool {
     prefilter::may_be_frontend::<F>(addr)

@@ -41,7 +41,7 @@ pub fn uplink_of(vlan: &Vlan) -> Option<u32> {
     unsafe { VLANS.get(vlan) }.copied()
 }
 
-/// Whether the socket programs leave the processes of this cgroup alone.
+/// Returns whether the socket programs leave the processes of this cgroup alone.
 #[inline(always)]
 pub fn is_exception(cgroup: u64) -> bool {
     EXCEPTIONS.get_ptr(cgroup).is_some()

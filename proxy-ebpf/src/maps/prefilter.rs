@@ -7,13 +7,13 @@ use proxy_common::{
 
 use crate::{maps::tables::Tables, packet::barrier::masked};
 
-/// Whether `addr` may be a frontend's.
+/// Returns whether `addr` may be a frontend's.
 #[inline(always)]
 pub fn may_be_frontend<F: Tables>(addr: &F::Addr) -> bool {
     bit::<F>(prefilter::FRONTENDS, prefilter::frontend_bit(addr))
 }
 
-/// Whether this may be a backend.
+/// Returns whether this may be a backend.
 #[inline(always)]
 pub fn may_be_backend<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) -> bool {
     bit::<F>(
@@ -22,13 +22,13 @@ pub fn may_be_backend<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protoco
     )
 }
 
-/// Whether `addr` may be one that replies to masqueraded flows come to.
+/// Returns whether `addr` may be one that replies to masqueraded flows come to.
 #[inline(always)]
 pub fn may_be_masquerade<F: Tables>(addr: &F::Addr) -> bool {
     bit::<F>(prefilter::MASQUERADES, prefilter::frontend_bit(addr))
 }
 
-/// Whether this may be a NodePort: it is one of some Service.
+/// Returns whether this may be a NodePort: it is one of some Service.
 #[inline(always)]
 pub fn may_be_node_port<F: Tables>(port: BePort, protocol: Protocol) -> bool {
     bit::<F>(

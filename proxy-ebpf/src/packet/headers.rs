@@ -71,7 +71,7 @@ impl<A> Headers<A> {
         }
     }
 
-    /// Whether the protocol has ports that frontends are known by.
+    /// Returns whether the protocol has ports that frontends are known by.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
         self.ip.protocol == Protocol::UDP || self.ip.protocol.has_connections()

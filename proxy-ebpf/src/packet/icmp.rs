@@ -14,7 +14,7 @@ pub const CHECKSUM: u32 = 2;
 pub const V4_REDIRECT: u8 = 5;
 pub const V6_REDIRECT: u8 = 137;
 
-/// Whether this ICMP message is an error that quotes a packet, or a redirect.
+/// Returns whether this ICMP message is an error that quotes a packet, or a redirect.
 #[inline(always)]
 pub fn is_error<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
     if headers.ip.part == Part::Later {
@@ -30,7 +30,7 @@ pub fn is_error<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
     }
 }
 
-/// Whether this message keeps the link itself running: neighbour and router
+/// Returns whether this message keeps the link itself running: neighbour and router
 /// discovery, and membership of groups. Not ours, whatever it is about (E31).
 #[inline(always)]
 pub fn is_of_link<F: IpHeader>(skb: Skb, headers: &Headers<F::Addr>) -> bool {

@@ -35,7 +35,7 @@ pub trait IpHeader: Family {
     /// Reads the IP header at `l3` and what leads to the transport header.
     fn read_ip(skb: Skb, l3: u32) -> Option<Ip<Self::Addr>>;
 
-    /// Whether the header's own checksum is right, if it has one. The host throws
+    /// Returns whether the header's own checksum is right, if it has one. The host throws
     /// the packet away if it is not.
     fn is_intact(skb: Skb, ip: &Ip<Self::Addr>, l3: u32) -> bool;
 
@@ -167,7 +167,7 @@ impl V6Extension {
     }
 }
 
-/// Whether the number is one of an extension header that leads to another one.
+/// Returns whether the number is one of an extension header that leads to another one.
 #[inline(always)]
 fn is_extension(protocol: Protocol) -> bool {
     matches!(

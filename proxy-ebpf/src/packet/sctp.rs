@@ -26,7 +26,7 @@ use crate::{
 /// Offset of the checksum in the header.
 const CHECKSUM: u32 = 8;
 
-/// Whether a packet is one of SCTP.
+/// Returns whether a packet is one of SCTP.
 #[inline(always)]
 pub fn is<A>(headers: &Headers<A>) -> bool {
     headers.ip.protocol == Protocol::SCTP

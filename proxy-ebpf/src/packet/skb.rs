@@ -162,7 +162,7 @@ impl Skb {
         unsafe { (*self.raw).gso_size }
     }
 
-    /// Whether a process of this host sent the packet, rather than a device.
+    /// Returns whether a process of this host sent the packet, rather than a device.
     #[inline(always)]
     pub fn is_host_originated(self) -> bool {
         // SAFETY: as in `len`.

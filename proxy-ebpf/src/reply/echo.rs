@@ -58,7 +58,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     })
 }
 
-/// Whether the IP header has no options and no extensions, which would have to
+/// Returns whether the IP header has no options and no extensions, which would have to
 /// be turned round, too.
 #[inline(always)]
 fn has_plain_header<F: Refusal>(headers: &Headers<F::Addr>) -> bool {

@@ -127,7 +127,7 @@ pub fn too_big<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, mtu: u32, 
     }
 }
 
-/// Whether this packet may have an answer, and now. If not, what becomes of it.
+/// Returns whether this packet may have an answer, and now. If not, what becomes of it.
 #[inline(always)]
 pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Outcome> {
     if !is_from_single_host::<F>(*skb, headers) {
@@ -139,7 +139,7 @@ pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(
     Ok(())
 }
 
-/// Whether an answer would reach one host, and not the packet's own destination
+/// Returns whether an answer would reach one host, and not the packet's own destination
 /// (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 #[inline(always)]
 fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool {
@@ -148,7 +148,7 @@ fn is_from_single_host<F: Refusal>(skb: Skb, headers: &Headers<F::Addr>) -> bool
     station && F::is_single_host(&ip.src) && ip.src != ip.dst
 }
 
-/// Whether this CPU may send one more answer, to this client: one that floods
+/// Returns whether this CPU may send one more answer, to this client: one that floods
 /// leaves answers for others.
 #[inline(always)]
 fn within_limit<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
@@ -373,7 +373,7 @@ pub trait Refusal: Lookup {
     const ECHO_REQUEST: u8;
     const ECHO_REPLY: u8;
 
-    /// Whether the address can be one host's: not those of many, of the loopback,
+    /// Returns whether the address can be one host's: not those of many, of the loopback,
     /// of nobody yet, and IPv4's class E.
     fn is_single_host(addr: &Self::Addr) -> bool;
 

@@ -112,7 +112,7 @@ fn write_port(ctx: &SockAddrContext, port: BePort) {
 /// The kernel's name for connected, of UDP too.
 const TCP_ESTABLISHED: u32 = 1;
 
-/// Whether the socket is connected. One that is has an address, whether it was
+/// Returns whether the socket is connected. One that is has an address, whether it was
 /// bound or not.
 #[inline(always)]
 pub fn is_connected(ctx: &SockAddrContext) -> bool {
@@ -124,7 +124,7 @@ pub fn is_connected(ctx: &SockAddrContext) -> bool {
     state == TCP_ESTABLISHED
 }
 
-/// Whether a TCP socket that is to be connected has a port already. Others may
+/// Returns whether a TCP socket that is to be connected has a port already. Others may
 /// have the same, and no two of them may get one backend, which packets see to.
 #[inline(always)]
 pub fn has_port(ctx: &SockAddrContext) -> bool {
@@ -139,7 +139,7 @@ pub fn has_port(ctx: &SockAddrContext) -> bool {
     protocol == u32::from(Protocol::TCP.0) && port != 0
 }
 
-/// Whether the socket is connected to this address now, as the kernel has it;
+/// Returns whether the socket is connected to this address now, as the kernel has it;
 /// IPv4 in the mapped form. Sends of an IPv6 socket that is connected to a mapped
 /// address come to the programs as if that address had been given.
 #[inline(always)]
@@ -175,7 +175,7 @@ pub fn is_connected_to(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) -> bo
     state == TCP_ESTABLISHED && dst_port == port.to_bits() && is_same
 }
 
-/// Whether the socket sends by one device only (`SO_BINDTODEVICE`, a VRF).
+/// Returns whether the socket sends by one device only (`SO_BINDTODEVICE`, a VRF).
 #[inline(always)]
 pub fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
     // SAFETY: as in `is_connected_to`.

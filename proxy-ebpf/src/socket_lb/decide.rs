@@ -182,13 +182,13 @@ pub fn decide<F: Wide>(
     Decision::Serve
 }
 
-/// Whether the address is one of this node.
+/// Returns whether the address is one of this node.
 #[inline(never)]
 fn is_own<F: Wide>(addr: &F::Addr) -> bool {
     client::local_addr::<F>(addr).is_some()
 }
 
-/// Whether a socket of the host is bound to what its packets would be freed from:
+/// Returns whether a socket of the host is bound to what its packets would be freed from:
 /// a device, which need not be the one that leads to the backend, or an address,
 /// which the backend need not have a way to.
 #[inline(always)]
@@ -217,7 +217,7 @@ fn loopback_port<F: Wide>(addr: &F::Addr, port: BePort, protocol: Protocol) -> O
     frontend::node_port::<F>(&addr, port, protocol)
 }
 
-/// Whether this is a cluster IP: a port that it does not have is refused (S46).
+/// Returns whether this is a cluster IP: a port that it does not have is refused (S46).
 /// Ports of other addresses may be somebody else's (S48).
 #[inline(always)]
 fn is_cluster_ip<F: Tables>(addr: &F::Addr) -> bool {
@@ -225,7 +225,7 @@ fn is_cluster_ip<F: Tables>(addr: &F::Addr) -> bool {
         .is_some_and(|entry| entry.kind == Frontend::CLUSTER_IP)
 }
 
-/// Whether the process runs in a cgroup that the operator took out.
+/// Returns whether the process runs in a cgroup that the operator took out.
 #[inline(always)]
 fn is_excepted(config: &Config) -> bool {
     if config.flags & Config::SOCKETS_EXCEPTIONS == 0 {
@@ -303,7 +303,7 @@ fn row<F: Tables>(target: &Target<F::Addr>, attempt: u32) -> Option<u32> {
     backend::in_slot::<F>(first.wrapping_add(offset)).map(|(row, _)| row)
 }
 
-/// Whether a socket's backend still serves the Service port it was chosen for
+/// Returns whether a socket's backend still serves the Service port it was chosen for
 /// (S77).
 #[inline(always)]
 pub fn is_serving(peer: &Peer) -> bool {

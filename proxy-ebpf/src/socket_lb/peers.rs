@@ -151,7 +151,7 @@ fn vacate_others(peers: &mut Peers) {
     peers.flags = 0;
 }
 
-/// Whether the socket is the packet path's: see [`Peers::CROWDED`].
+/// Returns whether the socket is the packet path's: see [`Peers::CROWDED`].
 #[inline(always)]
 pub fn is_crowded(ctx: &SockAddrContext) -> bool {
     get(ctx).is_some_and(|peers| peers.flags & Peers::CROWDED != 0)
@@ -200,7 +200,7 @@ pub fn note(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) {
     add(ctx, &peer);
 }
 
-/// Whether the socket is connected to this backend.
+/// Returns whether the socket is connected to this backend.
 #[inline(always)]
 pub fn is_connected_to(ctx: &SockAddrContext, addr: &AddrV6, port: BePort) -> bool {
     by_backend(ctx, addr, port).is_some_and(|peer| peer.flags & Peer::CONNECTED != 0)

@@ -72,7 +72,7 @@ fn is_stale(value: &Peers, query: &SocketQuery) -> bool {
     value.cookie == query.cookie && (has_left(current, query) || has_left(former, query))
 }
 
-/// Whether the socket is connected to the backend of this entry, which serves no
+/// Returns whether the socket is connected to the backend of this entry, which serves no
 /// more.
 #[inline(always)]
 fn has_left(peer: &Peer, query: &SocketQuery) -> bool {

@@ -249,7 +249,7 @@ fn ip_mode_proxy_is_left_alone() -> Result<()> {
     for &family in lab.families().list() {
         let address = public(family, NUMBER);
         let length = host_length(family);
-        balancer.ip(&format!("addr add {address}/{length} dev lo"))?;
+        balancer.ip(&format!("addr add {address}/{length} dev lo nodad"))?;
         // Its way back.
         let pods = proxy_tests::addressing::pod_cidr(family, 1);
         let node = lab.nodes[0].address(family);

@@ -267,7 +267,7 @@ fn addresses_take_node_ports_when_they_come(
 
     node.ip(
         "addr add 192.168.77.200/24 dev eth0\naddr add fd77::200/64 dev eth0 nodad\n\
-         addr add 198.51.100.7/32 dev lo\naddr add 2001:db8::7/128 dev lo",
+         addr add 198.51.100.7/32 dev lo\naddr add 2001:db8::7/128 dev lo nodad",
     )?;
     for (prefix, family) in [("198.51.100.7", Family::V4), ("2001:db8::7", Family::V6)] {
         let next = node.address(family);

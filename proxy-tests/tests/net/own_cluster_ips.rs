@@ -38,7 +38,7 @@ fn a_process_that_listens_at_a_cluster_ip_has_its_node(
             Family::V6 => "/128 nodad",
         };
         let ip = service.at(family, ECHO_PORT).ip();
-        node.ip(&format!("addr add {ip}{length} dev nodelocaldns"))?;
+        node.ip(&format!("addr add {ip}{length} dev nodelocaldns nodad"))?;
     }
     let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
     // Packets of the node's own processes go by the loopback device.

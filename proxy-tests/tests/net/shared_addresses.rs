@@ -113,7 +113,7 @@ fn a_nodes_own_address_is_a_load_balancers_too(
     for &family in lab.families().list() {
         let address = public(family, BALANCED);
         let length = host_length(family);
-        node.ip(&format!("addr add {address}/{length} dev lo"))?;
+        node.ip(&format!("addr add {address}/{length} dev lo nodad"))?;
         // The Service's port, too: it comes first.
         for port in [OWN, ECHO_PORT] {
             places.push(SocketAddr::new(address, port));

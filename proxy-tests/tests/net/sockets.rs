@@ -311,7 +311,7 @@ fn sockets_bound_to_an_address_go_by_packets() -> Result<()> {
     let _server = Server::start(&backend, ECHO_TARGET)?;
     let service = Service::echo(lab.families()).endpoint(&backend);
     lab.manifests.write(&service)?;
-    node.ip("addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:51::7/128 dev lo")?;
+    node.ip("addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:51::7/128 dev lo nodad")?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {

@@ -108,8 +108,9 @@ fn play(cast: Cast, fast: &Datapath, slow: &Datapath, steps: &[Step]) -> Result<
     Ok(())
 }
 
-/// Sets the filters' bits of all ends: those of frontends and backends that are
-/// gone are set still.
+/// Sets the bits of all ends in the filters of frontends and NodePorts: those of
+/// Services that are gone are set still. That of backends also tells which datagrams
+/// to note as questions of peers, which changes no packet but leaves a record.
 fn crowd_filters(datapath: &mut Datapath, cast: Cast) {
     for end in ends(cast) {
         let others = [
@@ -118,7 +119,7 @@ fn crowd_filters(datapath: &mut Datapath, cast: Cast) {
         ];
         for of in [ServicePort::tcp, ServicePort::udp] {
             for other in &others {
-                let port = of(cast.vip_with(12, 80), &[end]).with(*other);
+                let port = of(cast.vip_with(12, 80), &[]).with(*other);
                 datapath.serve(&port);
                 datapath.unserve(&port);
             }

@@ -2,7 +2,7 @@
 
 use super::link::{Link, MAX_NESTING};
 
-/// Whether all that comes in by a device passes programs: it has them itself,
+/// Returns whether all that comes in by a device passes programs: it has them itself,
 /// or all of the devices enslaved to it do, directly or further down.
 pub(super) fn is_covered(
     ifindex: u32,

@@ -31,12 +31,12 @@ pub struct DesiredDevice {
 }
 
 impl DesiredDevice {
-    /// Whether its packets have no Ethernet header.
+    /// Returns whether its packets have no Ethernet header.
     pub fn layer3(&self) -> bool {
         self.device.flags & Device::LAYER3 != 0
     }
 
-    /// Whether this may be another device than the one that had its ifindex
+    /// Returns whether this may be another device than the one that had its ifindex
     /// before. A renamed one looks like that, too.
     pub fn may_be_another(&self, other: &Self) -> bool {
         self.name != other.name
@@ -44,7 +44,7 @@ impl DesiredDevice {
             || self.layer3() != other.layer3()
     }
 
-    /// Whether it is a port of a bridge that has its MAC address: Linux gives
+    /// Returns whether it is a port of a bridge that has its MAC address: Linux gives
     /// bridges one of their ports', unless somebody sets it.
     pub fn has_bridge_mac(&self) -> bool {
         self.device.bridge != 0 && self.device.mac == self.device.bridge_mac

@@ -21,13 +21,13 @@ pub(in crate::node) trait Attach {
     async fn detach(&mut self, target: &Target<'_>) -> Result<(), AttachError>;
     /// Removes what is kept of a device that is gone.
     fn forget(&mut self, ifindex: u32) -> Result<(), AttachError>;
-    /// How many programs of each device are kept.
+    /// Returns how many programs of each device are kept.
     fn kept(&self) -> BTreeMap<u32, usize>;
 }
 
 /// `DEVICES` and `VLANS`.
 pub(in crate::node) trait Tables {
-    /// How many devices there is room for.
+    /// Returns how many devices there is room for.
     fn room(&self) -> u32;
     fn rows(&self) -> Result<Vec<(u32, Device)>, TableError>;
     fn get(&self, ifindex: u32) -> Option<Device>;

@@ -69,7 +69,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Whether it was assigned without a subnet, as load balancers' addresses
+    /// Returns whether it was assigned without a subnet, as load balancers' addresses
     /// are.
     pub(super) fn is_single(&self) -> bool {
         match self.ip {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::link::{Address, Routes};
 
-/// Whether a route leads to pods by this device: to an address or range
+/// Returns whether a route leads to pods by this device: to an address or range
 /// within those of pods, or where these are not known, to a single address
 /// that is not the node's own.
 pub(super) fn lead_to_pods(routes: &Routes, ifindex: u32, pods: &[IpNet], own: &[Address]) -> bool {

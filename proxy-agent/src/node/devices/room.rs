@@ -19,7 +19,7 @@ impl WithoutRoom {
         self.count += 1;
     }
 
-    /// How many to tell of, if it is time to: when there are any, and again when
+    /// Returns how many to tell of, if it is time to: when there are any, and again when
     /// they have more than doubled.
     pub(super) fn news(&mut self) -> Option<usize> {
         let is_news = self.count > 2 * self.told;

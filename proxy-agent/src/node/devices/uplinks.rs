@@ -7,13 +7,13 @@ use proxy_common::vlan::Vlan;
 
 use super::link::{Link, LinkKind, MAX_NESTING, Routes};
 
-/// Whether what is reached by a device is no part of this node.
+/// Returns whether what is reached by a device is no part of this node.
 pub(super) fn leads_away(link: &Link, routes: &Routes) -> bool {
     matches!(link.kind, LinkKind::Hardware | LinkKind::Tunnel)
         || routes.gateways.contains(&link.ifindex)
 }
 
-/// Whether a device is one for a VLAN of a network outside.
+/// Returns whether a device is one for a VLAN of a network outside.
 pub(super) fn is_in_vlan_outside(link: &Link, links: &[Link], routes: &Routes) -> bool {
     link.vlan.is_some_and(|vlan| {
         let mut cards = links.iter().filter(|card| leads_away(card, routes));
