@@ -216,7 +216,7 @@ fn reap<F: Tables>(reply: &MasqueradeKey<F::Addr>, holder: &FlowKey<F::Addr>) {
     count(Counter::MasqueradeReaped);
 }
 
-/// Returns how long established flows may be idle under pressure. Those that have been
+/// Sets how long established flows may be idle under pressure. Those that have been
 /// for longest go first: each sweep halves the time, down to some seconds for clients
 /// that have more than their share. Only where that does not help it is everybody's
 /// turn, down to some minutes.

@@ -127,7 +127,7 @@ pub fn too_big<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, mtu: u32, 
     }
 }
 
-/// Returns whether this packet may have an answer, and now. If not, what becomes of it.
+/// Checks that this packet may have an answer, and now. If not, what becomes of it.
 #[inline(always)]
 pub fn may_answer<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Outcome> {
     if !is_from_single_host::<F>(*skb, headers) {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp, spread_tcp, spread_udp};
+use proxy_tests::traffic::{Answer, Server, ask_tcp, ask_udp_patiently, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Pod, Service, Topology, eventually,
 };
@@ -21,8 +21,11 @@ const ENOUGH: usize = 30;
 const LONG: u32 = 10_800;
 
 /// Asks once, over TCP or UDP.
-type Ask = fn(SocketAddr) -> std::io::Result<proxy_tests::traffic::Answer>;
-const PROTOCOLS: [(&str, Ask); 2] = [("TCP", ask_tcp), ("UDP", |target| ask_udp(target, 64))];
+type Ask = fn(SocketAddr) -> Result<Answer>;
+const PROTOCOLS: [(&str, Ask); 2] = [
+    ("TCP", |target| Ok(ask_tcp(target)?)),
+    ("UDP", |target| ask_udp_patiently(target, 64)),
+];
 
 /// Two backends on the first node, one on the second, and a client.
 struct Scene {
