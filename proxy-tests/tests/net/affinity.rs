@@ -20,7 +20,7 @@ const ENOUGH: usize = 30;
 /// No test lasts that long.
 const LONG: u32 = 10_800;
 
-/// Asks once, over TCP or UDP.
+/// Asks over TCP, or over UDP until there is an answer.
 type Ask = fn(SocketAddr) -> Result<Answer>;
 const PROTOCOLS: [(&str, Ask); 2] = [
     ("TCP", |target| Ok(ask_tcp(target)?)),
