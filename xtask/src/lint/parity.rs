@@ -1,4 +1,5 @@
-//! Every test that docs/parity.md names exists.
+//! Every test that docs/parity.md names exists, and every file of tests is part of
+//! a test program.
 
 use std::fs;
 use std::path::Path;
@@ -12,6 +13,9 @@ const FOLDERS: [(&str, &str); 3] = [
     ("tests/", "proxy-tests/tests/"),
 ];
 
+/// The test programs of proxy-tests.
+const PROGRAMS: [&str; 3] = ["packets", "net", "kubernetes"];
+
 /// Checks the page of the workspace at `root`.
 pub(super) fn check(root: &Path) -> Result<()> {
     let page = fs::read_to_string(root.join("docs/parity.md")).context("read docs/parity.md")?;
@@ -23,6 +27,27 @@ pub(super) fn check(root: &Path) -> Result<()> {
             source.contains(&format!("fn {function}("))
                 || source.contains(&format!("fn {function}<")),
             "docs/parity.md names {file}::{function}, which is not there"
+        );
+    }
+    for program in PROGRAMS {
+        check_modules(&root.join("proxy-tests/tests").join(program))?;
+    }
+    Ok(())
+}
+
+/// Checks that the `main.rs` of a test program names each file beside it: one that it
+/// does not name is never compiled.
+fn check_modules(folder: &Path) -> Result<()> {
+    let main = fs::read_to_string(folder.join("main.rs"))?;
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        ensure!(
+            path.is_dir() || name == "main" || main.contains(&format!("mod {name};")),
+            "{} is no module of its test program",
+            path.display()
         );
     }
     Ok(())
