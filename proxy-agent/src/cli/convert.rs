@@ -2,7 +2,9 @@
 
 use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
-    config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig},
+    config::{
+        self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, flow_table_size,
+    },
     dataplane::{attach::Mode, load::Sizes},
     reconcile::Intervals,
     socket_lb::SocketConfig,
@@ -53,7 +55,7 @@ impl TryFrom<RunArgs> for Config {
             sizes: Sizes {
                 services: max_service_ports,
                 endpoints: max_endpoints,
-                flows: flow_table_size.unwrap_or_else(config::flow_table_size_by_memory),
+                flows: flow_table_size.unwrap_or_else(flow_table_size::of_this_node),
                 ..Sizes::DEFAULT
             },
             keeps_larger_flow_tables: flow_table_size.is_none(),

@@ -1,9 +1,16 @@
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
+
+use proxy_common::masquerade::PortRange;
 use rstest::rstest;
 
-use std::fmt::Write as _;
-
 use super::*;
-use crate::golden;
+use crate::{
+    commands::explain::flow::{Transport, Via},
+    config::{ClusterCidr, DetectLocalMode, node_ports::NodePortAddresses},
+    golden,
+    model::IpFamily,
+    socket_lb,
+};
 
 fn parse_line(line: &str) -> Result<Cli, clap::Error> {
     try_parse(line.split(' ').map(OsString::from))
@@ -250,7 +257,7 @@ fn only_what_was_told_wrong_is_wrong_usage() {
 fn flags_page() -> String {
     let mut page = String::from(
         "# Flags\n\n\
-         Made from the code: `UPDATE_DOCS=1 cargo test -p proxy-agent docs_list` writes this page.\n\
+         Made from the code: `UPDATE_GOLDEN=1 cargo test -p proxy-agent docs_list` writes this page.\n\
          A flag on the command line comes before its environment variable.\n",
     );
     let mut cli = Cli::command();

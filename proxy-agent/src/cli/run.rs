@@ -1,0 +1,157 @@
+//! The arguments of `run`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use proxy_common::masquerade::PortRange;
+
+use super::{NodeArgs, PathArgs, value};
+use crate::{dataplane::load::Sizes, socket_lb};
+
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct RunArgs {
+    /// How to reach the API server [default: the service account of the pod]
+    #[arg(
+        long,
+        help_heading = "Source",
+        value_name = "FILE",
+        env = "TANDEM_KUBECONFIG",
+        conflicts_with = "manifests"
+    )]
+    pub kubeconfig: Option<PathBuf>,
+    /// Read Services and EndpointSlices from manifests below a directory instead
+    /// of an API server
+    #[arg(
+        long,
+        help_heading = "Source",
+        value_name = "DIR",
+        env = "TANDEM_MANIFESTS"
+    )]
+    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    #[command(flatten)]
+    pub paths: PathArgs,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    /// Ports that masqueraded connections may take towards each backend. A
+    /// range that no process of this node uses keeps the two apart
+    #[arg(
+        long,
+        help_heading = "Datapath",
+        value_name = "FIRST-LAST",
+        env = "TANDEM_MASQUERADE_PORTS",
+        default_value = "1024-65535",
+        value_parser = value::port_range
+    )]
+    pub masquerade_ports: PortRange,
+    /// How programs are attached to devices
+    #[arg(
+        long,
+        help_heading = "Datapath",
+        value_name = "HOW",
+        env = "TANDEM_ATTACH",
+        default_value = "auto"
+    )]
+    pub attach: Attach,
+    /// Which processes get socket-level load balancing, in connect and sendmsg;
+    /// what others send is translated packet by packet
+    #[arg(
+        long,
+        help_heading = "Datapath",
+        value_name = "WHOSE",
+        env = "TANDEM_SOCKETS",
+        default_value = "all"
+    )]
+    pub sockets: socket_lb::Mode,
+    /// Cgroups whose processes get none, by their path below the cgroup root;
+    /// `*` stands for any part of a name. May be repeated, or a list with commas
+    #[arg(
+        long,
+        help_heading = "Datapath",
+        value_name = "PATH",
+        env = "TANDEM_SOCKETS_EXCLUDE_CGROUP",
+        value_delimiter = ','
+    )]
+    pub sockets_exclude_cgroup: Vec<socket_lb::exceptions::Pattern>,
+    /// Address that serves metrics and readiness; empty for none
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "IP:PORT",
+        env = "TANDEM_METRICS_BIND_ADDRESS",
+        default_value = "127.0.0.1:10249",
+        value_parser = value::bind_address
+    )]
+    pub metrics_bind_address: BindAddress,
+    /// Minimum interval between two syncs of a family
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "DURATION",
+        env = "TANDEM_MIN_SYNC_PERIOD",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub min_sync_period: Duration,
+    /// Interval between two audits, which compare the tables with what they
+    /// should hold and repair them
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "DURATION",
+        env = "TANDEM_AUDIT_PERIOD",
+        default_value = "60s",
+        value_parser = value::positive_duration
+    )]
+    pub audit_period: Duration,
+}
+
+/// Sizes of the tables. Those of an earlier agent grow to them, and do not shrink.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Table sizes (of each family)")]
+pub struct TableArgs {
+    /// Service ports
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_MAX_SERVICE_PORTS",
+        default_value_t = Sizes::default().services,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_service_ports: u32,
+    /// Endpoints of all Service ports together
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_MAX_ENDPOINTS",
+        default_value_t = Sizes::default().endpoints,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_endpoints: u32,
+    /// Flows at the same time [default: a power of two from 16384 to 524288, so
+    /// that tables of flows take a fiftieth of the node's memory at most, and
+    /// half of the memory limit of the agent's cgroup; or what an earlier agent
+    /// made, if that is more]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_FLOW_TABLE_SIZE",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub flow_table_size: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// tcx if the kernel has it, else clsact
+    Auto,
+    /// As tcx links
+    Tcx,
+    /// As filters of the clsact qdisc
+    Clsact,
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
