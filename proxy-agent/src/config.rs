@@ -1,5 +1,6 @@
 //! The settings of `run`, checked and typed.
 
+pub mod flow_table_size;
 pub mod node_ports;
 
 use std::{
@@ -16,7 +17,6 @@ use proxy_common::{family::Family, masquerade::PortRange};
 use self::node_ports::NodePortAddresses;
 use crate::{
     dataplane::{attach::Mode, load::Sizes},
-    memory::Memory,
     model::{
         IpFamily, Node,
         address::{parse_cidr, prefix_of},
@@ -79,10 +79,6 @@ pub fn node_name(
         return Err(ConfigError::NoName);
     }
     Ok(name)
-}
-
-pub fn flow_table_size_by_memory() -> u32 {
-    Memory::read().map_or(Sizes::DEFAULT.flows, Memory::flow_table_size)
 }
 
 pub fn host_name() -> io::Result<String> {

@@ -20,7 +20,6 @@ mod golden;
 pub mod health;
 pub mod http;
 pub mod index;
-pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod node;

@@ -190,7 +190,7 @@ impl Reconciler {
                 for family in &mut self.families {
                     family.audit(&self.index);
                 }
-                sys::memory::release_memory();
+                sys::allocator::release_memory();
                 audit_at = Instant::now() + self.intervals.audit;
             }
         }

@@ -1,5 +1,6 @@
 //! The host: what it must offer, and the system calls that no crate wraps.
 
+pub mod allocator;
 pub mod capabilities;
 pub mod filesystems;
 pub mod kernel;

@@ -160,7 +160,7 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
         self.metrics.synced::<F>(self.triggers.drain(..));
         if self.first {
             self.first = false;
-            sys::memory::release_memory();
+            sys::allocator::release_memory();
             info!(
                 family = F::NAME,
                 services,

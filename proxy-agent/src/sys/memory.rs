@@ -1,25 +1,133 @@
-//! The allocator.
+//! The memory that this system and the cgroup of this process have.
 
-/// Keeps all memory in one place, whichever thread asks for it. To be called
-/// before there are other threads. What one thread gives up after reading all
-/// objects is then there for the tables of another, and threads are too few to
-/// wait for each other.
-pub fn share_memory_among_threads() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number of the allocator. Where that should fail, threads
-    // have memory of their own, as usual.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Memory that may be used, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Of the whole node.
+    pub node: u64,
+    /// What the agent's cgroup may use, if less is said there than the node has. The
+    /// kernel charges tables to the cgroup of who makes them.
+    pub limit: Option<u64>,
+}
+
+impl Memory {
+    /// Asks the system; nothing if it does not tell.
+    pub fn read() -> Option<Self> {
+        let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+        let limits = limit_files(
+            &text(Path::new("/proc/self/mounts")),
+            &text(Path::new("/proc/self/cgroup")),
+        );
+        Some(Self {
+            node: total(&text(Path::new("/proc/meminfo")))?,
+            limit: limits.iter().filter_map(|path| limit(&text(path))).min(),
+        })
     }
 }
 
-/// Gives memory that is free back to the system. Reading all objects or whole
-/// tables takes several times the memory of what is kept of them, and the
-/// allocator would hold on to it.
-pub fn release_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the allocator takes its own locks, and gives up free memory only.
-    unsafe {
-        libc::malloc_trim(0);
+/// The node's memory, as `/proc/meminfo` has it.
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// A limit as a cgroup has it; nothing for none. Version 1 writes a number for that
+/// which no node has.
+fn limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// Where limits of this process may be: of its cgroup and those above, as far as they
+/// can be seen, in either version.
+fn limit_files(mounts: &str, own: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for mount in mounts.lines() {
+        let fields: Vec<_> = mount.split(' ').collect();
+        let &[_, path, kind, options, ..] = fields.as_slice() else {
+            continue;
+        };
+        let is_memory = |controllers: &str| controllers.split(',').any(|one| one == "memory");
+        let (is_own, file): (&dyn Fn(&str) -> bool, _) = match kind {
+            "cgroup2" => (&str::is_empty, "memory.max"),
+            "cgroup" if is_memory(options) => (&is_memory, "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let cgroups = own.lines().filter_map(|line| {
+            let (controllers, cgroup) = line.split_once(':')?.1.split_once(':')?;
+            is_own(controllers).then_some(cgroup)
+        });
+        for cgroup in cgroups {
+            let folders = Path::new(cgroup.trim_start_matches('/')).ancestors();
+            files.extend(folders.map(|folder| Path::new(path).join(folder).join(file)));
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("MemTotal:        4037160 kB\nMemFree: 1 kB\n", Some(4_037_160 * 1024))]
+    #[case("MemTotal: many kB\n", None)]
+    #[case("MemTotal: 18446744073709551615 kB\n", None)]
+    #[case("", None)]
+    fn reads_the_nodes_memory(#[case] meminfo: &str, #[case] expected: Option<u64>) {
+        assert_eq!(total(meminfo), expected);
+    }
+
+    #[rstest]
+    #[case("201326592\n", Some(201_326_592))]
+    #[case("max\n", None)]
+    #[case("", None)]
+    fn reads_limits(#[case] text: &str, #[case] expected: Option<u64>) {
+        assert_eq!(limit(text), expected);
+    }
+
+    #[rstest]
+    #[case::version_2(
+        "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+        "0::/pods/one\n",
+        &[
+            "/sys/fs/cgroup/pods/one/memory.max",
+            "/sys/fs/cgroup/pods/memory.max",
+            "/sys/fs/cgroup/memory.max",
+        ]
+    )]
+    #[case::a_container(
+        "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+        "0::/\n",
+        &["/sys/fs/cgroup/memory.max"]
+    )]
+    #[case::version_1(
+        "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+         cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n",
+        "4:memory:/one\n1:cpu:/two\n0::/\n",
+        &[
+            "/sys/fs/cgroup/memory/one/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        ]
+    )]
+    #[case::nonsense("cgroup2\n", "what\n", &[])]
+    fn finds_where_limits_are(#[case] mounts: &str, #[case] own: &str, #[case] expected: &[&str]) {
+        let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
+        assert_eq!(limit_files(mounts, own), expected);
+    }
+
+    #[test]
+    fn this_system_tells() {
+        let memory = Memory::read().expect("procfs is mounted");
+        assert!(memory.node > 1 << 20, "{memory:?}");
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use proxy_agent::{
+    config::flow_table_size::BYTES_PER_FLOW,
     dataplane::{
         Dataplane as _, growth,
         load::{self, LoadOptions, Sizes},
@@ -16,7 +17,6 @@ use proxy_agent::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    memory::BYTES_PER_FLOW,
     plan::{
         Planner,
         memory::Memory,

@@ -52,7 +52,7 @@ fn page() -> String {
     let declared = declared();
     let mut page = String::from(
         "# Maps\n\n\
-         Made from the code: `UPDATE_DOCS=1 cargo test -p proxy-agent docs_list` writes this page.\n\
+         Made from the code: `UPDATE_GOLDEN=1 cargo test -p proxy-agent docs_list` writes this page.\n\
          Every map whose name ends in `_V4` exists as `_V6` too. Entries are those of the defaults;\n\
          of flows, where the node's memory is not known. Bytes are those of keys and values, in\n\
          IPv4 and, where they differ, IPv6.\n\n\

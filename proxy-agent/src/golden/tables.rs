@@ -4,12 +4,18 @@
 //! No root and no kernel is needed: the tables are in memory.
 
 use std::{
-    cell::RefCell, collections::BTreeSet, env, ffi::OsStr, fmt::Write as _, fs, path::Path, rc::Rc,
+    cell::RefCell, collections::BTreeSet, ffi::OsStr, fmt::Write as _, fs, path::Path, rc::Rc,
     time::Duration,
 };
 
-use proxy_agent::{
+use proxy_common::{
+    family::{Family, V4, V6},
+    frontend::{Frontend, FrontendKey},
+};
+
+use crate::{
     dataplane::Dataplane,
+    golden,
     metrics::Metrics,
     model::ObjectKey,
     plan::{
@@ -20,10 +26,6 @@ use proxy_agent::{
     reconcile::{Desired, Intervals, Reconciler, SyncOutcome, SyncTarget},
     source::{self, manifests},
     table_sync::TableSync,
-};
-use proxy_common::{
-    family::{Family, V4, V6},
-    frontend::{Frontend, FrontendKey},
 };
 
 const NODE: &str = "node-1";
@@ -45,20 +47,10 @@ fn tables_are_as_expected() {
         .collect();
     cases.sort();
     assert!(cases.len() >= 15, "cases are missing");
-    let mut different = Vec::new();
-    for case in cases {
-        let (expected, found) = (case.with_extension("txt"), tables(&case));
-        if env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&expected, &found).expect("a file that can be written");
-        }
-        let expected = fs::read_to_string(expected).unwrap_or_default();
-        if expected != found {
-            different.push(format!(
-                "{}\n--- expected\n{expected}--- found\n{found}",
-                case.display()
-            ));
-        }
-    }
+    let compared = cases
+        .iter()
+        .map(|case| golden::compare(&case.with_extension("txt"), &tables(case)).err());
+    let different: Vec<_> = compared.flatten().collect();
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
 
