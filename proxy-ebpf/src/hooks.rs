@@ -9,9 +9,9 @@ pub mod ingress;
 pub mod masquerade;
 pub mod symmetric_return;
 
-use crate::{flow::Flows, maps::tail_call::SlowPrograms, reply::refuse::Refusal};
+use crate::{flow::Flows, maps::tail_call::SlowPrograms, reply::family::ReplyFamily};
 
 /// What the programs ask of a family.
-pub trait Datapath: Flows + Refusal + SlowPrograms {}
+pub trait Datapath: Flows + ReplyFamily + SlowPrograms {}
 
-impl<F: Flows + Refusal + SlowPrograms> Datapath for F {}
+impl<F: Flows + ReplyFamily + SlowPrograms> Datapath for F {}

@@ -9,4 +9,5 @@ pub mod parse;
 pub mod rewrite;
 pub mod sctp;
 pub mod skb;
+pub mod sum;
 pub mod verdict;

@@ -4,8 +4,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -189,6 +189,17 @@ impl Skb {
     pub fn set_tc_index(self, value: u32) {
         // SAFETY: as in `len`; this field is also writable.
         unsafe { (*self.raw).tc_index = value }
+    }
+
+    /// Makes the packet `length` bytes long, in one piece.
+    #[inline(always)]
+    pub fn resize(self, length: u32) -> Result<(), Fault> {
+        // SAFETY: the helper checks its arguments.
+        if unsafe { bpf_skb_change_tail(self.raw, length, 0) } != 0 {
+            return Err(Fault);
+        }
+        self.pull(length);
+        Ok(())
     }
 
     /// Copies `T` out of the packet, or `None` if the packet is too short.

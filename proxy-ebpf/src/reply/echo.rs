@@ -14,7 +14,10 @@ use crate::{
         skb::Skb,
         verdict::{Fault, Outcome},
     },
-    reply::refuse::{self, Refusal, TTL, To},
+    reply::{
+        family::{ReplyFamily, TTL},
+        refuse::{self, To},
+    },
 };
 
 /// Offset of the checksum in both families' ICMP header.
@@ -28,7 +31,11 @@ const FRAGMENT_HEADER: u32 = 8;
 /// A fragmented request is answered fragment by fragment: what differs between
 /// request and reply is in the first one, but for the addresses.
 #[inline(never)]
-pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> Option<Outcome> {
+pub fn answer<F: ReplyFamily>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    to: To,
+) -> Option<Outcome> {
     let hook = match to {
         To::Sender => Hook::Ingress,
         To::Host | To::Client => Hook::Egress,
@@ -61,7 +68,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
 /// Returns whether the IP header has no options and no extensions, which would have to
 /// be turned round, too.
 #[inline(always)]
-fn has_plain_header<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
+fn has_plain_header<F: ReplyFamily>(headers: &Headers<F::Addr>) -> bool {
     let mut length = F::HEADER;
     if F::IS_V6 && headers.ip.part != Part::Whole {
         length += FRAGMENT_HEADER;
@@ -71,7 +78,7 @@ fn has_plain_header<F: Refusal>(headers: &Headers<F::Addr>) -> bool {
 
 /// Makes the reply of the request.
 #[inline(never)]
-fn turn_round<F: Refusal>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
+fn turn_round<F: ReplyFamily>(skb: &Skb, headers: &Headers<F::Addr>) -> Result<(), Fault> {
     let skb = *skb;
     let (l3, l4) = (headers.l3, headers.ip.l4);
     skb.write(l3 + F::SRC_OFFSET, headers.ip.dst)?;
