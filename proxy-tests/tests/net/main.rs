@@ -50,6 +50,7 @@ mod service_changes;
 mod service_ranges;
 mod shaping;
 mod shared_addresses;
+mod socket_options;
 mod sockets;
 mod sockets_node_ports;
 mod sockets_placement;

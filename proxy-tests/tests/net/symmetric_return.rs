@@ -1,7 +1,8 @@
 //! A node with two network cards, pods with routing rules of their own, and a
 //! network that takes no packet from a card that its source is not reached by.
 
-use std::fmt::Write;
+mod scene;
+
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -9,183 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proxy_tests::addressing::{lan, public, subnet_length};
 use proxy_tests::host::Addresses;
-use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp};
-use proxy_tests::underlay::route_public;
+use proxy_tests::traffic::{PATIENCE, TcpClient, UdpClient, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, Policy, Service, Topology,
-    agent, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Policy, Service, agent, eventually,
 };
 use rstest::rstest;
 
-const NODE_PORT: u16 = 30_080;
-/// The LAN segments of the second card and of the client behind the router.
-const SECOND: u8 = 1;
-const BEYOND: u8 = 2;
-/// The routing table that pods' rules name.
-const TABLE: u8 = 101;
-
-const TOPOLOGY: Topology = Topology {
-    drop_invalid: true,
-    ..Topology::ROUTED
-};
-
-/// The lab's first node has `eth1` besides `eth0`, both to the same router, and
-/// its default route by `eth0`.
-struct Scene {
-    lab: Lab,
-    local: Pod,
-    remote: Pod,
-    /// A client whose packets the router sends on.
-    beyond: Host,
-    _servers: [Server; 2],
-}
-
-impl Scene {
-    fn set() -> Result<Self> {
-        let lab = Lab::start(TOPOLOGY)?;
-        let node = &lab.nodes[0];
-        let local = node.add_pod("local")?;
-        let remote = lab.nodes[1].add_pod("remote")?;
-        let servers = [
-            Server::start(&local, ECHO_TARGET)?,
-            Server::start(&remote, ECHO_TARGET)?,
-        ];
-        add_second_card(&lab)?;
-        let beyond = add_beyond(&lab)?;
-        // Loose, as network plugins set it on such nodes.
-        node.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
-        let switch = lab.underlay.switch();
-        switch.nft(STRICT)?;
-        route_public(switch, node)?;
-        route_public(&lab.external, node)?;
-        Ok(Self {
-            lab,
-            local,
-            remote,
-            beyond,
-            _servers: servers,
-        })
-    }
-
-    fn node(&self) -> &Node {
-        &self.lab.nodes[0]
-    }
-
-    fn families(&self) -> &'static [Family] {
-        self.lab.families().list()
-    }
-
-    /// Clients on the LAN and behind the router.
-    fn clients(&self) -> [&Host; 2] {
-        [&self.lab.external, &self.beyond]
-    }
-
-    fn serve(&self, backend: &Pod, policy: Policy) -> Result<()> {
-        let vip = Addresses::choose(self.lab.families(), |family| public(family, 1));
-        let service = Service::echo(self.lab.families())
-            .node_port(ECHO_PORT, NODE_PORT)
-            .load_balancer(vip, "VIP")
-            .external_policy(policy)
-            .endpoint(backend);
-        self.lab.manifests.write(&service)
-    }
-
-    /// Has routing lead what these pods send to everybody else to another device.
-    fn rule(&self, pods: &[&Pod], route: impl Fn(Family) -> String) -> Result<()> {
-        for &family in self.families() {
-            let mut batch = format!("route add default {} table {TABLE}\n", route(family));
-            for pod in pods {
-                let address = pod.address(family);
-                writeln!(batch, "rule add from {address} lookup {TABLE}")?;
-            }
-            ip(self.node(), family, &batch)?;
-        }
-        Ok(())
-    }
-
-    /// The rules of a network plugin that gives pods addresses of the second card.
-    fn rule_by_second_card(&self) -> Result<()> {
-        self.rule(&[&self.local, &self.remote], |family| {
-            format!("via {} dev eth1", lan(family, SECOND, 1))
-        })
-    }
-
-    /// Has the router reach load balancers' addresses by the second card.
-    fn move_vip(&self) -> Result<()> {
-        let mut batch = String::new();
-        for &family in self.families() {
-            let (vip, length) = (public(family, 0), subnet_length(family));
-            let next = lan(family, SECOND, 11);
-            writeln!(batch, "route replace {vip}/{length} via {next}")?;
-        }
-        self.lab.underlay.switch().ip(&batch)
-    }
-}
-
-/// A router's strict reverse-path filter, in both families. It stands for the
-/// network of a cloud, which knows each card's addresses.
-const STRICT: &str = "
-table inet strict {
-  chain prerouting {
-    type filter hook prerouting priority raw; policy accept;
-    ip6 saddr { fe80::/10, :: } accept
-    fib saddr . iif oif missing counter drop
-  }
-}
-";
-
-/// Runs the lines of `batch` as `ip` commands of one family.
-fn ip(host: &Host, family: Family, batch: &str) -> Result<()> {
-    let flag = match family {
-        Family::V4 => "-4",
-        Family::V6 => "-6",
-    };
-    host.feed("ip", &[flag, "-batch", "-"], batch).map(drop)
-}
-
-fn vip(family: Family) -> SocketAddr {
-    SocketAddr::new(public(family, 1), ECHO_PORT)
-}
-
-fn add_second_card(lab: &Lab) -> Result<()> {
-    let node = &lab.nodes[0];
-    let mut switch = format!(
-        "link add lan2 type veth peer name eth1 netns {}\nlink set lan2 up\n",
-        node.netns()
-    );
-    let mut card = "link set eth1 up\n".to_owned();
-    for &family in lab.families().list() {
-        let length = subnet_length(family);
-        let (router, own) = (lan(family, SECOND, 1), lan(family, SECOND, 11));
-        writeln!(switch, "addr add {router}/{length} dev lan2 nodad")?;
-        writeln!(card, "addr add {own}/{length} dev eth1 nodad")?;
-    }
-    lab.underlay.switch().ip(&switch)?;
-    node.ip(&card)
-}
-
-fn add_beyond(lab: &Lab) -> Result<Host> {
-    let families = lab.families();
-    let addresses = Addresses::choose(families, |family| lan(family, BEYOND, 50));
-    let netns = Netns::create(&format!("{}-beyond", lab.id()))?;
-    let host = Host::new("beyond", netns, None, addresses, families)?;
-    let mut switch = format!(
-        "link add lan3 type veth peer name eth0 netns {}\nlink set lan3 up\n",
-        host.netns()
-    );
-    let mut own = "link set eth0 up\n".to_owned();
-    for &family in families.list() {
-        let (router, length) = (lan(family, BEYOND, 1), subnet_length(family));
-        let address = host.address(family);
-        writeln!(switch, "addr add {router}/{length} dev lan3 nodad")?;
-        writeln!(own, "addr add {address}/{length} dev eth0 nodad")?;
-        writeln!(own, "route add default via {router}")?;
-    }
-    lab.underlay.switch().ip(&switch)?;
-    host.ip(&own)?;
-    Ok(host)
-}
+use self::scene::{NODE_PORT, SECOND, Scene, ip, vip};
 
 /// TCP both ways, and UDP in one piece and in several.
 fn exchange(frontend: SocketAddr) -> Result<()> {

@@ -13,11 +13,11 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
-const NODE_PORT: u16 = 30_080;
+pub(crate) const NODE_PORT: u16 = 30_080;
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
+pub(crate) enum From {
     PodHere,
     /// A pod of another node, which the detector takes for a local one.
     PodElsewhere,
@@ -26,7 +26,7 @@ enum From {
 
 /// The destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     NodePort,
     ExternalIp,
     LoadBalancer,
@@ -35,7 +35,7 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 3] = [Self::NodePort, Self::ExternalIp, Self::LoadBalancer];
 
-    fn frontend(self, cast: Cast) -> (SocketAddr, Frontend) {
+    pub(crate) fn frontend(self, cast: Cast) -> (SocketAddr, Frontend) {
         let public = SocketAddr::new(cast.stranger().ip(), 443);
         match self {
             Self::NodePort => (
@@ -48,14 +48,14 @@ impl Kind {
     }
 }
 
-fn client(cast: Cast, from: From, port: u16) -> SocketAddr {
+pub(crate) fn client(cast: Cast, from: From, port: u16) -> SocketAddr {
     match from {
         From::PodHere | From::PodElsewhere => cast.pod_with(1, port),
         From::Outside => cast.outsider_with(1, port),
     }
 }
 
-fn enters_by(datapath: &mut Datapath, from: From) {
+pub(crate) fn enters_by(datapath: &mut Datapath, from: From) {
     let flags = match from {
         From::PodHere => Device::COVERED | Device::POD_ROUTES,
         From::PodElsewhere | From::Outside => Device::COVERED | Device::UPLINK,
@@ -96,6 +96,11 @@ fn reached(
             (flows[0].backend, masqueraded)
         })
         .collect()
+}
+
+/// Returns the CIDR of one address.
+pub(crate) fn only(ip: IpAddr) -> String {
+    format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
 }
 
 fn both(cast: Cast) -> [SocketAddr; 2] {
@@ -217,119 +222,6 @@ fn replies_come_from_the_frontend(
     ran.passed_as(&back.from(address));
 }
 
-/// A `NodePort` is one on addresses that take them, and on no other.
-#[rstest]
-fn node_ports_are_on_addresses_that_take_them(#[values(Family::V4, Family::V6)] family: Family) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    datapath.local_addr(cast.router(), 0);
-    let backend = cast.endpoint(1);
-    datapath.serve(&ServicePort::tcp(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT)));
-    for (ip, taken) in [
-        (cast.node(), true),
-        (cast.router(), false),
-        (cast.stranger().ip(), false),
-    ] {
-        let request = Packet::syn(cast.outsider(), SocketAddr::new(ip, NODE_PORT));
-        let ran = datapath.run(Hook::Ingress, &request);
-        if taken {
-            ran.passed_as(&request.to(backend));
-        } else {
-            ran.left_alone(&request.bytes());
-        }
-    }
-    // Another protocol or port on the node is the host's own business.
-    for request in [
-        Packet::udp(cast.outsider(), SocketAddr::new(cast.node(), NODE_PORT)),
-        Packet::syn(cast.outsider(), SocketAddr::new(cast.node(), NODE_PORT + 1)),
-    ] {
-        datapath
-            .run(Hook::Ingress, &request)
-            .left_alone(&request.bytes());
-    }
-}
-
-/// Flows of others that have a NodePort's number at another address are none of
-/// its business, while it is there and when it goes (S81).
-#[rstest]
-fn flows_of_strangers_do_not_end_with_a_node_port(
-    #[values(Family::V4, Family::V6)] family: Family,
-) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    datapath.local_addr(cast.router(), 0);
-    let backend = cast.endpoint(1);
-    let port = ServicePort::udp(cast.vip(), &[backend]).with(Frontend::node_port(NODE_PORT));
-    let strangers = [cast.router(), cast.stranger().ip()].map(|ip| {
-        let server = SocketAddr::new(ip, NODE_PORT);
-        [
-            (Hook::Ingress, Packet::udp(cast.outsider(), server)),
-            (Hook::Egress, Packet::udp(cast.outsider(), server)),
-            (Hook::Ingress, Packet::udp(server, cast.outsider())),
-            (Hook::Egress, Packet::udp(server, cast.outsider())),
-        ]
-    });
-    let undisturbed = |datapath: &Datapath| {
-        for (hook, packet) in strangers.as_flattened() {
-            datapath.run(*hook, packet).left_alone(&packet.bytes());
-        }
-    };
-    undisturbed(&datapath);
-    datapath.serve(&port);
-    undisturbed(&datapath);
-    let own = Packet::udp(cast.outsider(), SocketAddr::new(cast.node(), NODE_PORT));
-    datapath
-        .run(Hook::Ingress, &own)
-        .passed_as(&own.clone().to(backend));
-    undisturbed(&datapath);
-    datapath.unserve(&port);
-    undisturbed(&datapath);
-    datapath.run(Hook::Ingress, &own).left_alone(&own.bytes());
-    undisturbed(&datapath);
-}
-
-/// NodePorts of the loopback are for this node's own sockets: a packet from a
-/// device that is addressed to them goes its way, which ends in the kernel
-/// (S56, CVE-2020-8558).
-#[rstest]
-fn nobody_else_reaches_the_loopback(#[values(Family::V4, Family::V6)] family: Family) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    let loopback: IpAddr = match family {
-        Family::V4 => [127, 0, 0, 1].into(),
-        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
-    };
-    datapath.local_addr(loopback, LocalAddr::NODE_PORTS | LocalAddr::LOOPBACK);
-    datapath.serve(
-        &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(Frontend::node_port(NODE_PORT)),
-    );
-    for client in [cast.outsider(), cast.pod()] {
-        let request = Packet::syn(client, SocketAddr::new(loopback, NODE_PORT));
-        datapath
-            .run(Hook::Ingress, &request)
-            .left_alone(&request.bytes());
-    }
-}
-
-/// A node's address that is also an external IP is that first (S51).
-#[rstest]
-fn exact_addresses_come_before_node_ports(#[values(Family::V4, Family::V6)] family: Family) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    datapath.local_addr(cast.node(), LocalAddr::NODE_PORTS);
-    let address = SocketAddr::new(cast.node(), NODE_PORT);
-    datapath.serve_all(&[
-        ServicePort::tcp(cast.vip(), &[cast.endpoint(1)]).with(Frontend::node_port(NODE_PORT)),
-        ServicePort::tcp(cast.vip_with(11, 80), &[cast.endpoint(2)])
-            .with(Frontend::external_ip(address)),
-    ]);
-    let request = Packet::syn(cast.outsider(), address);
-    let ran = datapath.run(Hook::Ingress, &request);
-    ran.passed_as(&request.to(cast.endpoint(2)));
-}
-
 /// S43 for external frontends: nobody anywhere is refused, nobody here is
 /// dropped for clients from outside, while pods go elsewhere (S40).
 #[rstest]
@@ -355,80 +247,6 @@ fn without_endpoints_here(
     datapath.serve(&ServicePort::tcp(cast.vip(), &[]).with(frontend.local()));
     let ran = datapath.run(Hook::Ingress, &request);
     ran.counted(&[Counter::NoEndpoint]);
-}
-
-/// A cidr that has exactly one address.
-fn only(ip: IpAddr) -> String {
-    format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
-}
-
-/// S57–S59: source ranges restrict new flows to load balancers' addresses of
-/// their own Service, pods included, and drop the others.
-#[rstest]
-fn source_ranges_restrict_load_balancers(
-    #[values(Family::V4, Family::V6)] family: Family,
-    #[values(true, false)] served: bool,
-) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    let (address, frontend) = Kind::LoadBalancer.frontend(cast);
-    let endpoints: &[_] = if served { &[cast.endpoint(1)] } else { &[] };
-    let other = SocketAddr::new(address.ip(), 444);
-    datapath.serve_all(&[
-        ServicePort::tcp(cast.vip(), endpoints)
-            .with(frontend.restricted())
-            .for_clients(&only(cast.outsider().ip())),
-        ServicePort::tcp(cast.vip_with(11, 80), &[cast.endpoint(2)])
-            .with(Frontend::load_balancer(other)),
-    ]);
-    let admitted = Packet::syn(cast.outsider(), address);
-    let ran = datapath.run(Hook::Ingress, &admitted);
-    if served {
-        ran.passed_as(&admitted.to(cast.endpoint(1)));
-    } else {
-        ran.counted(&[Counter::NoEndpoint]);
-    }
-    for client in [cast.outsider_with(2, 40_000), cast.pod()] {
-        let ran = datapath.run(Hook::Ingress, &Packet::syn(client, address));
-        ran.dropped_for(Counter::SourceRangeDenied);
-        // The cluster IP and the other Service are not concerned.
-        let request = Packet::syn(client, other);
-        let ran = datapath.run(Hook::Ingress, &request);
-        ran.passed_as(&request.to(cast.endpoint(2)));
-    }
-    if served {
-        let request = Packet::syn(cast.pod_with(3, 40_000), cast.vip());
-        let ran = datapath.run(Hook::Ingress, &request);
-        ran.passed_as(&request.to(cast.endpoint(1)));
-    }
-}
-
-/// S59: traffic of this node that loops back from the address itself.
-#[rstest]
-fn an_address_may_reach_itself_where_the_node_is_in_range(
-    #[values(Family::V4, Family::V6)] family: Family,
-    #[values(true, false)] allowed: bool,
-) {
-    let cast = Cast::of(family);
-    let mut datapath = Datapath::load();
-    let (address, frontend) = Kind::LoadBalancer.frontend(cast);
-    let frontend = if allowed {
-        frontend.restricted_but_for_itself()
-    } else {
-        frontend.restricted()
-    };
-    datapath.serve(
-        &ServicePort::tcp(cast.vip(), &[cast.endpoint(1)])
-            .with(frontend)
-            .for_clients(&only(cast.outsider().ip())),
-    );
-    let request = Packet::syn(SocketAddr::new(address.ip(), 40_000), address);
-    let ran = datapath.run(Hook::Ingress, &request);
-    if allowed {
-        ran.passed_as(&request.to(cast.endpoint(1)));
-    } else {
-        ran.dropped_for(Counter::SourceRangeDenied);
-    }
 }
 
 /// Open flows are not asked again: ranges and policies are for new ones.

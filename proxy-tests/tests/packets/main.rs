@@ -2,6 +2,7 @@
 //! `BPF_PROG_TEST_RUN`: bytes in, bytes and verdict out.
 
 mod affinity;
+mod direct;
 mod echo;
 mod external;
 mod fair_share;
@@ -15,12 +16,15 @@ mod headers;
 mod icmp;
 mod masquerade;
 mod masquerade_ports;
+mod node_ports;
 mod outgoing;
 mod paths;
 mod refused;
 mod sctp;
 mod sharing;
 mod slow_path;
+mod source_ranges;
+mod spoofed;
 mod unallocated;
 mod unreadable;
 mod uplinks;
