@@ -66,13 +66,8 @@ impl Index {
         T::remove(self, key)
     }
 
-    /// Takes in all objects of a kind at once; those not among them are gone.
-    /// Returns how many objects that changed.
-    pub fn replace<T: Indexed>(&mut self, objects: Vec<T>) -> usize {
-        self.replace_except(objects, |_| false)
-    }
-
-    /// Like [`Index::replace`], but what is known of some objects stays.
+    /// Takes in all objects of a kind at once and returns how many changed. Those that
+    /// are known and not among them are gone, unless they are to stay.
     pub fn replace_except<T: Indexed>(
         &mut self,
         objects: Vec<T>,
@@ -90,6 +85,12 @@ impl Index {
             changed += usize::from(self.apply(object));
         }
         changed
+    }
+
+    /// Takes in all objects of a kind at once, as [`Index::replace_except`] does.
+    #[cfg(test)]
+    pub fn replace<T: Indexed>(&mut self, objects: Vec<T>) -> usize {
+        self.replace_except(objects, |_| false)
     }
 
     /// Returns whether Services and EndpointSlices have both been listed. Before that,
@@ -115,10 +116,6 @@ impl Index {
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> {
         self.slices.get(service).into_iter().flatten()
-    }
-
-    pub fn slice_count(&self) -> usize {
-        self.owners.len()
     }
 
     /// This node's object, if it has been seen.

@@ -62,15 +62,6 @@ impl<K: Ord, V: PartialEq> Notices<K, V> {
         self.said.retain(|key, _| keep(key));
     }
 
-    /// The objects of which something was said.
-    pub fn keys(&self) -> impl Iterator<Item = &K> {
-        self.said.keys()
-    }
-
-    pub fn contains(&self, key: &K) -> bool {
-        self.said.contains_key(key)
-    }
-
     pub fn is_empty(&self) -> bool {
         self.said.is_empty()
     }
@@ -137,7 +128,7 @@ mod tests {
         let mut notices = Notices::default();
         assert!(notices.is_news(1, "full") && notices.is_news(2, "full"));
         assert!(!notices.is_news(1, "full") && notices.is_news(2, "gone"));
-        assert!(notices.clear(&1) && !notices.contains(&1));
+        assert!(notices.clear(&1) && !notices.clear(&1));
         notices.retain(|key| *key != 2);
         assert!(notices.is_empty());
     }

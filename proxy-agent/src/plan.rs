@@ -18,6 +18,7 @@ pub mod alloc;
 mod backends;
 mod claims;
 pub mod filter;
+#[cfg(any(test, feature = "test-programs"))]
 pub mod memory;
 mod place;
 mod problem;
