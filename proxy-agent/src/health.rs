@@ -36,11 +36,11 @@ pub struct Check {
     pub endpoints: usize,
 }
 
-/// What there is to answer. A handle: clones share it.
+/// The state that health checks answer with. A handle: clones share it.
 #[derive(Clone, Debug)]
 pub struct Health {
     checks: watch::Sender<Checks>,
-    /// Since when each family has changes that are not in force.
+    /// Per family, the time of its oldest change that is not in force.
     waiting: Arc<Mutex<BTreeMap<IpFamily, Instant>>>,
 }
 

@@ -56,15 +56,15 @@ use crate::{
     predecessors::Predecessors,
 };
 
-/// How often it is asked whether a flow table is full, which cannot wait for the next
-/// sweep.
+/// Interval of checks for a flow table that has become full, whose sweep cannot wait for
+/// the regular one.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long a new agent waits for the Node object where it must be known to
-/// tell which addresses take NodePorts, or which clients are pods. What an
-/// earlier agent wrote of the addresses holds until then.
+/// Time that a new agent waits for the Node object if it needs it to tell which
+/// addresses take NodePorts, or which clients are pods. Until then, the addresses
+/// written by an earlier agent apply.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a datapath is kept.
+/// Options of the node controller.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub mode: Mode,
@@ -73,12 +73,12 @@ pub struct Options {
     pub audit: Duration,
 }
 
-/// What the controller follows of the cluster.
+/// The cluster state that the controller follows.
 #[derive(Clone, Debug)]
 pub struct NodeInputs {
     /// This node's object.
     pub node: Receiver<Option<Node>>,
-    /// Where cluster IPs come from, once that is known.
+    /// The prefixes that cluster IPs come from; `None` before they are known.
     pub service_ranges: Receiver<Option<BTreeSet<IpNet>>>,
 }
 
@@ -101,7 +101,7 @@ pub struct NodeController {
 }
 
 impl NodeController {
-    /// Where health check ports are opened, whenever that changes.
+    /// Watches the addresses that health check ports are opened on.
     pub fn listen(&self) -> Receiver<Addresses> {
         self.addresses.listen()
     }
@@ -190,8 +190,8 @@ impl NodeController {
         }
     }
 
-    /// When devices and addresses are to be followed again, although nobody
-    /// says that they changed.
+    /// The times at which devices and addresses are synced again without a notification
+    /// of a change.
     fn sync_at(&self) -> impl Iterator<Item = Instant> {
         [self.retry.due(), self.devices.due(), self.watch.due()]
             .into_iter()

@@ -1,8 +1,8 @@
-//! Who writes below a bpf root: one agent at a time, its owner.
+//! Ownership of a bpf root: one agent at a time, the owner, writes below it.
 //!
 //! ```text
 //! <bpf root>            locked (flock) by the owner
-//! <bpf root>/owner      a symbolic link whose text says who that is
+//! <bpf root>/owner      a symbolic link whose text names the owner
 //! <bpf root>/successor  locked by an agent that waits to become the owner
 //! ```
 //!
@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 /// Time between two attempts of a successor to get a lock.
 const ATTEMPT: Duration = Duration::from_millis(20);
-/// How long a successor waits without a word.
+/// Time that a successor waits before it warns of an owner that does not give way.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks of an owner for a successor.
 const LOOK: Duration = Duration::from_millis(200);
@@ -85,7 +85,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// Who owns a bpf root at the moment, if anybody does.
+/// Returns the name of the current owner of a bpf root, if there is one.
 pub fn owner(root: &Path) -> Option<Name> {
     let folder = File::open(root).ok()?;
     match try_lock(folder, FlockArg::LockSharedNonblock) {
@@ -108,7 +108,7 @@ pub struct Ownership {
     lock: Flock<File>,
 }
 
-/// How the ownership of a bpf root ends.
+/// The reason why the ownership of a bpf root ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// Another agent wants it.

@@ -107,7 +107,7 @@ async fn stand_by(
     }
 }
 
-/// Why an owner no longer writes.
+/// The reason why an owner stops writing.
 enum Ended {
     /// It was asked to end.
     Stopped,
@@ -231,7 +231,7 @@ fn table_sync<F: KernelFamily>(
     TableSync::new(tables.announcing(Arc::clone(removed_backends)))
 }
 
-/// What asks the agent to end. Made once: no signal is lost between two
+/// The signals that stop the agent. Created once, so that none is lost between two
 /// runtimes.
 struct StopSignals {
     terminate: Signal,

@@ -1,4 +1,4 @@
-//! What `check` asks the host.
+//! The facts about the host that `check` judges.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ use proxy_common::table::Table;
 
 /// Kernel types for BPF tools.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Where bpf file systems belong; `run` mounts one there if there is none.
+/// The usual mount point of the bpf file system; `run` mounts one there if there is none.
 const BPF_MOUNT: &str = "/sys/fs/bpf";
 
 /// All that is judged.
@@ -37,7 +37,7 @@ pub struct Facts {
     pub host: Host,
     pub reach: Reach,
     pub firewall: Firewall,
-    /// Why it is not known, if it is not.
+    /// As an error, the reason why the hooks are not known.
     pub hooks: Result<Vec<DeviceHook>, String>,
 }
 
@@ -126,7 +126,7 @@ fn other_layouts(root: &Path) -> Vec<(PathBuf, usize)> {
         .collect()
 }
 
-/// What cannot be found out is left out.
+/// Reads the host's routes. A failed query counts as an empty answer.
 fn reach() -> Reach {
     let routes = in_runtime(async {
         let netlink = Netlink::open()?;
@@ -186,7 +186,7 @@ fn firewall() -> Firewall {
     }
 }
 
-/// What those of the programs that are installed print.
+/// Returns the joined output of the given programs, as far as they are installed.
 fn output_of_all(programs: &[&str]) -> Option<String> {
     programs
         .iter()
@@ -200,7 +200,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then_some(text)
 }
 
-/// What is on the devices that the agent has attached; nothing without an agent.
+/// Returns the programs on the devices that the agent has attached; empty without an agent.
 fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
     if !pins.map(Table::Devices.name()).try_exists()? {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! What netfilter does to forwarded traffic, and what kube-proxy left there.
+//! Netfilter rules that stop forwarded traffic, and leftovers of kube-proxy.
 //!
 //! kube-proxy accepts its own traffic where the FORWARD policy is DROP, as
 //! Docker and ufw set it. Tandem adds no rules, so it can only tell (E15).
@@ -112,7 +112,7 @@ fn leftover(what: &str) -> Finding {
     )
 }
 
-/// What `nft -j list ruleset` prints.
+/// The output of `nft -j list ruleset`.
 #[derive(Debug, Default, Deserialize)]
 struct Ruleset {
     nftables: Vec<Object>,

@@ -8,7 +8,7 @@ use crate::{
     sys::{self, kernel::MINIMUM_KERNEL},
 };
 
-/// What the host says of itself.
+/// The host's properties apart from routes and netfilter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     pub privileged: bool,
@@ -38,7 +38,7 @@ pub struct Stack {
     pub has_address: bool,
 }
 
-/// What is where the pins go.
+/// The file system below which the pins go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BpfMount {
     /// A bpf file system.
@@ -58,7 +58,7 @@ pub enum Cgroup {
     None,
 }
 
-/// What kernels have learnt, and what is done on those that have not.
+/// Features that newer kernels have, and the substitutes on older ones.
 const FEATURES: [Feature; 2] = [
     Feature {
         name: "tcx",

@@ -43,14 +43,14 @@ pub struct DeviceRow {
     pub masquerade_v6: Option<Ipv6Addr>,
     /// Leads away from this node.
     pub uplink: bool,
-    /// What comes in by it passes our programs.
+    /// True if packets that come in by it pass our programs.
     #[serde(rename = "hooked")]
     pub covered: bool,
-    /// What comes in by it are pods, according to the local detector.
+    /// True if the local detector takes packets that come in by it for those of pods.
     pub pods: bool,
     /// It leads to pods of this node, whose packets keep their source.
     pub pod_routes: bool,
-    /// How our programs are attached.
+    /// The way our programs are attached.
     pub attached: Option<&'static str>,
     /// Programs in the order they run; nothing if this process may not ask.
     pub ingress: Option<Vec<ProgramRow>>,
