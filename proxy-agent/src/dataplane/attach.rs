@@ -23,7 +23,7 @@ use crate::{dataplane::pins::Pins, sys::kernel};
 /// First kernel with tcx.
 pub const TCX_SINCE: (u32, u32) = (6, 6);
 
-/// How programs are attached.
+/// The way programs are attached to devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     Tcx,
@@ -39,7 +39,7 @@ impl Mode {
         }
     }
 
-    /// What the running kernel can do best.
+    /// Returns the best mode of the running kernel.
     pub fn best() -> Self {
         if kernel::version() >= TCX_SINCE {
             Self::Tcx

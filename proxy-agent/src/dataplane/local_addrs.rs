@@ -23,7 +23,7 @@ pub type Entries = BTreeMap<IpNet, LocalAddr>;
 /// One family's table, and what is in it.
 pub struct LocalAddrTable<F: KernelFamily> {
     map: LpmTrie<MapData, F::Addr, LocalAddr>,
-    /// How many there is room for.
+    /// Capacity of the table, in entries.
     entries: usize,
     known: Entries,
 }
@@ -53,7 +53,7 @@ impl<F: KernelFamily> LocalAddrTable<F> {
         self.entries
     }
 
-    /// What is in the table.
+    /// Returns the entries of the table, as last read or written.
     pub fn entries(&self) -> &Entries {
         &self.known
     }

@@ -37,7 +37,7 @@ pub struct Mapped<T> {
 // processes share the memory whichever thread touches it.
 unsafe impl<T> Send for Mapped<T> {}
 
-/// Whether a mapping can be written through.
+/// The access that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Read,

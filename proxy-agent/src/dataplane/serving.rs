@@ -1,5 +1,5 @@
-//! Whose calls the socket programs translate: flags of `CONFIG`, and the table
-//! `EXCEPTIONS`.
+//! The processes whose calls the socket programs translate: flags of `CONFIG`, and the
+//! table `EXCEPTIONS`.
 
 use std::{collections::BTreeSet, mem::offset_of};
 

@@ -25,7 +25,7 @@ use super::{
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Names the Service that owns a slice, in the slice's namespace (S17).
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// When the change happened that a slice's version reflects (S28).
+/// Annotation with the time of the change that a slice's version reflects (S28).
 pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Some of the endpoints of a Service, of one family. Every endpoint has every
@@ -76,7 +76,7 @@ impl Endpoint {
     }
 }
 
-/// Why part of an EndpointSlice is not used.
+/// A reason why part of an EndpointSlice is not used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum EndpointSliceProblem {
     #[error("label {SERVICE_NAME_LABEL} is missing: the slice belongs to no Service")]

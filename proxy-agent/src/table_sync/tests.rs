@@ -64,7 +64,7 @@ fn resolve<F: Family>(table_sync: &TableSync<F, Memory<F>>, vip: F::Ip) -> Resol
     table_sync.dataplane.resolve(&key)
 }
 
-/// What is desired of some Services.
+/// The desired ports of some Services.
 type Wishes<F> = BTreeMap<ObjectKey, Vec<DesiredPort<F>>>;
 
 fn sync<F: Family, D: Dataplane<F>>(

@@ -19,7 +19,7 @@ const WANTED: [&str; 5] = [
 ];
 
 api_fields! {
-    /// What says which object this is, and whose.
+    /// The metadata that identifies an object, and its labels and annotations.
     pub struct Metadata {
         name: Box<str> = "name",
         namespace: Box<str> = "namespace",
