@@ -54,12 +54,12 @@ impl<F: KernelFamily> Table for LocalAddrTable<F> {
 pub(super) struct AddressController<T4, T6> {
     v4: T4,
     v6: T6,
-    /// Which addresses take NodePorts.
+    /// The value of `--nodeport-addresses`.
     node_ports: NodePortAddresses,
     /// This node's object as it was last seen: its address takes NodePorts even
     /// if the object is gone.
     seen_node: Option<Node>,
-    /// How many local prefixes of each family the tables have no room for.
+    /// Number of local prefixes that the tables have no room for, by family.
     without_room: Notice<[usize; 2]>,
     /// Addresses that take NodePorts one by one, for health check ports.
     listen: watch::Sender<Addresses>,
@@ -81,7 +81,7 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         }
     }
 
-    /// Where health check ports are opened, whenever that changes.
+    /// Watches the addresses that health check ports are opened on.
     pub(super) fn listen(&self) -> watch::Receiver<Addresses> {
         self.listen.subscribe()
     }
@@ -126,8 +126,8 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         Ok(v4? + v6?)
     }
 
-    /// What the tables should hold, if that is known yet. Says where health
-    /// check ports are to be opened, too.
+    /// Returns the desired entries of the tables; `None` while they are not known. Sends the
+    /// addresses for health check ports to `listen`.
     async fn wanted(
         &mut self,
         network: &impl Network,

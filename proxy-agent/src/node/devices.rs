@@ -50,7 +50,7 @@ pub(super) struct DeviceController<T> {
     refused: Refused,
     /// Those of them that the table has no room for.
     without_room: WithoutRoom,
-    /// When to try those again.
+    /// Time of the next attempt for the refused devices.
     try_again_at: Option<Instant>,
 }
 
@@ -76,7 +76,7 @@ impl<T: Tables> DeviceController<T> {
         self.refused.contains(ifindex)
     }
 
-    /// When to try again what could not be done.
+    /// The time of the next attempt for the refused devices.
     pub(super) fn due(&self) -> Option<Instant> {
         self.try_again_at
     }

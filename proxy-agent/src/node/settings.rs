@@ -49,7 +49,7 @@ pub(super) fn update(row: &mut impl ConfigRow, change: impl FnOnce(&mut Config))
 /// Tells the programs of the node, and people of what is not known of it.
 pub(super) struct SettingsController {
     config: NodeConfig,
-    /// Why no client counts as a pod.
+    /// The reason why no client counts as a pod, if none does.
     no_pods: Notice<Option<&'static str>>,
     started: Instant,
 }

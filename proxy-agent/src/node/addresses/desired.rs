@@ -1,4 +1,4 @@
-//! What `LOCAL_ADDRS` should hold: the node's own addresses, and on which of
+//! The desired entries of `LOCAL_ADDRS`: the node's own addresses, and on which of
 //! them NodePorts are served.
 //!
 //! Pure: from the local routing table and `--nodeport-addresses` to entries.
@@ -62,7 +62,7 @@ fn is_loopback(prefix: &IpNet) -> bool {
     }
 }
 
-/// Where to listen for clients of NodePorts: the addresses one by one, where
+/// Returns the addresses to listen on for clients of NodePorts: one by one, where
 /// not all take them. Prefixes are left out; nobody can listen on one.
 pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
     match accepted {

@@ -82,7 +82,7 @@ fn network(local: &str) -> FakeNetwork {
 }
 
 impl Controller {
-    /// What the tables hold; `n` takes NodePorts.
+    /// Returns the entries of the tables as text; `n` marks those that take NodePorts.
     fn tables(&self) -> String {
         let entries = self.v4.entries.iter().chain(&self.v6.entries);
         let texts = entries.map(|(prefix, value)| {

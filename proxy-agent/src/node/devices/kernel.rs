@@ -1,4 +1,4 @@
-//! What the controller needs of the kernel.
+//! The kernel as the device controller sees it: hooks of devices, and two tables.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Devices that `DEVICES` has no room for: thousands come at once, so they are
 //! counted and not named.
 
-/// How many there are, and how many were told of.
+/// Number of these devices, and the number that was last logged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct WithoutRoom {
     count: usize,
