@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 
-/// Where everybody expects it.
+/// The usual mount point.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// A directory for pins, emptied and removed on drop: its programs are then

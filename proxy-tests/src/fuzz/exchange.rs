@@ -11,7 +11,7 @@ use super::{
 };
 use crate::packet::{Cast, Hook, Packet, Ran, Verdict, chunk};
 
-/// Where the fragments of a datagram begin: multiples of eight.
+/// Offsets of a datagram's fragments: multiples of eight.
 const CUTS: [usize; 4] = [0, 24, 48, usize::MAX];
 /// Bytes of a packet that errors quote.
 const QUOTED: [usize; 2] = [8, 20];

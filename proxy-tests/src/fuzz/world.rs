@@ -16,7 +16,7 @@ use crate::{
 pub(super) const NODE_PORT: u16 = 30_080;
 const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
-/// Which endpoints the Services have.
+/// The endpoints of the Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoints {
     All,

@@ -221,7 +221,7 @@ impl Datapath {
         self.counters.read()
     }
 
-    /// What runs packets through a program, from any thread.
+    /// Returns a runner that runs packets through a program, from any thread.
     pub fn runner(&self, hook: Hook) -> Runner<'_> {
         Runner::new(self.program(hook.program()), hook)
     }

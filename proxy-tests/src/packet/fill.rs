@@ -109,7 +109,7 @@ impl ServicePort {
         ObjectKey::new("test", format!("{}-{}", self.frontend, self.protocol))
     }
 
-    /// What the planner is to make of it.
+    /// Returns the desired port, as endpoint selection would hand it to the planner.
     pub fn desired<F: Family>(&self) -> DesiredPort<F> {
         let endpoints = self.endpoint_uses();
         let empty = if endpoints.is_empty() {

@@ -17,7 +17,7 @@ demo [--keep] [--kubernetes]
   --keep        leave everything up at the end, until Enter or Ctrl-C
   --kubernetes  with a real API server and kubectl instead of manifests";
 
-/// How to play.
+/// The options of the demo.
 #[derive(Clone, Copy, Debug, Default)]
 struct Options {
     keep: bool,
