@@ -55,7 +55,7 @@ pub struct NodeConfig {
     pub feature_gates: FeatureGates,
 }
 
-/// An error of finding out this node's name.
+/// An error determining this node's name.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the host name; --hostname-override gives this node's name")]
@@ -311,7 +311,8 @@ mod tests {
         }
     }
 
-    /// S68. Of one family is enough, a cluster may have no other.
+    /// A node without pod CIDRs is named (S68). One family is enough: a cluster may have no
+    /// other.
     #[rstest]
     #[case::of_ipv4(Some(&["10.1.0.0/24"][..]), false)]
     #[case::of_ipv6(Some(&["fd00:1::/64"][..]), false)]

@@ -96,7 +96,7 @@ impl Health {
         });
     }
 
-    /// The endpoints of a Service in one family; none if it has no check.
+    /// Returns the number of endpoints of a Service in one family; 0 if it has no check.
     pub fn endpoints(&self, id: &(ObjectKey, IpFamily)) -> usize {
         let checks = self.checks.borrow();
         checks.get(id).map_or(0, |check| check.endpoints)

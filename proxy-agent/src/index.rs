@@ -138,7 +138,7 @@ impl Index {
         &self.context
     }
 
-    /// A change of the slices of a Service that does not exist concerns nobody.
+    /// Marks a Service as changed, if it exists.
     fn slices_changed(&mut self, service: &ObjectKey) {
         if self.services.contains_key(service) {
             self.dirty.insert(service.clone());

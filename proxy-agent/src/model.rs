@@ -113,8 +113,7 @@ pub enum State<T> {
     /// The object does not concern this proxy, or nothing of it is usable; treated like an
     /// object that does not exist.
     Absent,
-    /// It cannot be told what the object says. What was known of it stays in
-    /// force.
+    /// The object could not be read. Its last known state stays in force.
     Unreadable,
 }
 

@@ -56,8 +56,8 @@ use crate::{
     predecessors::Predecessors,
 };
 
-/// Interval of checks for a flow table that has become full, whose sweep cannot wait for
-/// the regular one.
+/// Interval at which full flow tables are looked for; their sweep cannot wait for the next
+/// regular one.
 const LOOK: Duration = Duration::from_millis(250);
 /// Time that a new agent waits for the Node object if it needs it to tell which
 /// addresses take NodePorts, or which clients are pods. Until then, the addresses
@@ -106,7 +106,7 @@ impl NodeController {
         self.addresses.listen()
     }
 
-    /// The programs and tables, for those who use others of them.
+    /// The loaded programs and tables, for the socket LB.
     pub fn loaded(&mut self) -> &mut Loaded {
         &mut self.datapath.loaded
     }
@@ -128,8 +128,8 @@ impl NodeController {
         }
     }
 
-    /// Says what becomes of forwarding when this agent ends, after it has done
-    /// what it can for it.
+    /// Restores the pins a last time, and logs what becomes of forwarding when this agent
+    /// has ended.
     pub async fn leave(&mut self) {
         self.pins.leave(&mut self.datapath, &mut self.devices).await;
     }
@@ -239,7 +239,7 @@ impl NodeController {
         self.addresses.sync(network, node.as_ref()).await
     }
 
-    /// Until the prefixes are known, an earlier agent's word holds.
+    /// Writes the prefixes of cluster IPs. Until they are known, those of an earlier agent stay.
     fn sync_service_cidrs(&mut self) {
         if let Some(cidrs) = &*self.inputs.service_ranges.borrow() {
             let row = &mut self.datapath.loaded.config;

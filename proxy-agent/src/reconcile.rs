@@ -320,7 +320,7 @@ impl Reconciler {
         }
     }
 
-    /// Logs what is new about an object's problems, and keeps the rest of it.
+    /// Logs and counts an object's new problems; returns its key and state.
     fn report<T: Indexed>(&mut self, object: Parsed<T>) -> (ObjectKey, State<T>) {
         let key = (T::KIND, object.key);
         let fresh = self.problems.report(&key, object.problems);

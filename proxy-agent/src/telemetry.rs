@@ -42,7 +42,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// An error of setting up the log.
+/// An error setting up the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("{filter:?} is neither a log level nor a filter")]

@@ -82,7 +82,7 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
     done
 }
 
-/// Waits until this agent is the owner again; nothing if it is to end.
+/// Waits until this agent is the owner again; returns `None` if it is asked to end.
 async fn stand_by(
     config: &Config,
     candidate: &Candidate,

@@ -57,8 +57,8 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// In the order in which they are set up: of what one program at ingress
-    /// opens, the one at egress must know the replies.
+    /// Both hooks, in the order in which they are set up: egress first, so that replies of the
+    /// flows that ingress opens meet a program.
     pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
 
     /// The hook's name in pins and output.

@@ -128,7 +128,7 @@ enum Change {
     Remove(IpNet),
 }
 
-/// The changes from one state to another. What is new comes first: an address
+/// Returns the changes from one state to another. New entries come first: an address
 /// whose entry is replaced by one of another length always has one.
 fn changes(from: &Entries, to: &Entries) -> Vec<Change> {
     let put = to

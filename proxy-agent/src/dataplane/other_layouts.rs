@@ -32,7 +32,7 @@ use crate::{
     plan::write::Tables,
 };
 
-/// An error of taking over or removing another layout's leftovers.
+/// An error taking over or removing another layout's leftovers.
 #[derive(Debug, thiserror::Error)]
 pub enum OtherLayoutError {
     #[error(transparent)]

@@ -35,7 +35,7 @@ pub trait ApiFields: FromJson + Clone + fmt::Debug + Default + Send + 'static {
     fn metadata(&mut self) -> &mut Field<Metadata>;
 }
 
-/// An object of the API. There is one for every JSON value.
+/// An object of the API. Every JSON value can be decoded to one.
 #[derive(Clone, Debug, Default)]
 pub struct ApiObject<F> {
     fields: Field<F>,

@@ -1,4 +1,4 @@
-//! EndpointSlices: where the traffic of a Service goes.
+//! EndpointSlices: the endpoints of Services.
 
 mod fields;
 mod raw;
@@ -51,7 +51,7 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One address that serves, or did, or will.
+/// An address that serves, has served or will serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub ip: IpAddr,

@@ -86,8 +86,8 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         self.listen.subscribe()
     }
 
-    /// Writes what changed. Nothing does while the kernel's list cannot be
-    /// read: NodePorts stay reachable where they were (S55).
+    /// Writes the changes. Writes nothing while the kernel's list cannot be read:
+    /// NodePorts stay reachable where they were (S55).
     pub(super) async fn sync(
         &mut self,
         network: &impl Network,
@@ -119,7 +119,7 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         v4.and(v6)
     }
 
-    /// A family that fails must not keep the other from being written.
+    /// Writes both families; a failure of one does not keep the other from being written.
     fn write(&mut self, wanted: &Entries) -> Result<usize, TableError> {
         let v4 = self.v4.write(wanted);
         let v6 = self.v6.write(wanted);
@@ -157,7 +157,7 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         Ok(Some(wanted))
     }
 
-    /// Leaves out what the tables have no room for, and says how much that is.
+    /// Leaves out the prefixes that the tables have no room for, and logs their number.
     async fn fit(&mut self, network: &impl Network, wanted: &mut Entries) -> anyhow::Result<()> {
         let rooms = [self.v4.room(), self.v6.room()];
         let mut devices = Vec::new();

@@ -1,4 +1,4 @@
-//! Follows the node's network: hears of changes, and what they call for.
+//! Follows the node's network: waits for changes, and decides what to read again.
 
 use tokio::time::{Duration, Instant, sleep};
 use tracing::{debug, warn};

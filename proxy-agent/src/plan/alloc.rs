@@ -88,7 +88,7 @@ impl Allocator {
         }
     }
 
-    /// Frees what has rested long enough. Everything planned before is done.
+    /// Frees runs that have rested long enough. The writes of earlier plans must have been done.
     pub fn settle(&mut self, now: Instant) {
         let given_up = self.given_up.drain(..);
         self.retired

@@ -277,8 +277,8 @@ fn taken<F: Family>(
     }
 }
 
-/// Returns which kind has more right to an address, and is the kind of one whose ports
-/// are of several: the smallest.
+/// Returns the rank of a kind. The smallest one has the most right to an address, and
+/// names the kind of an address whose ports are of several.
 fn precedence(kind: u8) -> u8 {
     match kind {
         Frontend::CLUSTER_IP => 0,

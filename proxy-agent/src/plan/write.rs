@@ -107,7 +107,7 @@ impl<A: Address> RangeKey<A> {
         }
     }
 
-    /// Row of `SERVICES` it is about; none if it is about several, which no
+    /// Row of `SERVICES` it is about; `None` if it covers several, which no
     /// agent of ours writes.
     pub fn service(&self) -> Option<u32> {
         (self.bits >= SourceRange::<A>::SERVICE_BITS)

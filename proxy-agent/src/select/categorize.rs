@@ -93,7 +93,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// S32: topology says nothing about the last resort.
+    /// Topology hints do not apply to endpoints of last resort (S32).
     fn in_cluster_set(&self, endpoint: &Endpoint) -> bool {
         match self.cluster {
             Some(Admits::Ready) => endpoint.ready && self.topology.reaches(endpoint, self.node),
@@ -102,7 +102,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// S33: topology says nothing about the local set either.
+    /// Topology hints do not apply to the local set (S33).
     fn in_local_set(&self, endpoint: &Endpoint) -> bool {
         self.local.is_some_and(|admits| admits.admits(endpoint)) && is_local(endpoint, self.node)
     }

@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// An error of creating a client for the API server. Whether the server can be reached is
+/// An error creating a client for the API server. Whether the server can be reached is
 /// not checked then.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

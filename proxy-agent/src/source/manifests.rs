@@ -45,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// again: nobody tells when they can be.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// An error of reading or watching the manifests.
+/// An error reading or watching the manifests.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("cannot read manifests in {}", path.display())]

@@ -16,7 +16,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Asks the system; nothing if it does not tell.
+    /// Reads both from the system; `None` if the node's memory is unknown.
     pub fn read() -> Option<Self> {
         let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
         let limits = limit_files(
@@ -39,8 +39,8 @@ fn total(meminfo: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// A limit as a cgroup has it; nothing for none. Version 1 writes a number for that
-/// which no node has.
+/// Returns a limit in a cgroup's file; `None` if there is none. Version 1 writes a number
+/// for that which no node has.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }

@@ -281,7 +281,7 @@ struct Slow<F: Family> {
     delay: Option<(Table, Duration)>,
     /// Rows of `BACKENDS` and when they were marked dead.
     retired: BTreeMap<u32, Instant>,
-    /// Least time between the removal of a row and its next use.
+    /// Minimum time between the removal of a row and its next use.
     rest: Option<Duration>,
 }
 

@@ -37,12 +37,12 @@ pub struct Facts {
     pub host: Host,
     pub reach: Reach,
     pub firewall: Firewall,
-    /// As an error, the reason why the hooks are not known.
+    /// The hooks of the attached devices, or the reason why they are not known.
     pub hooks: Result<Vec<DeviceHook>, String>,
 }
 
 impl Facts {
-    /// Asks the host. What cannot be found out counts as not there, except
+    /// Asks the host. A fact that cannot be found out counts as absent, except
     /// programs of others.
     pub fn gather(paths: &PathArgs) -> Self {
         Self {
@@ -78,8 +78,8 @@ fn host(paths: &PathArgs) -> Host {
     }
 }
 
-/// Returns whether others can reach an address of this host. What cannot be found out
-/// counts as one.
+/// Returns whether others can reach an address of this host; true if that cannot be found
+/// out.
 fn has_address(family: IpFamily) -> bool {
     let listed = in_runtime(async { Ok(Netlink::open()?.addresses().await?) });
     listed.ok().is_none_or(|addresses| {
@@ -112,7 +112,7 @@ fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Returns whether a switch is on; nothing if this kernel does not have it.
+/// Returns whether a sysctl is on; `None` if this kernel does not have it.
 fn sysctl(name: &str) -> Option<bool> {
     let value = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
     Some(value.trim() != "0")

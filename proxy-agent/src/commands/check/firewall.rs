@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::commands::check::Finding;
 
-/// The rules of this network namespace, as the tools print them. Nothing where
+/// The rules of this network namespace, as the tools print them; `None` where
 /// a tool is not installed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
@@ -39,7 +39,7 @@ const V6: Tables = Tables {
     nft: "ip6",
 };
 
-/// Judges the rules. Each thing is said once, whichever tools show it.
+/// Judges the rules. Reports each finding once, whichever tools show it.
 pub fn evaluate(firewall: &Firewall) -> Vec<Finding> {
     let nft = firewall.nft.as_deref().map(parse_nft);
     let mut findings = BTreeSet::new();

@@ -32,18 +32,18 @@ pub struct Host {
 /// One family on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Nothing if the kernel does not have the family.
+    /// True if the host forwards packets; `None` if the kernel does not have the family.
     pub forwards: Option<bool>,
     /// The host has an address of the family that others can reach.
     pub has_address: bool,
 }
 
-/// The file system below which the pins go.
+/// The state of the file system that the pins go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BpfMount {
     /// A bpf file system.
     Mounted,
-    /// Nothing, but the agent can mount one.
+    /// No bpf file system yet, but the agent can mount one.
     Mountable,
     /// Another file system.
     Other,

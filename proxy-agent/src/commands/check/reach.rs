@@ -10,8 +10,8 @@ pub struct Reach {
     pub strict: Vec<String>,
     /// Devices by which routes lead to other routers.
     pub gateways: Vec<String>,
-    /// Set to whether there is a default route; `None` if that is unknown, or if this host
-    /// has no address of the family.
+    /// True if there is a default route; `None` if that is unknown, or if this host has no
+    /// address of the family.
     pub default_v4: Option<bool>,
     pub default_v6: Option<bool>,
 }

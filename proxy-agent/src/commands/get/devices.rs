@@ -31,7 +31,7 @@ use crate::{
     reason = "each is a field of the JSON that scripts read"
 )]
 pub struct DeviceRow {
-    /// Nothing if the device went, or is in another network namespace.
+    /// `None` if the device is gone, or is in another network namespace.
     pub name: Option<String>,
     pub ifindex: u32,
     /// `L2` for frames with an Ethernet header, `L3` for bare packets; `bridge`
@@ -52,7 +52,7 @@ pub struct DeviceRow {
     pub pod_routes: bool,
     /// The way our programs are attached.
     pub attached: Option<&'static str>,
-    /// Programs in the order they run; nothing if this process may not ask.
+    /// Programs in the order they run; `None` if this process may not ask.
     pub ingress: Option<Vec<ProgramRow>>,
     pub egress: Option<Vec<ProgramRow>>,
 }
@@ -128,7 +128,7 @@ impl DeviceRow {
         )
     }
 
-    /// The names of what the device is.
+    /// Returns the names of the flags that are set.
     fn flags(&self) -> impl Iterator<Item = &'static str> {
         [
             (self.uplink, "uplink"),
@@ -148,9 +148,9 @@ pub struct DevicePrograms {
     pub egress: Vec<Attached>,
 }
 
-/// The row of one device; a bridge is one whose ports have the programs.
-/// `links` are the devices of the same network namespace, none if that is not
-/// known; `programs` is nothing if this process may not ask for them.
+/// Returns the row of one device; a bridge is one whose ports have the programs.
+/// `links` are the devices of the same network namespace, empty if they are not
+/// known; `programs` is `None` if this process may not ask for them.
 pub fn row(
     ifindex: u32,
     device: &Device,

@@ -40,7 +40,7 @@ impl Wanted {
         self.find(name).is_some()
     }
 
-    /// The value of a label; none if it is not there.
+    /// The value of a label; `None` if the object does not have it.
     pub fn label(&self, name: &str) -> Result<Option<&str>, Malformed> {
         let value = self.find(name).map_or(Field::Absent, Field::as_ref);
         let value = value.at(format_args!("metadata.labels[{name:?}]"))?;

@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(attached[&4].device.bridge_mac, [2, 0, 0, 0, 0, 3]);
     }
 
-    /// S68
+    /// A pod is known by the bridge it is on, or by a device name's prefix (S68).
     #[test]
     fn pods_are_known_by_their_bridge_or_their_prefix() {
         let flags = |detector: &LocalDetector, ifindex: u32| {
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(flagged(&desired, Device::DOWN), [2]);
     }
 
-    /// E2
+    /// The programs know whether a bridge has the MAC address of one of its ports (E2).
     #[test]
     fn a_bridge_may_have_the_mac_of_a_port() {
         let mut links = node();

@@ -27,7 +27,7 @@ pub struct Link {
     pub is_up: bool,
 }
 
-/// The kinds of devices that the choice of devices tells apart.
+/// The kinds of devices that matter to the choice of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     Bridge,

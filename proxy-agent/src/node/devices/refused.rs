@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Devices of pods go while they are looked at. One that is listed for this long after
-/// the kernel said that there is no such device has not gone.
+/// Time after which a device that the kernel calls missing, but still lists, counts as
+/// refused. Pods' devices often go while they are looked at.
 const GOING: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]

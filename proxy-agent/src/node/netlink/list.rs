@@ -70,7 +70,7 @@ mod tests {
         rtnetlink::Error::UnexpectedMessage(NetlinkMessage::new(NetlinkHeader::default(), done))
     }
 
-    /// S55
+    /// A list that breaks off is no shorter list (S55).
     #[rstest]
     #[case::whole(Some(end(0)), Some(2))]
     #[case::without_an_end(None, None)]

@@ -112,7 +112,7 @@ mod tests {
         told.join(" ")
     }
 
-    /// S68
+    /// Pods are told from other clients by the node's pod CIDRs (S68).
     #[rstest]
     #[case::of_both_families("10.1.0.0/24 fd00:1::/64", "10.1.0.0/24 fd00:1::/64")]
     #[case::of_ipv4("10.1.0.0/24", "10.1.0.0/24")]

@@ -72,7 +72,7 @@ impl FakeApi {
         !watches.is_empty()
     }
 
-    /// Sends an event to all who watch a kind. Whether there was anybody.
+    /// Sends an event to all who watch a kind. Returns whether there was anybody.
     pub(super) fn send(&self, kind: &str, event: &str, object: &str) -> bool {
         let mut kinds = self.kinds.lock();
         let objects = kinds.entry(kind.to_owned()).or_default();
