@@ -31,7 +31,7 @@ impl PinDirectory {
         &self.path
     }
 
-    /// Every file below, relative to the directory; none if it is not there.
+    /// Returns every file below, relative to the directory; empty if it does not exist.
     pub fn pins(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         let mut pending = vec![self.path.clone()];

@@ -152,7 +152,7 @@ fn kill_within(namespace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ends a process, or that of a thread. One that ended meanwhile is as good.
+/// Ends a process, or that of a thread, if it still runs.
 fn kill(number: &str) {
     let _ = exec::output(Command::new("kill").args(["-KILL", number]));
 }

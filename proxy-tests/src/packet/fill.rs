@@ -32,8 +32,7 @@ pub struct ServicePort {
     pub affinity: Option<u32>,
     /// Service and port name, if more than the cluster IP and port name it.
     pub name: Option<(String, String)>,
-    /// CIDRs of loadBalancerSourceRanges. Which frontends they restrict is
-    /// said there.
+    /// CIDRs of loadBalancerSourceRanges. Each frontend says whether they restrict it.
     pub source_ranges: Vec<String>,
 }
 

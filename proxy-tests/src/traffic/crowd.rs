@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 const QUESTION: [u8; 1] = *b"?";
 
-/// Over what.
+/// The transport protocol of conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,

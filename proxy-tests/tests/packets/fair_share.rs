@@ -228,7 +228,7 @@ fn outside_clients_are_addresses_of_ipv4_and_prefixes_of_ipv6(
     }
 }
 
-/// When the table is half empty again, there are no shares.
+/// Shares end once the table is half empty again.
 #[rstest]
 fn shares_end_with_the_pressure(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);

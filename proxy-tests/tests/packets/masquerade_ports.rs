@@ -41,8 +41,8 @@ fn serve(datapath: &mut Datapath, cast: Cast) {
     datapath.serve(&ServicePort::udp(cast.vip(), &endpoints));
 }
 
-/// Leads a client's first packet to the backend and returns it as it leaves, or
-/// nothing if it does not.
+/// Leads a client's first packet to the backend. Returns the source that it leaves with;
+/// `None` if it does not leave.
 fn lead(datapath: &Datapath, cast: Cast, first: &Packet) -> Option<SocketAddr> {
     let (verdict, led) = datapath.run_uncounted(Hook::Ingress, &first.bytes());
     assert_eq!(verdict, Verdict::Next, "{first:?}");

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says so on standard error, unless nobody listens any more.
+/// Prints an error on standard error, if that is still open.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "\n{text}");
 }

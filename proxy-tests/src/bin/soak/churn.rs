@@ -18,7 +18,7 @@ enum Stage {
     Serves,
     /// It has been asked to end, and still serves.
     Ends,
-    /// It is known no more, and answers those who have not heard: for as long
+    /// It is removed, and answers clients that do not know it yet: for as long
     /// as the start of an agent may take.
     Lingers,
 }
