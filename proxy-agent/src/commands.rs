@@ -1,4 +1,4 @@
-//! What `proxy-agent` does, one file for each of its commands.
+//! The commands of `proxy-agent`, one file each.
 
 pub mod check;
 pub mod cleanup;

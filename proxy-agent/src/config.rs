@@ -34,7 +34,7 @@ pub struct Config {
     pub bpf_root: PathBuf,
     pub sockets: SocketConfig,
     pub sizes: Sizes,
-    /// Whether a larger flow table that an earlier agent made is as welcome.
+    /// True to keep a flow table of an earlier agent that is larger than `sizes` asks for.
     pub keeps_larger_flow_tables: bool,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
@@ -43,7 +43,7 @@ pub struct Config {
     pub intervals: Intervals,
 }
 
-/// What the node is called and how it treats its traffic.
+/// The node's name, and the options for its traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     /// Name of this node's Node object.
@@ -55,7 +55,7 @@ pub struct NodeConfig {
     pub feature_gates: FeatureGates,
 }
 
-/// Why there is no configuration.
+/// An error determining this node's name.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the host name; --hostname-override gives this node's name")]
@@ -102,7 +102,7 @@ pub enum DetectLocalMode {
     InterfaceNamePrefix,
 }
 
-/// How traffic of pods is told from other traffic (S68).
+/// The criterion that tells traffic of pods from other traffic (S68).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalDetector {
     ClusterCidr(ClusterCidr),
@@ -159,7 +159,7 @@ pub struct FeatureGates {
     pub service_external_ips: bool,
 }
 
-/// What is wrong with a list of feature gates.
+/// An error in a list of feature gates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     #[error("expected NAME=true or NAME=false, not {0:?}")]
@@ -214,7 +214,7 @@ impl ClusterCidr {
     }
 }
 
-/// What is wrong with a cluster CIDR (S101).
+/// An error in a cluster CIDR (S101).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CidrError {
     #[error("{0:?} is not a CIDR")]
@@ -311,7 +311,8 @@ mod tests {
         }
     }
 
-    /// S68. Of one family is enough, a cluster may have no other.
+    /// A node without pod CIDRs is named (S68). One family is enough: a cluster may have no
+    /// other.
     #[rstest]
     #[case::of_ipv4(Some(&["10.1.0.0/24"][..]), false)]
     #[case::of_ipv6(Some(&["fd00:1::/64"][..]), false)]

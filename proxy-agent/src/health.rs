@@ -36,11 +36,11 @@ pub struct Check {
     pub endpoints: usize,
 }
 
-/// What there is to answer. A handle: clones share it.
+/// The state that health checks answer with. A handle: clones share it.
 #[derive(Clone, Debug)]
 pub struct Health {
     checks: watch::Sender<Checks>,
-    /// Since when each family has changes that are not in force.
+    /// Per family, the time of its oldest change that is not in force.
     waiting: Arc<Mutex<BTreeMap<IpFamily, Instant>>>,
 }
 
@@ -96,7 +96,7 @@ impl Health {
         });
     }
 
-    /// The endpoints of a Service in one family; none if it has no check.
+    /// Returns the number of endpoints of a Service in one family; 0 if it has no check.
     pub fn endpoints(&self, id: &(ObjectKey, IpFamily)) -> usize {
         let checks = self.checks.borrow();
         checks.get(id).map_or(0, |check| check.endpoints)

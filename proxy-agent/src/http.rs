@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-/// How long a connection may last, whatever its client does or does not.
+/// Maximum duration of a connection, whatever its client does.
 pub const CONNECTION: Duration = Duration::from_secs(5);
 
 /// Answers whoever asks, until polled no more. Anybody may connect, and the

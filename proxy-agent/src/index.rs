@@ -1,4 +1,4 @@
-//! What the API says, as of now.
+//! The latest state of all API objects.
 //!
 //! The index keeps the current domain objects and which Services changed since
 //! anyone asked. Each kind has three entry points: [`Index::apply`],
@@ -123,19 +123,19 @@ impl Index {
         self.node.as_ref()
     }
 
-    /// Where cluster IPs come from, if that has been listed; each prefix once.
+    /// The prefixes that cluster IPs come from, each once; `None` before they have been listed.
     pub fn service_ranges(&self) -> Option<BTreeSet<IpNet>> {
         let cidrs = self.service_cidrs.values().flat_map(|object| &object.cidrs);
         let listed = self.listed.contains(&Kind::ServiceCidr);
         listed.then(|| cidrs.copied().collect())
     }
 
-    /// What endpoint selection needs to know of this node.
+    /// The node's properties that endpoint selection uses.
     pub fn node_context(&self) -> &NodeContext {
         &self.context
     }
 
-    /// A change of the slices of a Service that does not exist concerns nobody.
+    /// Marks a Service as changed, if it exists.
     fn slices_changed(&mut self, service: &ObjectKey) {
         if self.services.contains_key(service) {
             self.dirty.insert(service.clone());
@@ -242,7 +242,8 @@ impl Indexed for EndpointSlice {
     }
 }
 
-/// Where a slice is among those of its Service, or where it belongs.
+/// Returns the position of a slice among those of its Service; as an error, the position
+/// to insert it at.
 fn find(siblings: &[EndpointSlice], key: &ObjectKey) -> Result<usize, usize> {
     siblings.binary_search_by(|slice| slice.key.cmp(key))
 }

@@ -1,5 +1,5 @@
-//! What the agent counts, under kube-proxy's names where the meaning is the
-//! same, and the server that shows it.
+//! The agent's metrics, under kube-proxy's names where the meaning is the
+//! same, and the server that shows them.
 //!
 //! [`Metrics`] is a handle: clones count into the same place. Numbers that
 //! others keep, such as the counters in the kernel, join the registry as
@@ -50,7 +50,7 @@ pub struct Metrics {
     client_share: Labelled<IpFamily, Gauge>,
 }
 
-/// Whether a sync covers all Services.
+/// The extent of a sync: all Services, or those that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncKind {
     Full,
@@ -178,7 +178,7 @@ impl Metrics {
         );
     }
 
-    /// What kube-proxy has no name for.
+    /// Registers the metrics that kube-proxy has no name for.
     fn register_own(&self, registry: &mut Registry) {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Version of the agent", build);
@@ -330,7 +330,7 @@ impl Metrics {
 
 #[cfg(test)]
 impl Metrics {
-    /// How often a problem was counted.
+    /// Returns the count of a problem with objects of one kind.
     pub fn object_problem_count(&self, kind: Kind, reason: &'static str) -> u64 {
         let kind = kind.to_string();
         let labels = KindAndReason { kind, reason };

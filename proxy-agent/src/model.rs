@@ -80,7 +80,7 @@ pub trait Object: Clone + PartialEq + fmt::Debug + Sized {
         problems: &mut Problems,
     ) -> Result<Option<Self>, Malformed>;
 
-    /// When the change happened that led to this version of the object (S28).
+    /// Time of the change that led to this version of the object (S28).
     fn triggered(_: &Metadata) -> Option<SystemTime> {
         None
     }
@@ -88,14 +88,14 @@ pub trait Object: Clone + PartialEq + fmt::Debug + Sized {
     fn key(&self) -> &ObjectKey;
 }
 
-/// What became of one API object.
+/// The result of parsing one API object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
     /// Without a name if it cannot be told which object it is.
     pub key: ObjectKey,
     pub state: State<T>,
     pub problems: Vec<Problem>,
-    /// When the change happened that led to this version of the object (S28).
+    /// Time of the change that led to this version of the object (S28).
     pub triggered: Option<SystemTime>,
 }
 
@@ -106,15 +106,14 @@ impl<T> Parsed<T> {
     }
 }
 
-/// What an API object is to the proxy.
+/// The outcome of reading an API object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State<T> {
     Usable(T),
-    /// The object does not concern this proxy, or nothing of it is usable: the
-    /// same as an object that is not there.
+    /// The object does not concern this proxy, or nothing of it is usable; treated like an
+    /// object that does not exist.
     Absent,
-    /// It cannot be told what the object says. What was known of it stays in
-    /// force.
+    /// The object could not be read. Its last known state stays in force.
     Unreadable,
 }
 
@@ -163,8 +162,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why part of an object is not used. Reads as a log line beside the object's
-/// kind and name.
+/// A reason why part of an object is not used. Displayed in a log line after the
+/// object's kind and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
     #[error(transparent)]

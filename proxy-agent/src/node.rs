@@ -56,15 +56,15 @@ use crate::{
     predecessors::Predecessors,
 };
 
-/// How often it is asked whether a flow table is full, which cannot wait for the next
-/// sweep.
+/// Interval at which full flow tables are looked for; their sweep cannot wait for the next
+/// regular one.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long a new agent waits for the Node object where it must be known to
-/// tell which addresses take NodePorts, or which clients are pods. What an
-/// earlier agent wrote of the addresses holds until then.
+/// Time that a new agent waits for the Node object if it needs it to tell which
+/// addresses take NodePorts, or which clients are pods. Until then, the addresses
+/// written by an earlier agent apply.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a datapath is kept.
+/// Options of the node controller.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub mode: Mode,
@@ -73,12 +73,12 @@ pub struct Options {
     pub audit: Duration,
 }
 
-/// What the controller follows of the cluster.
+/// The cluster state that the controller follows.
 #[derive(Clone, Debug)]
 pub struct NodeInputs {
     /// This node's object.
     pub node: Receiver<Option<Node>>,
-    /// Where cluster IPs come from, once that is known.
+    /// The prefixes that cluster IPs come from; `None` before they are known.
     pub service_ranges: Receiver<Option<BTreeSet<IpNet>>>,
 }
 
@@ -101,12 +101,12 @@ pub struct NodeController {
 }
 
 impl NodeController {
-    /// Where health check ports are opened, whenever that changes.
+    /// Watches the addresses that health check ports are opened on.
     pub fn listen(&self) -> Receiver<Addresses> {
         self.addresses.listen()
     }
 
-    /// The programs and tables, for those who use others of them.
+    /// The loaded programs and tables, for the socket LB.
     pub fn loaded(&mut self) -> &mut Loaded {
         &mut self.datapath.loaded
     }
@@ -128,8 +128,8 @@ impl NodeController {
         }
     }
 
-    /// Says what becomes of forwarding when this agent ends, after it has done
-    /// what it can for it.
+    /// Restores the pins a last time, and logs what becomes of forwarding when this agent
+    /// has ended.
     pub async fn leave(&mut self) {
         self.pins.leave(&mut self.datapath, &mut self.devices).await;
     }
@@ -190,8 +190,8 @@ impl NodeController {
         }
     }
 
-    /// When devices and addresses are to be followed again, although nobody
-    /// says that they changed.
+    /// The times at which devices and addresses are synced again without a notification
+    /// of a change.
     fn sync_at(&self) -> impl Iterator<Item = Instant> {
         [self.retry.due(), self.devices.due(), self.watch.due()]
             .into_iter()
@@ -239,7 +239,7 @@ impl NodeController {
         self.addresses.sync(network, node.as_ref()).await
     }
 
-    /// Until the prefixes are known, an earlier agent's word holds.
+    /// Writes the prefixes of cluster IPs. Until they are known, those of an earlier agent stay.
     fn sync_service_cidrs(&mut self) {
         if let Some(cidrs) = &*self.inputs.service_ranges.borrow() {
             let row = &mut self.datapath.loaded.config;

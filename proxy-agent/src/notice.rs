@@ -1,8 +1,8 @@
-//! Remembers what was said, so that it is said once, and again when it changes.
+//! Remembers logged conditions, so that each is logged once, and again when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One thing to be said.
+/// A condition that is logged when it changes.
 #[derive(Debug)]
 pub struct Notice<V> {
     said: Option<V>,
@@ -15,20 +15,20 @@ impl<V> Default for Notice<V> {
 }
 
 impl<V: PartialEq> Notice<V> {
-    /// Returns whether this is not what was said last, and takes it as said.
+    /// Records a value as logged. Returns whether it differs from the last one.
     pub fn is_news(&mut self, value: V) -> bool {
         let is_news = self.said.as_ref() != Some(&value);
         self.said = Some(value);
         is_news
     }
 
-    /// There is nothing to be said any more. Returns whether there was.
+    /// Notes that the condition is over. Returns whether there was one.
     pub fn clear(&mut self) -> bool {
         self.said.take().is_some()
     }
 }
 
-/// One thing to be said of each object.
+/// A condition of each object that is logged when it changes.
 #[derive(Debug)]
 pub struct Notices<K, V> {
     said: BTreeMap<K, V>,
@@ -43,16 +43,15 @@ impl<K, V> Default for Notices<K, V> {
 }
 
 impl<K: Ord, V: PartialEq> Notices<K, V> {
-    /// Returns whether this is not what was said last of the object, and takes
-    /// it as said.
+    /// Records a value of an object as logged. Returns whether it differs from the last
+    /// one.
     pub fn is_news(&mut self, key: K, value: V) -> bool {
         let is_news = self.said.get(&key) != Some(&value);
         self.said.insert(key, value);
         is_news
     }
 
-    /// There is nothing to be said of the object any more. Returns whether
-    /// there was.
+    /// Notes that an object's condition is over. Returns whether there was one.
     pub fn clear(&mut self, key: &K) -> bool {
         self.said.remove(key).is_some()
     }

@@ -1,8 +1,8 @@
-//! Who writes below a bpf root: one agent at a time, its owner.
+//! Ownership of a bpf root: one agent at a time, the owner, writes below it.
 //!
 //! ```text
 //! <bpf root>            locked (flock) by the owner
-//! <bpf root>/owner      a symbolic link whose text says who that is
+//! <bpf root>/owner      a symbolic link whose text names the owner
 //! <bpf root>/successor  locked by an agent that waits to become the owner
 //! ```
 //!
@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 /// Time between two attempts of a successor to get a lock.
 const ATTEMPT: Duration = Duration::from_millis(20);
-/// How long a successor waits without a word.
+/// Time that a successor waits before it warns of an owner that does not give way.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks of an owner for a successor.
 const LOOK: Duration = Duration::from_millis(200);
@@ -53,12 +53,12 @@ pub struct OwnershipError {
     source: io::Error,
 }
 
-/// A process as the owner of a bpf root is called.
+/// The name of an owner of a bpf root, for people: which process it is, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(String);
 
 impl Name {
-    /// This process: a command of the agent, on a node.
+    /// The name of this process: a command of the agent, on a node.
     pub fn of_this_process(command: &str, node: &str) -> Self {
         let since = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -71,7 +71,7 @@ impl Name {
         ))
     }
 
-    /// The last owner of a bpf root; nothing if there was none since the last
+    /// The name of the last owner of a bpf root; `None` if there was none since the last
     /// `cleanup`.
     fn of_owner(root: &Path) -> Option<Self> {
         let text = fs::read_link(root.join(OWNER)).ok()?;
@@ -85,7 +85,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// Who owns a bpf root at the moment, if anybody does.
+/// Returns the name of the current owner of a bpf root, if there is one.
 pub fn owner(root: &Path) -> Option<Name> {
     let folder = File::open(root).ok()?;
     match try_lock(folder, FlockArg::LockSharedNonblock) {
@@ -108,7 +108,7 @@ pub struct Ownership {
     lock: Flock<File>,
 }
 
-/// How the ownership of a bpf root ends.
+/// The reason why the ownership of a bpf root ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// Another agent wants it.
@@ -150,8 +150,8 @@ impl Candidate {
         }
     }
 
-    /// Becomes the owner again when nobody else is or wants to be. Nothing if
-    /// `cleanup` has removed everything meanwhile.
+    /// Becomes the owner again once there is neither an owner nor a successor. Returns
+    /// `None` if `cleanup` has removed everything meanwhile.
     pub async fn stand_by(&self) -> Result<Option<Ownership>, OwnershipError> {
         let mut told = false;
         loop {
@@ -250,7 +250,7 @@ impl Ownership {
     }
 }
 
-/// A successor's patience with those before it.
+/// A successor's wait for the locks of others.
 struct Waiting<'a> {
     root: &'a Path,
     since: Instant,
@@ -329,7 +329,7 @@ fn is_at(folder: &File, path: &Path) -> bool {
     (folder.dev(), folder.ino()) == (there.dev(), there.ino())
 }
 
-/// The lock; nothing if somebody else has one that excludes it.
+/// Locks a folder. Returns `None` if somebody else has a lock that excludes it.
 fn try_lock(folder: File, kind: FlockArg) -> io::Result<Option<Flock<File>>> {
     match Flock::lock(folder, kind) {
         Ok(lock) => Ok(Some(lock)),

@@ -1,4 +1,4 @@
-//! From what each Service port should look like to the writes that make it so.
+//! Plans the writes that make the tables serve each Service port as desired.
 //!
 //! Pure: the planner keeps a mirror of one family's tables and returns the
 //! writes that bring them to the desired state, in an order in which every
@@ -121,8 +121,8 @@ impl<F: Family> Planner<F> {
         self.ports_of(service).next().is_some()
     }
 
-    /// Plans the change of one Service to `desired`, all of its ports. What was
-    /// planned before is done now.
+    /// Plans the change of one Service to `desired`, all of its ports. The writes of earlier
+    /// plans must have been done.
     pub fn update(
         &mut self,
         service: &ObjectKey,
@@ -174,7 +174,7 @@ impl<F: Family> Planner<F> {
         plan
     }
 
-    /// Plans the removal of what no Service port wants. Only adopted tables
+    /// Plans the removal of all that no Service port wants. Only adopted tables
     /// have any.
     pub fn remove_orphans(&mut self) -> Plan<F> {
         let mut plan = Plan::default();

@@ -58,31 +58,32 @@ pub trait SyncTarget<F: Family> {
     ) -> anyhow::Result<usize>;
 }
 
-/// Tells all ports of a Service as they should be; none if it has nothing in
-/// this family. Nobody keeps them: that would be a second copy of the index.
+/// Returns the ports of a Service as the tables should have them; empty if the Service
+/// has nothing in this family. Computed on demand: stored ports would be a second copy
+/// of the index.
 pub type Desired<'a, F> = dyn FnMut(&ObjectKey) -> Vec<DesiredPort<F>> + 'a;
 
 /// Lines logged about the new problems of one object.
 const MAX_LINES: usize = 5;
 
-/// What a sync did.
+/// The result of a sync.
 #[derive(Debug, Default)]
 pub struct SyncOutcome {
     /// Single changes written.
     pub writes: usize,
-    /// What the tables could not hold of the Services of this sync.
+    /// Parts of this sync's Services that the tables have no room for.
     pub problems: Vec<plan::Problem>,
     /// Services to look at again in a while, although nothing about them
     /// changed: there may be room then.
     pub retry: BTreeSet<ObjectKey>,
-    /// What ended the sync early. It is repeated, with all Services (S87).
+    /// The error that ended the sync early. The next sync covers all Services (S87).
     pub error: Option<anyhow::Error>,
 }
 
-/// How often the reconciler does what.
+/// The intervals of the reconciler's periodic work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intervals {
-    /// Least time from the end of one sync to the start of the next.
+    /// Minimum time from the end of one sync to the start of the next.
     pub min_sync: Duration,
     /// Time from one comparison with the real tables to the next.
     pub audit: Duration,
@@ -155,13 +156,12 @@ impl Reconciler {
         self.node.subscribe()
     }
 
-    /// What health check ports answer.
+    /// The state that health check ports answer with.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// Where cluster IPs come from, whenever that changes; nothing before it is
-    /// known.
+    /// Watches the prefixes that cluster IPs come from; `None` before they are known.
     pub fn service_ranges(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
         self.service_ranges.subscribe()
     }
@@ -196,7 +196,7 @@ impl Reconciler {
         }
     }
 
-    /// When the next sync of any family is due.
+    /// The time of the next sync of any family.
     fn due(&self) -> Option<Instant> {
         let ready = self.index.is_complete();
         let due = self.families.iter().filter_map(|family| family.due());
@@ -320,7 +320,7 @@ impl Reconciler {
         }
     }
 
-    /// Logs what is new about an object's problems, and keeps the rest of it.
+    /// Logs and counts an object's new problems; returns its key and state.
     fn report<T: Indexed>(&mut self, object: Parsed<T>) -> (ObjectKey, State<T>) {
         let key = (T::KIND, object.key);
         let fresh = self.problems.report(&key, object.problems);

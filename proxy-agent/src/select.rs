@@ -1,5 +1,5 @@
-//! Which frontends each Service port has on this node, and which endpoints it
-//! uses (S31–S37).
+//! Selection of each Service port's frontends on this node, and of the endpoints
+//! that it uses (S31–S37).
 //!
 //! Pure: [`select_service`] looks at one Service, its EndpointSlices and this
 //! node, in one family, and says what the tables should hold. `addresses` knows
@@ -23,7 +23,7 @@ use crate::model::{
     Cidr, Endpoint, EndpointSlice, FamilyIps, Service, ServicePort, ServicePortName,
 };
 
-/// What there is to know of the node that selects.
+/// The properties of this node that selection depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeContext {
     /// Name of its Node object.
@@ -61,13 +61,13 @@ pub struct DesiredPort<F: Family> {
     pub affinity: Option<u32>,
     /// Clients that may use the restricted frontends (S58).
     pub source_ranges: Vec<Cidr<F>>,
-    /// What happens to a new flow when the cluster set is empty.
+    /// The treatment of a new flow when the cluster set is empty.
     pub cluster_empty: WhenEmpty,
-    /// What happens to a new flow when the local set is empty.
+    /// The treatment of a new flow when the local set is empty.
     pub local_empty: WhenEmpty,
 }
 
-/// What an endpoint is used for.
+/// The uses of an endpoint: the sets it is in.
 #[expect(clippy::struct_excessive_bools, reason = "any of them may be set")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointUse {
@@ -80,7 +80,7 @@ pub struct EndpointUse {
     pub local: bool,
 }
 
-/// What an empty set of endpoints means (S43).
+/// The treatment of new flows by an empty set of endpoints (S43).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenEmpty {
     /// No endpoint anywhere can serve: refuse.
@@ -89,7 +89,7 @@ pub enum WhenEmpty {
     Drop,
 }
 
-/// What this node should serve of a Service in one family; nothing if the
+/// Selects the ports that this node serves of a Service in one family; empty if the
 /// Service has no cluster IP of that family (S3).
 pub fn select_service<'a, F: Family>(
     service: &Service,

@@ -37,15 +37,15 @@ use crate::{
     sys,
 };
 
-/// How long to wait for more backends to leave before sockets are looked for.
+/// Time to wait for further backends to be removed before sockets are looked for.
 const GATHER: Duration = Duration::from_millis(50);
-/// When to look once more: a call that was under way may have taken a backend
-/// while it left.
+/// Delay of a second look: a call in progress may have picked a backend while it was
+/// being removed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Time between two looks at the cgroups without news of any.
 const REFRESH: Duration = Duration::from_mins(1);
 
-/// What it means that the programs are not attached.
+/// The consequence of running without the programs, for the log.
 const NOT_TRANSLATED: &str = "the socket LB is off; packets are translated instead, but for those of the host's own processes to its own addresses";
 
 /// The value of `--sockets`: whose calls are translated.
@@ -220,7 +220,7 @@ fn root(config: &SocketConfig) -> anyhow::Result<Option<PathBuf>> {
 struct Excepted {
     serving: Serving,
     root: PathBuf,
-    /// What the operator took out, and what pods ask for.
+    /// Cgroups excepted by the operator, and those of pods that ask for the packet path.
     patterns: Vec<Pattern>,
     pods: Vec<Pattern>,
     folders: Folders,

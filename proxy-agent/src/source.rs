@@ -1,4 +1,4 @@
-//! Where the objects come from: the API server, or a directory of manifests.
+//! The sources of objects: the API server, or a directory of manifests.
 //!
 //! A source runs as one task. It turns API objects into domain objects at once,
 //! so that nothing else of them is kept in memory, and sends [`Change`]s into
@@ -78,7 +78,7 @@ pub enum Source {
     },
 }
 
-/// Why a source cannot even start.
+/// An error that keeps a source from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(transparent)]

@@ -11,7 +11,7 @@ use std::{io, path::PathBuf};
 
 use self::kernel::MINIMUM_KERNEL;
 
-/// Why the host cannot run the proxy.
+/// A reason why the host cannot run the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
     #[error(

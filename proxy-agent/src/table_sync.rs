@@ -1,5 +1,5 @@
-//! Programs one family: plans what is desired, does the writes, and finds its
-//! way back after a failure.
+//! Programs one family: plans the desired state, does the writes, and re-reads the tables
+//! after a failed write.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -35,7 +35,7 @@ impl<F: Family, D: Dataplane<F>> TableSync<F, D> {
         })
     }
 
-    /// Reads the tables back, after which the planner is right again.
+    /// Reads the tables back, and makes a planner that knows them.
     fn find_back(&mut self) -> anyhow::Result<()> {
         let tables = self.dataplane.read().context("read the tables back")?;
         self.planner = Planner::adopt(self.dataplane.capacity(), &tables);

@@ -25,12 +25,12 @@ use crate::escape::Escaped;
 /// Crates that speak for us: the agent, and the programs in the kernel.
 const OURS: [&str; 3] = ["proxy_agent", "proxy_ebpf", "tandem"];
 
-/// How the process logs.
+/// Options of the process's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
     /// Minimum level of log lines, or a filter in the syntax of [`EnvFilter`].
     pub level: Option<String>,
-    /// How many levels more than usual.
+    /// Number of levels to raise the default level by.
     pub verbosity: u8,
     pub format: LogFormat,
 }
@@ -42,7 +42,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why there is no log.
+/// An error setting up the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("{filter:?} is neither a log level nor a filter")]
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// What is logged of an object, a kind, a file and an error.
+    /// Returns the log of an event with an object, a kind, a file and an error.
     fn log(text: &str, ansi: bool) -> String {
         let memory = Memory::default();
         let writer = memory.clone();

@@ -23,7 +23,7 @@ use crate::lab::Lab;
 use crate::node::Node;
 use crate::poll::eventually;
 
-/// What the agent says when one family's tables are complete for the first
+/// The agent's log line when one family's tables are complete for the first
 /// time.
 const READY: &str = "first sync done";
 /// Debug builds on a busy machine are slow to load programs.
@@ -43,7 +43,7 @@ const MANY_FLOWS: u32 = 262_144;
 /// Lines of the log a failed test shows.
 const LOG_TAIL: usize = 60;
 
-/// Where the agent's objects come from.
+/// The source of the agent's objects.
 #[derive(Clone, Debug, Default)]
 pub enum Source {
     /// The lab's directory of manifests.
@@ -53,7 +53,7 @@ pub enum Source {
     Kubeconfig(PathBuf),
 }
 
-/// Whose calls the socket programs translate.
+/// The processes whose calls the socket programs translate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sockets {
     /// All processes'.
@@ -75,7 +75,7 @@ impl Sockets {
     }
 }
 
-/// How an agent is started. The default is what an installer would give it,
+/// The options of an agent. The defaults are those of an installation,
 /// but for the socket LB: tests say when they mean that.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -178,7 +178,7 @@ impl<'lab> Agent<'lab> {
         })
     }
 
-    /// What [`Agent::start`] runs.
+    /// Returns the command that [`Agent::start`] runs.
     pub fn command(node: &Node, lab: &Lab, options: &AgentOptions) -> Result<Command> {
         let mut command = Command::new(binary()?);
         command.arg("run");
@@ -232,7 +232,7 @@ impl<'lab> Agent<'lab> {
         self.node.run(|| http_get(self.metrics, "/metrics"))
     }
 
-    /// What it says of one of the datapath's counters.
+    /// Returns one of the datapath's counters, as the agent's metrics have it.
     pub fn counted(&self, event: &str) -> Result<u64> {
         let name = format!("tandem_datapath_events_total{{event=\"{event}\"}} ");
         let metrics = self.metrics()?;
@@ -317,7 +317,7 @@ pub fn command_in_container(node: &Node, arguments: &[&str]) -> Result<Output> {
     output(node, arguments, capabilities::drop_sys_admin)
 }
 
-/// What the agent prints when it is started on a thread that was prepared.
+/// Returns the output of the agent, started on a thread after `prepare`.
 fn output(node: &Node, arguments: &[&str], prepare: fn() -> Result<()>) -> Result<Output> {
     node.run(|| {
         prepare()?;

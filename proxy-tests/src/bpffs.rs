@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 
-/// Where everybody expects it.
+/// The usual mount point.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// A directory for pins, emptied and removed on drop: its programs are then
@@ -31,7 +31,7 @@ impl PinDirectory {
         &self.path
     }
 
-    /// Every file below, relative to the directory; none if it is not there.
+    /// Returns every file below, relative to the directory; empty if it does not exist.
     pub fn pins(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         let mut pending = vec![self.path.clone()];

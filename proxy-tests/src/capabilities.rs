@@ -1,4 +1,4 @@
-//! What a process that a test starts may do.
+//! Capabilities of the processes that a test starts.
 
 use std::io;
 

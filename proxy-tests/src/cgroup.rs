@@ -88,7 +88,7 @@ fn own_cgroup() -> Result<PathBuf> {
     Ok(mount_point()?.join(own))
 }
 
-/// Where cgroup2 is mounted; beside version 1 it is not /sys/fs/cgroup.
+/// Returns the mount point of cgroup2; beside version 1 it is not /sys/fs/cgroup.
 pub fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     mounts

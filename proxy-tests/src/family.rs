@@ -23,7 +23,7 @@ impl Family {
         }
     }
 
-    /// What the Kubernetes API calls it: `IPv4` or `IPv6`.
+    /// The family's name in the Kubernetes API: `IPv4` or `IPv6`.
     pub fn api_name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",

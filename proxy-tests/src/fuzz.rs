@@ -63,7 +63,7 @@ const DEVICES: &str = "link set lo up\n\
                        link set near up\n\
                        link set far up\n";
 
-/// What a run has done.
+/// The figures of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     pub sequences: u64,

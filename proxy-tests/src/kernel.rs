@@ -1,4 +1,4 @@
-//! What the kernel under test has: the suite also runs under older ones
+//! Features of the kernel under test: the suite also runs under older ones
 //! (`cargo xtask test --kernel`).
 
 use std::io::Write;

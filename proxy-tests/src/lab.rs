@@ -28,7 +28,7 @@ pub struct Lab {
     /// first node.
     pub external: Host,
     pub underlay: Underlay,
-    /// What the agents read, empty at first.
+    /// The manifests that the agents read, none at first.
     pub manifests: ManifestDir,
     /// Agents' logs and anything else worth keeping until the lab ends.
     pub scratch: TempDir,

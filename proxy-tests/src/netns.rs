@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::exec;
 
-/// Where `ip netns` keeps its names.
+/// The folder in which `ip netns` keeps its names.
 const DIRECTORY: &str = "/run/netns";
 
 /// A network namespace, removed on drop.

@@ -65,7 +65,7 @@ impl Node {
         Ok(node)
     }
 
-    /// What an installer and other software leave on a node.
+    /// Sets what an installer and other software leave on a node.
     fn set_up(&self) -> Result<()> {
         let Topology { families, .. } = self.topology;
         forward(&self.host, families)?;
@@ -146,7 +146,7 @@ impl Node {
         self.index
     }
 
-    /// How the lab is built.
+    /// The topology of the lab.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }

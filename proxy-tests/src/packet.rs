@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! Datapath ── the programs and tables, loaded as the agent loads them
-//!  ├─ ServicePort   what the tables hold, with its Frontends
-//!  ├─ Packet        what goes in, and what must come out
+//!  ├─ ServicePort   a row of the tables, with its Frontends
+//!  ├─ Packet        the packet that goes in, and the one that must come out
 //!  └─ Ran           verdict, packet and counters of one run
 //! ```
 //!
-//! What must come out is described and built from nothing, like what goes in,
+//! Expected packets are described and built from nothing, like those that go in,
 //! so a comparison of bytes also compares every checksum. [`check`] then parses
 //! the result by the etherparse crate, which shares no code with either side.
 

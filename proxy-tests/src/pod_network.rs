@@ -1,4 +1,4 @@
-//! How a node reaches the pods of the other nodes.
+//! Routes and tunnels from a node to the pods of the other nodes.
 
 use std::fmt::Write;
 use std::net::IpAddr;

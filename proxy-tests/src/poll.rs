@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How often a condition is looked at.
+/// Time between two looks at a condition.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// How much longer than usual to wait, on a machine that is emulated.
+/// Factor for all limits, on a machine that is emulated.
 static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
     let set = env::var("TANDEM_PATIENCE").ok();
     set.map_or(1, |times| {

@@ -1,4 +1,4 @@
-//! What an agent told the programs on its node.
+//! The settings that an agent has written for the programs on its node.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use proxy_common::family::{V4, V6};
 
 use crate::node::Node;
 
-/// Where the programs think that cluster IPs come from: CIDRs of both families.
+/// Returns the ranges of cluster IPs that the programs know: CIDRs of both families.
 pub fn service_ranges(node: &Node) -> Result<Vec<String>> {
     let pin = Pins::new(node.pins().path()).map("CONFIG");
     let map = Map::from_map_data(MapData::from_pin(pin)?)?;

@@ -1,8 +1,8 @@
-//! What a lab looks like, chosen by each test.
+//! The layout of a lab, chosen by each test.
 
 use crate::family::Families;
 
-/// How many nodes, how they are joined, and what else works on their packets.
+/// The number of nodes, their networks, and what else works on their packets.
 /// The default is one dual-stack node with routed veths.
 #[derive(Clone, Copy, Debug)]
 pub struct Topology {
@@ -15,7 +15,7 @@ pub struct Topology {
     pub masquerade: bool,
     /// `ct state invalid drop` in the forward chain, as firewalls have it.
     pub drop_invalid: bool,
-    /// Whether bridged packets go through netfilter (`bridge-nf-call-iptables`).
+    /// True if bridged packets go through netfilter (`bridge-nf-call-iptables`).
     pub bridge_netfilter: bool,
 }
 
@@ -35,7 +35,7 @@ pub enum UnderlayKind {
     Routed { mtu: u16 },
 }
 
-/// How packets of pods travel from node to node.
+/// The network that carries packets of pods from node to node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodNetwork {
     /// Plain routes by way of the nodes (flannel's `host-gw`, Calico's BGP).
@@ -44,7 +44,7 @@ pub enum PodNetwork {
     Vxlan,
 }
 
-/// How a pod is joined to its node.
+/// The connection of a pod to its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wiring {
     /// A veth pair and a host route for the pod's addresses; the node's end

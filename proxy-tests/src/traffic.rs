@@ -1,5 +1,5 @@
-//! Traffic between test hosts: a server that tells who it is and whom it
-//! sees, and clients for every question a test asks. Clients work in the
+//! Traffic between test hosts: a server that answers with its name and the client's
+//! address, and clients for every question a test asks. Clients work in the
 //! namespace of the thread they are called on: call them in [`Host::run`].
 //!
 //! [`Host::run`]: crate::Host::run
@@ -51,6 +51,6 @@ pub use way::{Way, mapped};
 
 use std::time::Duration;
 
-/// How long a client waits for something that should come at once, on a machine
+/// Time that a client waits for something that should come at once, on a machine
 /// that is busy with other things and may make it send again.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ use crate::node::Node;
 
 /// The device in the host.
 const DEVICE: &str = "tun0";
-/// How often a carrier looks whether it is to stop, in milliseconds.
+/// Interval at which a carrier looks whether it is to stop, in milliseconds.
 const STOP_WITHIN: u8 = 50;
 
 /// A host behind a tun device of a node, which is its way to everywhere.

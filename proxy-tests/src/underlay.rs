@@ -132,8 +132,8 @@ impl Underlay {
         Ok(())
     }
 
-    /// Where `router` sends packets for the host with this number: to the host
-    /// itself on its own segment, else to that host's router.
+    /// Returns the next hop of `router` for the host with this number: the host
+    /// itself on its own segment, else that host's router.
     fn next_hop(&self, router: &Host, family: Family, number: u8) -> std::net::IpAddr {
         let own = router.name() == format!("router-{number}");
         if own || !self.needs_routers() {

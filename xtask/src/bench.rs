@@ -1,6 +1,6 @@
 //! `bench`: figures of this machine, all of a table from one run.
 //!
-//! What is measured are the programs in the kernel, which are always optimised.
+//! The benchmarks measure the programs in the kernel, which are always optimised.
 //! The rest is built as tests are: optimising it would take minutes and change
 //! no figure, because the kernel measures.
 
@@ -14,7 +14,7 @@ use crate::{exec, setup, test, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which benchmark, and its arguments; none lists them
+    /// Name of a benchmark, and its arguments; without, lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }

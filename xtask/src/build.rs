@@ -14,7 +14,7 @@ pub(crate) struct Args {
     release: bool,
 }
 
-/// What the agent is built for.
+/// The cargo profile of the agent.
 #[derive(Clone, Copy)]
 pub(crate) enum Profile {
     Dev,

@@ -17,7 +17,7 @@ use crate::setup::mount_point;
 use crate::{exec, workspace};
 
 const PREFIX: &str = "tandem-";
-/// Where tests keep data that is worth no disk.
+/// The folder of the tests' temporary data, a file system in memory.
 const MEMORY: &str = "/dev/shm";
 
 #[derive(clap::Args)]
@@ -90,15 +90,15 @@ struct Search {
 }
 
 impl Search {
-    /// What is in a folder.
+    /// Returns the leftovers in a folder.
     fn within(&self, folder: &Path) -> Vec<PathBuf> {
         let mut found = entries(folder);
         found.retain(|path| self.is_left(path));
         found
     }
 
-    /// What is in a folder or in folders below, but not what is in what was
-    /// found. A run's control groups are below the one that it was started in.
+    /// Returns the leftovers in a folder and in folders below, without what leftovers
+    /// contain. A run's control groups are below the one that it was started in.
     fn below(&self, folder: &Path) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for path in entries(folder) {
@@ -152,7 +152,7 @@ fn kill_within(namespace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ends a process, or that of a thread. One that ended meanwhile is as good.
+/// Ends a process, or that of a thread, if it still runs.
 fn kill(number: &str) {
     let _ = exec::output(Command::new("kill").args(["-KILL", number]));
 }

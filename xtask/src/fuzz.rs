@@ -9,7 +9,7 @@ use crate::{exec, setup, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long
+    /// Duration in seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// The first sequence's seed, as a run before has printed it; the others follow

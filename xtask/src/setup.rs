@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What building the agent needs.
+/// Installs what building the agent needs.
 pub(crate) fn toolchain(cache: &Cache) -> Result<()> {
     packages::install(cache, packages::BUILD)?;
     let rustc = rustc::Rustc::query()?;
@@ -80,15 +80,15 @@ pub(crate) fn toolchain(cache: &Cache) -> Result<()> {
     bpf_linker::ensure(cache, &rustc)
 }
 
-/// What running Tandem in network namespaces needs: tools, kernel, mounts.
+/// Installs what running Tandem in network namespaces needs: tools, kernel, mounts.
 pub(crate) fn tools(cache: &Cache) -> Result<()> {
     machine::ensure()?;
     packages::install(cache, packages::NETWORK)?;
     packages::bpftool(cache)
 }
 
-/// What running tests in a virtual machine needs, whatever this machine's own
-/// kernel has, and the kernel for it.
+/// Installs what running tests in a virtual machine needs, whatever this machine's own
+/// kernel has, and returns the kernel for it.
 pub(crate) fn virtual_machine(cache: &Cache, kernel: Version) -> Result<Kernel> {
     packages::install(cache, packages::NETWORK)?;
     packages::install(cache, packages::EMULATOR)?;

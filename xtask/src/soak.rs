@@ -9,7 +9,7 @@ use crate::{exec, setup, test, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long
+    /// Duration in minutes
     #[arg(long, default_value_t = 20.0)]
     minutes: f64,
 }

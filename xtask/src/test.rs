@@ -114,7 +114,7 @@ fn privileged(cache: &Cache, agent: &Path) -> Result<Command> {
     Ok(cargo)
 }
 
-/// What proxy-tests reads from its environment.
+/// Sets the environment variables that proxy-tests reads.
 pub(crate) fn environment(cargo: &mut Command, cache: &Cache, agent: &Path) {
     cargo
         .env("PROXY_AGENT_BIN", agent)

@@ -1,4 +1,4 @@
-//! `proxy-agent check`: whether this host can run the proxy, and what is in
+//! `proxy-agent check`: tells whether this host can run the proxy, and what is in
 //! its way.
 //!
 //! [`facts`] asks the host; the other modules judge what it said, without IO.
@@ -21,13 +21,13 @@ use crate::{cli::PathArgs, commands::check::facts::Facts, escape::Escaped};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     pub level: Level,
-    /// What is the case.
+    /// The observation.
     pub what: String,
-    /// What to do about it.
+    /// The remedy, if something is wrong.
     pub advice: Option<String>,
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Ok,

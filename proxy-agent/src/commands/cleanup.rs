@@ -16,11 +16,11 @@ use crate::{
     sys,
 };
 
-/// How long another command may look at the root.
+/// Time to wait for an owner that is only another short command.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Removes all links, programs and maps below the bpf root, and our clsact
-/// filters in this network namespace. Nothing there is nothing to do.
+/// filters in this network namespace. Succeeds if there are none.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
     tokio::runtime::Builder::new_current_thread()

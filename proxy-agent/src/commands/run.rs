@@ -82,7 +82,7 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
     done
 }
 
-/// Waits until this agent is the owner again; nothing if it is to end.
+/// Waits until this agent is the owner again; returns `None` if it is asked to end.
 async fn stand_by(
     config: &Config,
     candidate: &Candidate,
@@ -107,7 +107,7 @@ async fn stand_by(
     }
 }
 
-/// Why an owner no longer writes.
+/// The reason why an owner stops writing.
 enum Ended {
     /// It was asked to end.
     Stopped,
@@ -231,7 +231,7 @@ fn table_sync<F: KernelFamily>(
     TableSync::new(tables.announcing(Arc::clone(removed_backends)))
 }
 
-/// What asks the agent to end. Made once: no signal is lost between two
+/// The signals that stop the agent. Created once, so that none is lost between two
 /// runtimes.
 struct StopSignals {
     terminate: Signal,

@@ -1,5 +1,5 @@
-//! How large the flow tables are unless `--flow-table-size` says so: by the memory that
-//! there is for them.
+//! The default size of the flow tables, by the memory of the node and of the agent's
+//! cgroup; `--flow-table-size` overrides it.
 
 use crate::{dataplane::load::Sizes, sys::memory::Memory};
 

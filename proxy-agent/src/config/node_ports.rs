@@ -19,7 +19,7 @@ enum Entry {
     Primary,
 }
 
-/// Which addresses of one family take NodePorts.
+/// The addresses of one family that take NodePorts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// Every address the node has, the loopback's included.
@@ -28,7 +28,7 @@ pub enum Accepted {
     Within(Vec<IpNet>),
 }
 
-/// What is wrong with the flag.
+/// An error in the value of `--nodeport-addresses`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a CIDR, and none of the keywords primary, localhost and all")]
 pub struct NodePortAddressError(String);

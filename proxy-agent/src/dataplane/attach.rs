@@ -23,7 +23,7 @@ use crate::{dataplane::pins::Pins, sys::kernel};
 /// First kernel with tcx.
 pub const TCX_SINCE: (u32, u32) = (6, 6);
 
-/// How programs are attached.
+/// The way programs are attached to devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     Tcx,
@@ -39,7 +39,7 @@ impl Mode {
         }
     }
 
-    /// What the running kernel can do best.
+    /// Returns the best mode of the running kernel.
     pub fn best() -> Self {
         if kernel::version() >= TCX_SINCE {
             Self::Tcx
@@ -57,8 +57,8 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// In the order in which they are set up: of what one program at ingress
-    /// opens, the one at egress must know the replies.
+    /// Both hooks, in the order in which they are set up: egress first, so that replies of the
+    /// flows that ingress opens meet a program.
     pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
 
     /// The hook's name in pins and output.

@@ -54,8 +54,8 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
 }
 
-/// Takes the program of a link off its hook. When this returns no packet meets
-/// it any more; where only the last reference goes, the kernel sees to it later.
+/// Takes the program of a link off its hook. No packet meets it once this has returned;
+/// dropping the last reference would have the kernel do so some time later.
 pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let link = link.as_raw_fd();
     // SAFETY: the attributes are those of the command.

@@ -197,7 +197,7 @@ pub fn detach(loaded: &mut Loaded, pins: &Pins) -> Result<(), CgroupError> {
     unpin_all(&pins.programs(), |name| SOCKET_PROGRAMS.contains(&name))
 }
 
-/// What the names of our links' pins begin with.
+/// Prefix of the names of our links' pins.
 const PREFIX: &str = "cgroup-";
 
 fn link_path(pins: &Pins, cgroup: u64, call: &str) -> PathBuf {

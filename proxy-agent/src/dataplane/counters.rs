@@ -1,4 +1,4 @@
-//! What the programs count.
+//! The programs' counters.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -46,7 +46,7 @@ impl Counters {
         values.map_or(0, |values| values.iter().sum())
     }
 
-    /// What the last sweep found, IPv4 first; nothing if it cannot be read.
+    /// Returns the results of the last sweeps, IPv4 first; `None` if they cannot be read.
     pub fn swept(&self) -> [Option<Swept>; 2] {
         [0, 1].map(|family| self.sweeps.read(family).ok())
     }

@@ -65,7 +65,7 @@ impl DeviceTable {
             })
     }
 
-    /// Removes a device; absent already is as good.
+    /// Removes a device, if it is there.
     pub fn remove(&mut self, ifindex: u32) {
         let _ = self.map.remove(&ifindex);
     }

@@ -1,5 +1,5 @@
-//! Which programs sit on a device's hooks, in the order they run, and which of
-//! them are ours.
+//! The programs on a device's hooks, in the order they run, each marked as ours
+//! or not.
 //!
 //! A tcx program is ours if it has the name of one of our hook programs and uses
 //! a table that is pinned below our bpf root. Names alone do not tell: others
@@ -53,7 +53,7 @@ pub struct Attached {
     pub id: u32,
     pub name: String,
     pub ours: bool,
-    /// How it is attached.
+    /// The way it is attached.
     pub mode: Mode,
 }
 

@@ -126,9 +126,9 @@ impl Sizes {
     /// Frontends there is room for, for each Service port.
     pub const FRONTENDS_PER_SERVICE: u32 = 4;
 
-    /// What an agent makes unless told otherwise; of flows, where the node's memory is
-    /// not known. Tables of devices and local addresses take memory for what is in them
-    /// only.
+    /// The sizes unless flags say otherwise; that of flows if the node's memory is unknown.
+    /// Tables of devices and local addresses take memory only for the entries that they
+    /// hold.
     pub const DEFAULT: Self = Self {
         services: 65_536,
         endpoints: 262_144,
@@ -162,7 +162,7 @@ impl Default for Sizes {
     }
 }
 
-/// How the datapath is loaded.
+/// Options for loading the datapath.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     pub pins: Pins,
@@ -178,7 +178,7 @@ pub struct LoadOptions {
 pub struct Loaded {
     pub ebpf: Ebpf,
     pub config: Mapped<Config>,
-    /// Whether the tables were there already.
+    /// True if the tables existed already.
     pub adopted: bool,
     /// Size of each flow table, in entries.
     pub flows: u32,

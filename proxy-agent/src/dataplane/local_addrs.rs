@@ -23,7 +23,7 @@ pub type Entries = BTreeMap<IpNet, LocalAddr>;
 /// One family's table, and what is in it.
 pub struct LocalAddrTable<F: KernelFamily> {
     map: LpmTrie<MapData, F::Addr, LocalAddr>,
-    /// How many there is room for.
+    /// Capacity of the table, in entries.
     entries: usize,
     known: Entries,
 }
@@ -53,7 +53,7 @@ impl<F: KernelFamily> LocalAddrTable<F> {
         self.entries
     }
 
-    /// What is in the table.
+    /// Returns the entries of the table, as last read or written.
     pub fn entries(&self) -> &Entries {
         &self.known
     }
@@ -128,7 +128,7 @@ enum Change {
     Remove(IpNet),
 }
 
-/// The changes from one state to another. What is new comes first: an address
+/// Returns the changes from one state to another. New entries come first: an address
 /// whose entry is replaced by one of another length always has one.
 fn changes(from: &Entries, to: &Entries) -> Vec<Change> {
     let put = to

@@ -1,11 +1,11 @@
-//! What the programs log.
+//! The programs' log.
 
 use aya::Ebpf;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::debug;
 
-/// Passes on what the programs log, on the current runtime. They only do if
-/// asked to at load time.
+/// Forwards the programs' log lines to the agent's log, on the current runtime. Programs
+/// write any only if loaded with a log level.
 pub fn forward(ebpf: &mut Ebpf) {
     match aya_log::EbpfLogger::init(ebpf) {
         Ok(logger) => {

@@ -37,7 +37,7 @@ pub struct Mapped<T> {
 // processes share the memory whichever thread touches it.
 unsafe impl<T> Send for Mapped<T> {}
 
-/// Whether a mapping can be written through.
+/// The access that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -107,7 +107,7 @@ impl<T: Pod> Mapped<T> {
         Some(unsafe { pointer.cast::<T>().as_ptr().read_volatile() })
     }
 
-    /// Overwrites a row that no program reads. Nothing if there is no such row
+    /// Overwrites a row that no program reads. Returns `None` if there is no such row
     /// or the mapping is read-only.
     pub fn set(&mut self, row: u32, value: T) -> Option<()> {
         let pointer = self.row_mut(row)?;
@@ -118,7 +118,7 @@ impl<T: Pod> Mapped<T> {
     }
 
     /// Overwrites part of a row by one store. `P` must be an integer of 1, 2,
-    /// 4 or 8 bytes at a multiple of its size. Nothing if there is no such row
+    /// 4 or 8 bytes at a multiple of its size. Returns `None` if there is no such row
     /// or the mapping is read-only.
     pub fn store<P: Store>(&mut self, row: u32, offset: usize, value: P) -> Option<()> {
         assert!(

@@ -1,4 +1,4 @@
-//! Where maps are opened.
+//! Opening maps by name, from pins or from a loaded object.
 
 use std::{io, os::fd::AsFd as _};
 

@@ -1,4 +1,4 @@
-//! What agents of other layout versions, older or newer, have left below the
+//! Leftovers of agents of other layout versions, older or newer, below the
 //! bpf root: programs that are still attached, their tables, and open flows.
 //!
 //! Their tables cannot be read, but for those of flows if the folder says that
@@ -32,7 +32,7 @@ use crate::{
     plan::write::Tables,
 };
 
-/// What another layout has left cannot be taken over or removed.
+/// An error taking over or removing another layout's leftovers.
 #[derive(Debug, thiserror::Error)]
 pub enum OtherLayoutError {
     #[error(transparent)]
@@ -198,7 +198,7 @@ fn modernized<A>(mut flow: Flow<A>) -> Flow<A> {
     flow
 }
 
-/// Where our tables have frontends and backends.
+/// The rows of our tables that hold frontends and backends.
 struct Rows<'a, F: KernelFamily> {
     tables: &'a Tables<F>,
     /// Rows of `BACKENDS` with their generation, by Service port, address and

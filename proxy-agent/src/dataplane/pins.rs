@@ -1,4 +1,4 @@
-//! Where things are pinned.
+//! Paths of the pins below a bpf root.
 
 use std::{
     fs, io,

@@ -1,5 +1,5 @@
-//! Whose calls the socket programs translate: flags of `CONFIG`, and the table
-//! `EXCEPTIONS`.
+//! The processes whose calls the socket programs translate: flags of `CONFIG`, and the
+//! table `EXCEPTIONS`.
 
 use std::{collections::BTreeSet, mem::offset_of};
 
@@ -60,8 +60,8 @@ impl Serving {
         self.set(Config::UDP_BY_PACKETS_PODS, pods);
     }
 
-    /// Leaves the processes of these cgroups alone, by their ids, and no
-    /// others. What finds room is done also if something does not.
+    /// Excepts the processes of these cgroups, by their ids, and no others. If the table
+    /// has no room for all, it takes as many as fit.
     pub fn except(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), ServingError> {
         let known: Vec<u64> = self.exceptions.keys().filter_map(Result::ok).collect();
         for cgroup in known.iter().filter(|cgroup| !cgroups.contains(cgroup)) {

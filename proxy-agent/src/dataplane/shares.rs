@@ -1,4 +1,4 @@
-//! How many flows clients have, and may have.
+//! Clients' numbers of flows, and their limits.
 
 use aya::maps::{Array, MapData, MapError};
 use proxy_common::{

@@ -42,7 +42,7 @@ pub enum SweepError {
     Read(#[source] MapError),
 }
 
-/// Where sweeps report, `SWEEPS` and `SWEPT_MASQ`.
+/// The tables that sweeps report in, `SWEEPS` and `SWEPT_MASQ`.
 pub(super) struct Reports<T> {
     sweeps: Array<T, Row>,
     reply_tuples: Array<T, u32>,

@@ -173,7 +173,7 @@ impl<F: KernelFamily> KernelTables<F> {
         })
     }
 
-    /// Whose a row of `SERVICES` is.
+    /// Returns the Service port that a row of `SERVICES` belongs to.
     pub fn name(&self, row: u32) -> Result<Option<ServicePortName>, TableError> {
         let name = present(self.names.get(&row, 0)).map_err(|source| TableError::Read {
             table: table_name::<F>(Table::Names),

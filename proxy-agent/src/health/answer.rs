@@ -1,4 +1,4 @@
-//! What a load balancer is answered (S111).
+//! The answer of a health check port (S111).
 
 use hyper::{
     Response, StatusCode,
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::model::ObjectKey;
 
-/// How many endpoints there are, for load balancers that weigh nodes.
+/// Header with the number of endpoints, for load balancers that weigh nodes.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 #[derive(Serialize)]

@@ -110,7 +110,7 @@ struct Servers {
     health: Health,
     connections: Arc<Semaphore>,
     running: BTreeMap<Place, JoinHandle<()>>,
-    /// Where nobody can listen, and why.
+    /// Addresses that cannot be listened on, each with the error.
     failed: Notices<Place, String>,
 }
 

@@ -1,4 +1,4 @@
-//! What the programs counted, as metrics.
+//! The programs' counters as metrics.
 
 use std::fmt;
 

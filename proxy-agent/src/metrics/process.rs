@@ -1,4 +1,4 @@
-//! What every process reports of itself, under the usual names.
+//! The metrics that every process exports, under their usual names.
 
 use std::fs;
 

@@ -55,7 +55,7 @@ impl fmt::Display for IpFamily {
     }
 }
 
-/// What is wrong with an address. Reads on from the name of the field.
+/// An error in an address. Displayed after the name of the field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum AddressProblem {
     #[error("{0:?} is not an IP address")]
@@ -371,8 +371,8 @@ mod tests {
     }
 
     proptest! {
-        /// What the standard library prints, this reads back; an IPv4-mapped
-        /// address as the IPv4 address.
+        /// Addresses are read as the standard library prints them; an IPv4-mapped address as
+        /// the IPv4 address.
         #[test]
         fn reads_every_canonical_address(ip: IpAddr) {
             prop_assert_eq!(parse_ip(&ip.to_string()), Some(ip.to_canonical()));

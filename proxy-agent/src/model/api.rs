@@ -6,7 +6,7 @@
 //! fields, mostly the larger part of an object, cost no memory. A used field
 //! that is not of the API's type is a [`Field::Wrong`] rather than an error:
 //! decoding an object, or a list of them, fails only where the text is not JSON.
-//! What a wrong field means is decided where the object is read.
+//! The code that reads the object decides what a wrong field means.
 
 mod field;
 mod fields;
@@ -29,13 +29,13 @@ use super::ObjectKey;
 pub trait ApiFields: FromJson + Clone + fmt::Debug + Default + Send + 'static {
     /// The whole type, which knows where the API server has such objects.
     type Resource: kube::Resource<DynamicType = ()>;
-    /// Whether the API server is asked for the metadata only.
+    /// True to ask the API server for the metadata only.
     const METADATA_ONLY: bool = false;
 
     fn metadata(&mut self) -> &mut Field<Metadata>;
 }
 
-/// An object of the API. There is one for every JSON value.
+/// An object of the API. Every JSON value can be decoded to one.
 #[derive(Clone, Debug, Default)]
 pub struct ApiObject<F> {
     fields: Field<F>,

@@ -1,4 +1,4 @@
-//! EndpointSlices: where the traffic of a Service goes.
+//! EndpointSlices: the endpoints of Services.
 
 mod fields;
 mod raw;
@@ -25,7 +25,7 @@ use super::{
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Names the Service that owns a slice, in the slice's namespace (S17).
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// When the change happened that a slice's version reflects (S28).
+/// Annotation with the time of the change that a slice's version reflects (S28).
 pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Some of the endpoints of a Service, of one family. Every endpoint has every
@@ -51,7 +51,7 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One address that serves, or did, or will.
+/// An address that serves, has served or will serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub ip: IpAddr,
@@ -76,7 +76,7 @@ impl Endpoint {
     }
 }
 
-/// Why part of an EndpointSlice is not used.
+/// A reason why part of an EndpointSlice is not used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum EndpointSliceProblem {
     #[error("label {SERVICE_NAME_LABEL} is missing: the slice belongs to no Service")]

@@ -39,14 +39,14 @@ pub struct NodeAddress {
     pub ip: IpAddr,
 }
 
-/// What a node's address is for. Host names are no addresses here.
+/// The kind of a node's address. Host names are not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeAddressKind {
     Internal,
     External,
 }
 
-/// Why part of a Node is not used.
+/// A reason why part of a Node is not used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum NodeProblem {
     #[error("podCIDR {0:?} is not a CIDR")]
@@ -94,10 +94,10 @@ impl Object for Node {
     type Fields = NodeFields;
     const KIND: Kind = Kind::Node;
 
-    /// Where pods' prefixes or the node's addresses are malformed as a whole,
-    /// this fails: without prefixes no client would count as a pod, without
-    /// addresses NodePorts would close. A zone that is malformed is none, as on
-    /// a node without one: hints then keep no endpoint from being used.
+    /// Fails where pods' prefixes or the node's addresses are malformed as a whole:
+    /// without prefixes no client would count as a pod, without addresses NodePorts
+    /// would close. A malformed zone counts as none, as on a node without one: hints
+    /// then keep no endpoint from being used.
     fn read(
         key: &ObjectKey,
         metadata: Metadata,

@@ -1,10 +1,10 @@
-//! Where an endpoint is and who should use it.
+//! The location of an endpoint, and the zones and nodes that should use it.
 
 use std::sync::Arc;
 
 use super::pool::Pool;
 
-/// Where an endpoint is and who should use it.
+/// The location of an endpoint, and the zones and nodes that should use it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Placement {
     /// The node it runs on; none for backends outside the cluster (S21).
@@ -15,11 +15,11 @@ pub struct Placement {
     pub node_hints: Box<[Box<str>]>,
 }
 
-/// Endpoints by the thousand are in a few places.
+/// Shared: thousands of endpoints have few distinct placements.
 static PLACEMENTS: Pool<Placement> = Pool::new();
 
 impl Placement {
-    /// The one placement in memory that is equal to this.
+    /// Returns the one placement in memory that is equal to this.
     pub fn shared(self) -> Arc<Self> {
         PLACEMENTS.get(self)
     }

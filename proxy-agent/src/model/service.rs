@@ -33,7 +33,7 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// spec.loadBalancerSourceRanges, each once, in ascending order (S9).
     pub source_ranges: Vec<IpNet>,
-    /// Whether spec.loadBalancerSourceRanges lists something that is no range.
+    /// True if spec.loadBalancerSourceRanges has an entry that is not a range.
     /// A family that has no range then admits nobody.
     pub unusable_source_ranges: bool,
     /// internalTrafficPolicy: Local. Governs the cluster IPs only.
@@ -43,7 +43,7 @@ pub struct Service {
     /// Session affinity by client address: seconds without a new connection
     /// after which a client is forgotten (S72).
     pub affinity: Option<u32>,
-    /// Where the load balancer asks this node whether it has endpoints, if it
+    /// The port on which the load balancer asks this node whether it has endpoints, if it
     /// does (S12).
     pub health_check_port: Option<u16>,
     /// Ordered by name and protocol, both together unique (S6).

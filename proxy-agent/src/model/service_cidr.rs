@@ -17,7 +17,7 @@ pub struct ServiceCidr {
     pub cidrs: Vec<IpNet>,
 }
 
-/// Why part of a `ServiceCIDR` is not used.
+/// A reason why part of a `ServiceCIDR` is not used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum ServiceCidrProblem {
     #[error("cidrs lists {0:?}, which is not a CIDR")]
@@ -37,7 +37,7 @@ impl ServiceCidrProblem {
 }
 
 api_fields! {
-    /// What is read of a `ServiceCIDR`.
+    /// The fields of a `ServiceCIDR` that are read.
     pub struct ServiceCidrFields for ServiceCIDR {
         metadata: Metadata = "metadata",
         spec: Spec = "spec",

@@ -54,12 +54,12 @@ impl<F: KernelFamily> Table for LocalAddrTable<F> {
 pub(super) struct AddressController<T4, T6> {
     v4: T4,
     v6: T6,
-    /// Which addresses take NodePorts.
+    /// The value of `--nodeport-addresses`.
     node_ports: NodePortAddresses,
     /// This node's object as it was last seen: its address takes NodePorts even
     /// if the object is gone.
     seen_node: Option<Node>,
-    /// How many local prefixes of each family the tables have no room for.
+    /// Number of local prefixes that the tables have no room for, by family.
     without_room: Notice<[usize; 2]>,
     /// Addresses that take NodePorts one by one, for health check ports.
     listen: watch::Sender<Addresses>,
@@ -81,13 +81,13 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         }
     }
 
-    /// Where health check ports are opened, whenever that changes.
+    /// Watches the addresses that health check ports are opened on.
     pub(super) fn listen(&self) -> watch::Receiver<Addresses> {
         self.listen.subscribe()
     }
 
-    /// Writes what changed. Nothing does while the kernel's list cannot be
-    /// read: NodePorts stay reachable where they were (S55).
+    /// Writes the changes. Writes nothing while the kernel's list cannot be read:
+    /// NodePorts stay reachable where they were (S55).
     pub(super) async fn sync(
         &mut self,
         network: &impl Network,
@@ -119,15 +119,15 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         v4.and(v6)
     }
 
-    /// A family that fails must not keep the other from being written.
+    /// Writes both families; a failure of one does not keep the other from being written.
     fn write(&mut self, wanted: &Entries) -> Result<usize, TableError> {
         let v4 = self.v4.write(wanted);
         let v6 = self.v6.write(wanted);
         Ok(v4? + v6?)
     }
 
-    /// What the tables should hold, if that is known yet. Says where health
-    /// check ports are to be opened, too.
+    /// Returns the desired entries of the tables; `None` while they are not known. Sends the
+    /// addresses for health check ports to `listen`.
     async fn wanted(
         &mut self,
         network: &impl Network,
@@ -157,7 +157,7 @@ impl<T4: Table, T6: Table> AddressController<T4, T6> {
         Ok(Some(wanted))
     }
 
-    /// Leaves out what the tables have no room for, and says how much that is.
+    /// Leaves out the prefixes that the tables have no room for, and logs their number.
     async fn fit(&mut self, network: &impl Network, wanted: &mut Entries) -> anyhow::Result<()> {
         let rooms = [self.v4.room(), self.v6.room()];
         let mut devices = Vec::new();

@@ -46,11 +46,11 @@ pub(super) struct DeviceController<T> {
     attached: BTreeMap<u32, DesiredDevice>,
     /// Bridges, as described to the programs on their ports.
     bridges: BTreeMap<u32, Device>,
-    /// Devices for which something could not be done, and what.
+    /// Devices for which an operation failed, each with its error.
     refused: Refused,
     /// Those of them that the table has no room for.
     without_room: WithoutRoom,
-    /// When to try those again.
+    /// Time of the next attempt for the refused devices.
     try_again_at: Option<Instant>,
 }
 
@@ -71,12 +71,12 @@ impl<T: Tables> DeviceController<T> {
         self.attached.keys().copied()
     }
 
-    /// Returns whether something could not be done for a device.
+    /// Returns whether an operation failed for a device.
     pub(super) fn is_refused(&self, ifindex: u32) -> bool {
         self.refused.contains(ifindex)
     }
 
-    /// When to try again what could not be done.
+    /// The time of the next attempt for the refused devices.
     pub(super) fn due(&self) -> Option<Instant> {
         self.try_again_at
     }
@@ -119,7 +119,7 @@ impl<T: Tables> DeviceController<T> {
         Ok(())
     }
 
-    /// Says how many devices `DEVICES` has no room for.
+    /// Logs how many devices `DEVICES` has no room for.
     fn tell_of_room(&mut self) {
         if let Some(devices) = self.without_room.news() {
             warn!(
@@ -174,8 +174,7 @@ impl<T: Tables> DeviceController<T> {
         self.describe(ifindex, covered(wanted.device))
     }
 
-    /// Sees to it that what could not be done for a device is tried again in a
-    /// while; says so once.
+    /// Schedules another attempt for a device, and logs its failure once.
     fn refuse(&mut self, ifindex: u32, name: &str, error: &anyhow::Error) {
         let message = format!("{error:#}");
         let is_gone = is_gone(error);

@@ -118,8 +118,8 @@ pub fn share_out(loaded: &mut Loaded) -> Result<[Share; 2], ShareError> {
     Ok(shares)
 }
 
-/// What clients may have together of a table of this size: the rest is for flows that
-/// open and for clients that come.
+/// Returns the number of flows that clients may have together in a table of this size: the
+/// rest is for flows that open and for new clients.
 fn room(size: u32) -> u32 {
     size / 8 * 7
 }
@@ -146,7 +146,7 @@ fn pressed(row: &impl ConfigRow) -> u32 {
     flags & (Config::PRESSED_V4 | Config::PRESSED_V6)
 }
 
-/// What a sweep found of both families.
+/// The result of a sweep, for both families together.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
     /// A table is nearly full that was not before.
@@ -155,7 +155,7 @@ struct Found {
     filling: bool,
 }
 
-/// When to sweep next.
+/// The time between sweeps.
 #[derive(Debug, Default)]
 struct Pace {
     /// Sweeps that are to follow at once.

@@ -43,7 +43,7 @@ pub enum NetlinkError {
     Routes(#[source] rtnetlink::Error),
 }
 
-/// What happened. What exactly changed is found by listing: messages may be
+/// A notification. It does not say what changed; that is found by listing: messages may be
 /// lost under load, the lists are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
@@ -55,7 +55,7 @@ pub enum Event {
     Lost,
 }
 
-/// What the controllers ask of the node's network.
+/// The node's network, as far as the controllers use it.
 pub(super) trait Network {
     /// Waits for a change that concerns us.
     async fn changed(&mut self) -> Event;
@@ -161,7 +161,7 @@ impl Netlink {
         Ok(prefixes)
     }
 
-    /// Where routes of the main table lead, in both families.
+    /// Returns the routes of the main table, in both families.
     pub async fn main_routes(&self) -> Result<Routes, NetlinkError> {
         let mut all = Routes::default();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -200,7 +200,7 @@ impl Netlink {
         Ok(!self.routes(request, default).await?.is_empty())
     }
 
-    /// What `take` makes of the routes that fit the request.
+    /// Applies `take` to the routes that match the request, and returns all results.
     async fn routes<I: IntoIterator>(
         &self,
         request: RouteMessage,
@@ -230,7 +230,7 @@ fn lister() -> Result<rtnetlink::Handle, NetlinkError> {
     list::lister().map_err(NetlinkError::Open)
 }
 
-/// What a message says that concerns us.
+/// Returns the event of a message; `None` if the message does not concern us.
 fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
     match &message.payload {
         NetlinkPayload::InnerMessage(

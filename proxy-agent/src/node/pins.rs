@@ -23,8 +23,8 @@ impl PinController {
         Self { held }
     }
 
-    /// Says what becomes of forwarding when this agent ends, after it has done
-    /// what it can for it.
+    /// Restores the pins a last time, and logs what becomes of forwarding when this agent
+    /// has ended.
     pub(super) async fn leave<T: Tables>(
         &self,
         datapath: &mut Datapath,
@@ -36,7 +36,7 @@ impl PinController {
         }
     }
 
-    /// Restores the pins, and says so if that fails.
+    /// Restores the pins, and logs if that fails.
     pub(super) async fn keep<T: Tables>(
         &self,
         datapath: &mut Datapath,

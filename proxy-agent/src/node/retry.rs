@@ -1,11 +1,11 @@
-//! When to try again what failed, and what was said of it.
+//! Retries of a failed sync, and the log line about the failure.
 
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::notice::Notice;
 
-/// How long to wait after a failure to follow devices or addresses.
+/// Delay of the next attempt after a failure to follow devices or addresses.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The state of following devices and addresses.
@@ -16,18 +16,18 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// When to try again.
+    /// The time of the next attempt.
     pub(super) fn due(&self) -> Option<Instant> {
         self.at
     }
 
-    /// All went well.
+    /// Notes that all went well.
     pub(super) fn succeeded(&mut self) {
         self.at = None;
         self.failure.clear();
     }
 
-    /// Sees to it that what failed is tried again in a while; says so once.
+    /// Schedules another attempt, and logs a failure once.
     pub(super) fn failed(&mut self, error: &anyhow::Error) {
         self.at = Some(Instant::now() + RETRY);
         let message = format!("{error:#}");

@@ -7,13 +7,13 @@ use super::{
     netlink::{NetlinkError, Network},
 };
 
-/// Least time between two readings.
+/// Minimum time between two readings.
 const READ_ROUTES: Duration = Duration::from_secs(1);
 
-/// Where the main routing table leads.
+/// The routes of the main table, as last read.
 pub(super) struct MainRoutes {
     routes: Routes,
-    /// Whether anything changed since they were read.
+    /// True if routes may have changed since they were read.
     stale: bool,
     next: Instant,
 }
@@ -37,7 +37,7 @@ impl MainRoutes {
         self.stale = true;
     }
 
-    /// When to read them again, if they have to be.
+    /// The time of the next reading, if one is needed.
     pub(super) fn due(&self) -> Option<Instant> {
         self.stale.then_some(self.next)
     }

@@ -16,7 +16,7 @@ use crate::notice::Notice;
 /// Keeps the prefixes in `CONFIG`.
 #[derive(Debug, Default)]
 pub(super) struct ServiceCidrController {
-    /// Those the programs could not be told of.
+    /// Prefixes that `CONFIG` has no room for.
     without_room: Notice<Vec<IpNet>>,
 }
 
@@ -58,8 +58,8 @@ fn store_v4(row: &mut impl ConfigRow, index: usize, prefix: Prefix<AddrV4>) {
     row.store(at, u64::from_ne_bytes(bytes));
 }
 
-/// Overwrites a prefix that programs may be reading. Meanwhile it contains
-/// nobody's address.
+/// Overwrites a prefix that programs may be reading. Between the stores it contains no
+/// address.
 fn store_v6(row: &mut impl ConfigRow, index: usize, prefix: &Prefix<AddrV6>) {
     let at = offset_of!(Config, service_ranges_v6) + index * size_of::<Prefix<AddrV6>>();
     let halves = |addr: AddrV6| {
@@ -90,8 +90,8 @@ fn store_v6(row: &mut impl ConfigRow, index: usize, prefix: &Prefix<AddrV6>) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranges<F: Family> {
     pub prefixes: [Prefix<F::Addr>; Config::SERVICE_RANGES],
-    /// Those there is no room for, the longest ones. What no Service has of
-    /// them is not dropped, but goes where routing sends it.
+    /// The longest prefixes, which there is no room for. Packets to their unused addresses
+    /// are not dropped, but go where routing sends them.
     pub without_room: Vec<IpNet>,
 }
 

@@ -1,4 +1,4 @@
-//! `CONFIG`: what the programs are told of the node and its flows.
+//! `CONFIG`: the node's properties and the timeouts of flows, for the programs.
 
 mod desired;
 
@@ -46,10 +46,10 @@ pub(super) fn update(row: &mut impl ConfigRow, change: impl FnOnce(&mut Config))
     }
 }
 
-/// Tells the programs of the node, and people of what is not known of it.
+/// Writes the node's properties for the programs, and logs if no client counts as a pod.
 pub(super) struct SettingsController {
     config: NodeConfig,
-    /// Why no client counts as a pod.
+    /// The reason why no client counts as a pod, if none does.
     no_pods: Notice<Option<&'static str>>,
     started: Instant,
 }
@@ -72,7 +72,7 @@ impl SettingsController {
         update(row, |config| describe_node(config, &self.config, node));
     }
 
-    /// Says so where nothing tells which clients are pods (S68).
+    /// Logs if nothing tells which clients are pods (S68).
     pub(super) fn tell_of_pods(&mut self, node: Option<&Node>) {
         if self.started.elapsed() < NODE_PATIENCE {
             return;
@@ -91,7 +91,7 @@ impl SettingsController {
 }
 
 /// Tells the programs whether some bridge has the MAC address of one of its
-/// ports (E2). Elsewhere they need not look.
+/// ports (E2). If not, they do not look for that case.
 pub(super) fn set_shared_mac(row: &mut impl ConfigRow, shared: bool) {
     update(row, |config| {
         set_flag(&mut config.flags, Config::PORT_HAS_BRIDGE_MAC, shared);

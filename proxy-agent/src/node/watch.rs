@@ -1,4 +1,4 @@
-//! Follows the node's network: hears of changes, and what they call for.
+//! Follows the node's network: waits for changes, and decides what to read again.
 
 use tokio::time::{Duration, Instant, sleep};
 use tracing::{debug, warn};
@@ -10,8 +10,8 @@ use super::{
     routes::MainRoutes,
 };
 
-/// How long changes of devices are collected before they are looked at. A
-/// device that comes up changes several times at once.
+/// Time to collect changes of devices before they are looked at. A device that comes up
+/// changes several times at once.
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// A node's network, and the main routing table as last read.
@@ -52,7 +52,7 @@ impl<N: Network> Watch<N> {
         self.routes.refresh(&self.network).await
     }
 
-    /// When to read the routes again.
+    /// The time to read the routes again, if that is needed.
     pub(super) fn due(&self) -> Option<Instant> {
         self.routes.due()
     }

@@ -1,11 +1,11 @@
-//! Which rows and runs of a table are free.
+//! The free rows and runs of a table.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-/// How long a row that was given up is left alone. A program that read its
+/// Time before a row that was given up is used again. A program that read its
 /// number just before finishes within microseconds, and user space has no
 /// other sure way to wait for that (E31).
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ impl Allocator {
         }
     }
 
-    /// Frees what has rested long enough. Everything planned before is done.
+    /// Frees runs that have rested long enough. The writes of earlier plans must have been done.
     pub fn settle(&mut self, now: Instant) {
         let given_up = self.given_up.drain(..);
         self.retired

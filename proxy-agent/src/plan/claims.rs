@@ -23,12 +23,13 @@ use crate::{
     select::DesiredPort,
 };
 
-/// Who wants a frontend, and how: first its owner, then those that
-/// wait, by name. Hardly ever more than one, so it takes no more room.
+/// The ports that want a frontend: first its owner, then those that wait, by name. Mostly
+/// one, so a vector is all it takes.
 #[derive(Clone, Debug)]
 pub(super) struct Claim(Vec<(ServicePortName, Wanted)>);
 
-/// How a frontend is wanted: see [`Frontend::flags`] and [`Frontend::kind`].
+/// The properties a port wants of a frontend: see [`Frontend::flags`] and
+/// [`Frontend::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) flags: u8,
@@ -41,7 +42,7 @@ impl Claim {
         Self(vec![(owner, wanted)])
     }
 
-    /// The port that has the frontend, and how it wants it.
+    /// Returns the port that has the frontend, and the properties it wants.
     pub(super) fn owner(&self) -> Option<&(ServicePortName, Wanted)> {
         self.0.first()
     }
@@ -276,8 +277,8 @@ fn taken<F: Family>(
     }
 }
 
-/// Returns which kind has more right to an address, and is the kind of one whose ports
-/// are of several: the smallest.
+/// Returns the rank of a kind. The smallest one has the most right to an address, and
+/// names the kind of an address whose ports are of several.
 fn precedence(kind: u8) -> u8 {
     match kind {
         Frontend::CLUSTER_IP => 0,

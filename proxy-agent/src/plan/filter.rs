@@ -1,4 +1,4 @@
-//! Which bits of `PREFILTER` must be set, and when one may be cleared.
+//! Upkeep of `PREFILTER`: which bits must be set, and when one may be cleared.
 //!
 //! A bit is needed by the frontends and backends in the tables, and by flows
 //! that outlive theirs. Changes only set bits, before what they stand for is
@@ -32,7 +32,7 @@ use proxy_common::{
 
 use crate::plan::{Plan, Planner, alloc::GRACE, write::Write};
 
-/// What of a flow record goes through the filters.
+/// The ends of a flow, as the filters cover them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEnds<A> {
     pub frontend: A,

@@ -139,7 +139,7 @@ impl<F: Family> Memory<F> {
         at(&mut self.tables.backends, row, capacity, free)
     }
 
-    /// What the programs would do with a new flow to this frontend of a client
+    /// Returns what the programs would do with a new flow to this frontend, of a client
     /// that its traffic policy binds.
     pub fn resolve(&self, key: &FrontendKey<F::Addr>) -> Resolved<F> {
         self.resolve_from(key, true)

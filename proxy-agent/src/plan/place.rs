@@ -33,15 +33,15 @@ pub(super) struct Port<F: Family> {
     pub(super) frontends: Vec<FrontendKey<F::Addr>>,
 }
 
-/// Where a set of backends stands.
+/// A set of backends in the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placed {
     pub(super) range: SlotRange,
-    /// What the slots of `range` hold.
+    /// Rows of `BACKENDS` in the slots of `range`.
     pub(super) backends: Vec<u32>,
 }
 
-/// What a change of a port leaves for when its frontends stand.
+/// The remaining work of a change, for when the port's frontends are written.
 pub(super) struct Left<F: Family> {
     /// Backends that the port no longer has, still marked alive.
     pub(super) backends: Vec<Row>,

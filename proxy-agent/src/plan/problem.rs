@@ -1,4 +1,4 @@
-//! What the tables cannot hold.
+//! Services that the tables cannot hold.
 
 use crate::model::ServicePortName;
 use proxy_common::table::Table;
@@ -42,7 +42,7 @@ impl Problem {
     }
 }
 
-/// What to do about a full table.
+/// Returns the remedy for a full table, to go on the log line.
 fn advice(table: Table) -> String {
     let flag = match table {
         Table::Slots | Table::Backends => "--max-endpoints",

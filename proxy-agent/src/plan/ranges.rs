@@ -1,4 +1,4 @@
-//! Who may use the restricted frontends of a Service port: `SOURCE_RANGES`.
+//! The clients that may use the restricted frontends of a Service port: `SOURCE_RANGES`.
 
 use std::collections::BTreeSet;
 

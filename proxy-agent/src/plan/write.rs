@@ -82,7 +82,7 @@ pub enum Write<F: Family> {
     },
 }
 
-/// Which of a Service port's two sets of backends.
+/// One of the two sets of backends of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
     Cluster,
@@ -93,7 +93,7 @@ pub enum Set {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RangeKey<A> {
     pub range: SourceRange<A>,
-    /// How many bits of `range` count, those of the Service row included.
+    /// Number of bits of `range` that count, those of the Service row included.
     pub bits: u32,
 }
 
@@ -107,7 +107,7 @@ impl<A: Address> RangeKey<A> {
         }
     }
 
-    /// Row of `SERVICES` it is about; none if it is about several, which no
+    /// Row of `SERVICES` it is about; `None` if it covers several, which no
     /// agent of ours writes.
     pub fn service(&self) -> Option<u32> {
         (self.bits >= SourceRange::<A>::SERVICE_BITS)

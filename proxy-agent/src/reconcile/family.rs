@@ -33,7 +33,7 @@ pub trait Queue {
     /// Remembers when a change happened that the next sync programs.
     fn note(&mut self, trigger: &Trigger);
 
-    /// When the next sync is due; never, if there is nothing to do.
+    /// The time of the next sync; `None` if there is nothing to do.
     fn due(&self) -> Option<Instant>;
 
     /// Syncs what is due. Failures are kept for a later sync.
@@ -276,7 +276,7 @@ fn all(index: &Index) -> BTreeSet<ObjectKey> {
     services.map(|service| service.key.clone()).collect()
 }
 
-/// What one family's tables should hold of a Service.
+/// Selects the ports of a Service that one family's tables should hold.
 fn select<F: Family>(index: &Index, service: &ObjectKey) -> Vec<DesiredPort<F>> {
     let select = |service: &Service| {
         let slices = index.slices(&service.key);
@@ -285,7 +285,7 @@ fn select<F: Family>(index: &Index, service: &ObjectKey) -> Vec<DesiredPort<F>> 
     index.service(service).map(select).unwrap_or_default()
 }
 
-/// How many ports drop for lack of an endpoint on this node.
+/// Numbers of ports that drop for lack of an endpoint on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct WithoutLocal {
     /// Because of internalTrafficPolicy.

@@ -1,4 +1,4 @@
-//! When a sync may start: at once if idle, a gap after the last one, and later
+//! The time of the next sync: at once if idle, a gap after the last one, and later
 //! and later while syncs fail (S86, S87).
 
 use std::time::Duration;

@@ -34,7 +34,7 @@ struct Fake {
     outcomes: Outcomes,
 }
 
-/// What the nth sync (from 0) returns, and what every audit does.
+/// The results of syncs, by their number from 0, and of every audit.
 #[derive(Clone, Default)]
 struct Outcomes {
     failing: BTreeSet<usize>,
@@ -316,7 +316,7 @@ async fn changes_are_batched_within_the_gap() {
     assert_eq!(Rig::take(&rig.v4, &mut v4), [(33, names(&["c"]), false)]);
 }
 
-/// What waits for its turn would look like damage.
+/// Changes that wait for their sync are no damage that an audit repairs.
 #[tokio::test(start_paused = true)]
 async fn an_audit_finds_nothing_waiting() {
     let intervals = Intervals {

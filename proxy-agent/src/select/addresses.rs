@@ -12,7 +12,7 @@ pub(super) struct Addresses<F: Family> {
     cluster_ip: F::Ip,
     external_ips: Vec<F::Ip>,
     load_balancer_ips: Vec<F::Ip>,
-    /// Whether only these may use the load balancer's addresses (S9).
+    /// True if only `source_ranges` may use the load balancer's addresses (S9).
     restricted: bool,
     pub(super) source_ranges: Vec<Cidr<F>>,
     /// The load balancer's addresses may use themselves (S59).
@@ -20,7 +20,7 @@ pub(super) struct Addresses<F: Family> {
 }
 
 impl<F: Family> Addresses<F> {
-    /// Nothing if the Service has no cluster IP of the family: then it has no
+    /// Returns `None` if the Service has no cluster IP of the family: then it has no
     /// other address of it either (S3).
     pub(super) fn of(service: &Service, node: &NodeContext) -> Option<Self> {
         let ours = |ips: &[IpAddr]| ips.iter().copied().filter_map(F::from_ip).collect();
@@ -81,8 +81,8 @@ impl<F: Family> Addresses<F> {
     }
 }
 
-/// Who may use the load balancer's addresses; none if everyone may: one range
-/// that contains everyone, or none of the family, restricts nobody (S9). If a
+/// The clients that may use the load balancer's addresses; `None` if everyone may: one
+/// range that contains everyone, or none of the family, restricts nobody (S9). If a
 /// range cannot be read, it may have been one of the family.
 fn source_ranges<F: Family>(service: &Service) -> Option<Vec<Cidr<F>>> {
     let ranges = service.source_ranges.iter().copied();

@@ -29,14 +29,14 @@ impl Policy {
     }
 }
 
-/// What was decided about the endpoints of a port, looking at all of them.
+/// The decisions about a port's endpoints that depend on all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Categories<'a> {
     node: &'a NodeContext,
-    /// Which endpoints the cluster set takes, if there is one.
+    /// The endpoints that the cluster set takes, if there is one.
     cluster: Option<Admits>,
     topology: Topology,
-    /// Which of this node's endpoints the local set takes, if there is one.
+    /// The endpoints of this node that the local set takes, if there is one.
     local: Option<Admits>,
     has_any: bool,
 }
@@ -49,7 +49,7 @@ enum Admits {
     LastResort,
 }
 
-/// How far traffic to ready endpoints goes (S34).
+/// The reach of traffic to ready endpoints (S34).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Topology {
     Anywhere,
@@ -83,7 +83,7 @@ impl<'a> Categories<'a> {
         self.has_any
     }
 
-    /// What one of the endpoints is used for.
+    /// Returns the uses of one of the endpoints.
     pub fn endpoint_use(&self, endpoint: &Endpoint) -> EndpointUse {
         EndpointUse {
             serving: endpoint.serving,
@@ -93,7 +93,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// S32: topology says nothing about the last resort.
+    /// Topology hints do not apply to endpoints of last resort (S32).
     fn in_cluster_set(&self, endpoint: &Endpoint) -> bool {
         match self.cluster {
             Some(Admits::Ready) => endpoint.ready && self.topology.reaches(endpoint, self.node),
@@ -102,7 +102,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// S33: topology says nothing about the local set either.
+    /// Topology hints do not apply to the local set (S33).
     fn in_local_set(&self, endpoint: &Endpoint) -> bool {
         self.local.is_some_and(|admits| admits.admits(endpoint)) && is_local(endpoint, self.node)
     }

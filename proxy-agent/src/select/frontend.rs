@@ -30,7 +30,7 @@ pub enum FrontendAddress<F: Family> {
     AnyNode,
 }
 
-/// Where a frontend comes from.
+/// The field of the Service that a frontend comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrontendKind {
     ClusterIp,
@@ -99,7 +99,7 @@ impl FrontendKind {
         Self::LoadBalancer,
     ];
 
-    /// How `FRONTENDS` spells it.
+    /// Returns the value for this kind in `FRONTENDS`.
     pub const fn code(self) -> u8 {
         match self {
             Self::ClusterIp => Frontend::CLUSTER_IP,
@@ -109,7 +109,7 @@ impl FrontendKind {
         }
     }
 
-    /// The kind that `FRONTENDS` spells like this.
+    /// Returns the kind for a value in `FRONTENDS`.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }

@@ -75,7 +75,7 @@ impl Connected {
         (self.wide(self.id.source), self.id.source_port)
     }
 
-    /// Where it is connected to; IPv4 in the mapped form.
+    /// Returns the address and port it is connected to; IPv4 in the mapped form.
     pub fn peer(&self) -> (AddrV6, BePort) {
         (self.wide(self.id.destination), self.id.destination_port)
     }

@@ -14,7 +14,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(Vec<String>);
 
-/// What is wrong with a pattern.
+/// An error in a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     #[error("expected a path below the cgroup root, such as kubepods.slice/kubepods-*.slice")]
@@ -43,7 +43,7 @@ impl FromStr for Pattern {
     }
 }
 
-/// What the patterns stand for at the moment.
+/// The cgroups that match the patterns at the moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exceptions {
     /// Ids of the cgroups themselves; those below belong to them.

@@ -35,7 +35,7 @@ impl Folders {
         self.watched.is_empty()
     }
 
-    /// Watches these folders. Whether there was a new one, also in the place of
+    /// Watches these folders. Returns whether one of them is new, also in the place of
     /// one that was removed.
     pub fn follow(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         let mut more = false;
@@ -50,7 +50,7 @@ impl Folders {
         more
     }
 
-    /// Waits for events. What they were does not matter: all folders are read.
+    /// Waits for events. Their contents do not matter: all folders are read.
     pub async fn changed(&self) -> io::Result<()> {
         let mut buffer = [0; 4096];
         loop {

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-/// Where container runtimes and `ip netns` give namespaces a name.
+/// Folders in which container runtimes and `ip netns` name namespaces.
 const NAMED: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
 /// The calling process's own.
 const OWN: &str = "/proc/self/ns/net";
@@ -62,13 +62,13 @@ pub fn may_enter() -> io::Result<()> {
     })
 }
 
-/// What tells a namespace from others: device and inode.
+/// Returns a namespace's device and inode, which identify it.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Where there may be a namespace.
+/// Returns the paths that may lead to a namespace.
 fn places() -> impl Iterator<Item = PathBuf> {
     let named = NAMED.iter().flat_map(|folder| entries(Path::new(folder)));
     let processes = entries(Path::new("/proc"))

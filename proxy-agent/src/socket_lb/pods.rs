@@ -1,9 +1,9 @@
-//! Where the kubelet has a pod's cgroup.
+//! The cgroups that the kubelet makes for a pod.
 
 use super::exceptions::Pattern;
 
-/// Where kubelets have a pod's cgroup, by cgroup driver and quality of service:
-/// `kubepods/burstable/pod<uid>`, or
+/// Returns the possible cgroups of a pod, by the kubelet's cgroup driver and the pod's
+/// quality of service: `kubepods/burstable/pod<uid>`, or
 /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`
 /// with `_` for `-` in the uid; pods of the class Guaranteed are one level
 /// higher. In kind's nodes all of it is below `kubelet.slice`.

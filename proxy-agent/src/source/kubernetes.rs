@@ -34,8 +34,8 @@ use crate::{
     },
 };
 
-/// Why there is no client for the API server. An API server that cannot be
-/// reached is not among them.
+/// An error creating a client for the API server. Whether the server can be reached is
+/// not checked then.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("cannot read kubeconfig {path}: {reason}")]

@@ -7,7 +7,7 @@
 //! links lead to: changes that come together, such as files replaced by rename,
 //! are read together and take effect together.
 //!
-//! What cannot be read is logged and harms only itself. As long as part of a
+//! An unreadable document is logged and harms only itself. As long as part of a
 //! file cannot be read, objects that the file had before and does not show now
 //! stay in force. An object in several files is the one in the file whose path
 //! sorts first.
@@ -45,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// again: nobody tells when they can be.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Why the manifests cannot be read.
+/// An error reading or watching the manifests.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("cannot read manifests in {}", path.display())]

@@ -1,9 +1,8 @@
 //! The allocator.
 
-/// Keeps all memory in one place, whichever thread asks for it. To be called
-/// before there are other threads. What one thread gives up after reading all
-/// objects is then there for the tables of another, and threads are too few to
-/// wait for each other.
+/// Keeps all memory in one arena, for all threads. To be called before there are other
+/// threads. The memory that one thread frees after reading all objects can then be
+/// used for the tables of another, and threads are too few to wait for each other.
 pub fn share_memory_among_threads() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it sets a number of the allocator. Where that should fail, threads

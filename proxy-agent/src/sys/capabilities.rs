@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::sys::SystemError;
 
-/// Checks that this process may load programs. What counts is capabilities:
-/// root in a container has as many as it was given.
+/// Checks that this process may load programs, by its capabilities: root in a container
+/// has only those that it was given.
 pub fn require_privileges() -> Result<(), SystemError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     match missing_capabilities(effective_capabilities(&status).unwrap_or(0))[..] {

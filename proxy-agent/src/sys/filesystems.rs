@@ -59,8 +59,8 @@ pub fn is_root_cgroup(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ROOT)
 }
 
-/// Where cgroup2 is mounted. Hosts with both versions have it elsewhere than
-/// at the usual place.
+/// Finds the mount point of cgroup2. Hosts with both versions do not have it at the
+/// usual place.
 pub fn cgroup2_mount() -> Result<PathBuf, SystemError> {
     let mounts = fs::read_to_string("/proc/self/mounts").map_err(SystemError::Mounts)?;
     find_cgroup2(&mounts).ok_or(SystemError::NoCgroup2)

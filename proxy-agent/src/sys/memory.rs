@@ -10,13 +10,13 @@ use std::{
 pub struct Memory {
     /// Of the whole node.
     pub node: u64,
-    /// What the agent's cgroup may use, if less is said there than the node has. The
-    /// kernel charges tables to the cgroup of who makes them.
+    /// The limit of the agent's cgroup, if it is below the node's memory. The kernel
+    /// charges tables to the cgroup of the process that makes them.
     pub limit: Option<u64>,
 }
 
 impl Memory {
-    /// Asks the system; nothing if it does not tell.
+    /// Reads both from the system; `None` if the node's memory is unknown.
     pub fn read() -> Option<Self> {
         let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
         let limits = limit_files(
@@ -39,14 +39,14 @@ fn total(meminfo: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// A limit as a cgroup has it; nothing for none. Version 1 writes a number for that
-/// which no node has.
+/// Returns a limit in a cgroup's file; `None` if there is none. Version 1 writes a number
+/// for that which no node has.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// Where limits of this process may be: of its cgroup and those above, as far as they
-/// can be seen, in either version.
+/// Returns the files that may hold limits of this process: those of its cgroup and of
+/// the ones above, as far as they are visible, in either cgroup version.
 fn limit_files(mounts: &str, own: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for mount in mounts.lines() {

@@ -64,7 +64,7 @@ fn resolve<F: Family>(table_sync: &TableSync<F, Memory<F>>, vip: F::Ip) -> Resol
     table_sync.dataplane.resolve(&key)
 }
 
-/// What is desired of some Services.
+/// The desired ports of some Services.
 type Wishes<F> = BTreeMap<ObjectKey, Vec<DesiredPort<F>>>;
 
 fn sync<F: Family, D: Dataplane<F>>(
@@ -281,7 +281,7 @@ struct Slow<F: Family> {
     delay: Option<(Table, Duration)>,
     /// Rows of `BACKENDS` and when they were marked dead.
     retired: BTreeMap<u32, Instant>,
-    /// Least time between the removal of a row and its next use.
+    /// Minimum time between the removal of a row and its next use.
     rest: Option<Duration>,
 }
 

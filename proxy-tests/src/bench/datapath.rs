@@ -20,8 +20,8 @@ const SCALES: [u32; 3] = [1, 1000, 100_000];
 /// Flows in the table in the rows of many flows.
 const FLOWS: u32 = 65_536;
 
-/// What is measured, in the order of the table's rows, with the goal in IPv4
-/// and IPv6.
+/// The measurements, in the order of the table's rows, with the goal in IPv4
+/// and IPv6, in ns.
 const ROWS: [(&str, Option<(f64, f64)>); 11] = [
     ("hot: not ours, in", Some((15.0, 15.0))),
     ("hot: not ours, out", Some((15.0, 15.0))),

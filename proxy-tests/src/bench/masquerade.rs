@@ -19,7 +19,7 @@ const GOAL: u32 = 2000;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long connections are opened, for each family and proxy
+    /// Time to open connections, in seconds, for each family and proxy
     #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// Connections begun in a second at most; as many as the machine can do unless
@@ -31,7 +31,7 @@ pub struct Args {
     flows: usize,
 }
 
-/// What one proxy did in one family.
+/// The figures of one proxy in one family.
 #[derive(Debug)]
 struct Figures {
     short: ShortReport,
@@ -111,7 +111,7 @@ pub fn hold(
 }
 
 impl Figures {
-    /// What went wrong, a line each.
+    /// Returns the failures, a line each.
     fn failures(&self) -> Vec<String> {
         let short = self.short.failures.iter();
         let mut lines: Vec<_> = short

@@ -1,4 +1,4 @@
-//! What must hold of every single run, whatever the packet was.
+//! The checks that every single run must pass, whatever the packet was.
 
 use anyhow::{Error, Result, bail, ensure};
 use proxy_common::counter::Counter;

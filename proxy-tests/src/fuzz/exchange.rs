@@ -11,7 +11,7 @@ use super::{
 };
 use crate::packet::{Cast, Hook, Packet, Ran, Verdict, chunk};
 
-/// Where the fragments of a datagram begin: multiples of eight.
+/// Offsets of a datagram's fragments: multiples of eight.
 const CUTS: [usize; 4] = [0, 24, 48, usize::MAX];
 /// Bytes of a packet that errors quote.
 const QUOTED: [usize; 2] = [8, 20];
@@ -62,7 +62,7 @@ pub(super) fn ask(player: &mut Player, request: &[u8], host: bool) -> Result<()>
     Ok(())
 }
 
-/// Leads a client's packet as far as it gets. Nothing if it goes nowhere.
+/// Leads a client's packet through the hooks. Returns `None` if it does not go on.
 fn send(player: &mut Player, packet: &[u8], host: bool) -> Result<Option<Vec<u8>>> {
     let mut ran = if host {
         player.meet(Hook::HostEgress, packet)?
@@ -81,7 +81,7 @@ fn send(player: &mut Player, packet: &[u8], host: bool) -> Result<Option<Vec<u8>
 }
 
 impl Way {
-    /// Nothing if the packet was sent to whom it was addressed to.
+    /// Returns `None` if the packet was sent to the address that it had.
     fn of(asked: &Frame<'_>, sent: &[u8], host: bool) -> Result<Option<Self>> {
         let sent = Frame::of(sent, false).context("no packet")?;
         let ((client, frontend), (seen, backend)) = (asked.ends(), sent.ends());
@@ -219,8 +219,8 @@ pub(super) fn ask_in_pieces(player: &mut Player, request: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Leads a datagram through in pieces. What comes out is put together: its ends,
-/// if anything does.
+/// Leads a datagram through in pieces, and puts together what goes on. Returns its ends;
+/// `None` if nothing does.
 fn lead_pieces(player: &mut Player, datagram: &Packet) -> Result<Option<(SocketAddr, SocketAddr)>> {
     let whole = datagram.ip_bytes();
     let body = whole[whole.len() - 8 - datagram.payload.len()..].to_vec();

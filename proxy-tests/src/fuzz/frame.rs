@@ -1,5 +1,5 @@
-//! Where things are in a packet, read by code that the programs do not share, and
-//! of which nothing is taken for granted.
+//! Positions in a packet, found by code that the programs do not share and that
+//! expects nothing of the packet.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ pub(super) const UDP: u8 = 17;
 pub(super) const SCTP: u8 = 132;
 const ICMP_V4: u8 = 1;
 const ICMP_V6: u8 = 58;
-/// "No next header": what a chain of headers that cannot be read leads to.
+/// "No next header": the protocol of a chain of headers that cannot be read.
 const NOTHING: u8 = 59;
 
 /// An IP packet within other bytes.
@@ -23,7 +23,7 @@ pub(super) struct Frame<'a> {
     bytes: &'a [u8],
     l3: usize,
     pub(super) l4: usize,
-    /// Where the packet ends, or the bytes do.
+    /// Offset of the end of the packet, or of the bytes.
     pub(super) end: usize,
     /// The bytes end before the packet.
     cut: bool,
@@ -139,7 +139,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Where both addresses are.
+    /// Returns the range of both addresses.
     fn addresses(&self) -> Range<usize> {
         match self.family {
             Family::V4 => self.l3 + 12..self.l3 + 20,
@@ -232,7 +232,7 @@ impl<'a> Frame<'a> {
             .filter(|quote| quote.family == self.family)
     }
 
-    /// Where the transport checksum is, if it is all there.
+    /// Returns the offset of the transport checksum, if the packet has all of it.
     fn checksum_at(&self) -> Option<usize> {
         let at = self.l4
             + match self.protocol {
@@ -261,8 +261,8 @@ impl<'a> Frame<'a> {
         places
     }
 
-    /// How far each checksum is from the right one, which no translation changes:
-    /// also of a packet that is not all there.
+    /// Returns the difference of each checksum from the right one, which no translation
+    /// changes: also of a packet that is cut off.
     pub(super) fn residues(&self) -> Vec<(&'static str, Residue)> {
         let mut residues = Vec::new();
         if let (Family::V4, Some(header)) = (self.family, self.bytes.get(self.l3..self.l4)) {
@@ -309,7 +309,7 @@ impl<'a> Frame<'a> {
         self.is_icmp() && self.transport_byte(0) == Some(reply)
     }
 
-    /// What follows the IP header, and of fragments the fragment header.
+    /// Returns the bytes after the IP header, or after the fragment header.
     pub(super) fn body(&self) -> &'a [u8] {
         self.bytes.get(self.l4..self.end).unwrap_or_default()
     }
@@ -351,7 +351,7 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// How far a checksum is from the right one.
+/// The difference of a checksum from the right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Residue {
     /// One's-complement sum over all that is covered. Zero: it is right.

@@ -1,4 +1,4 @@
-//! What may happen next, by chance.
+//! Random steps.
 
 use std::net::SocketAddr;
 
@@ -19,14 +19,14 @@ const HOOKS: [Hook; 6] = [
     Hook::IngressLayer3,
     Hook::EgressLayer3,
 ];
-/// Payload lengths around what is a multiple of something.
+/// Payload lengths on and around multiples of powers of two.
 const LENGTHS: [usize; 8] = [0, 1, 7, 8, 63, 64, 129, 1300];
 
 /// Chooses things of one family.
 pub(super) struct Generator<'a> {
     pub(super) rng: &'a mut Rng,
     pub(super) cast: Cast,
-    /// What the datapath knows already.
+    /// The flows in the datapath's table.
     pub(super) flows: Vec<FlowRecord>,
 }
 

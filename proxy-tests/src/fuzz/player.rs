@@ -71,7 +71,7 @@ impl Player {
         }
     }
 
-    /// What both know of flows is the same.
+    /// Checks that both have the same flows.
     pub(super) fn end(&self) -> Result<()> {
         for family in Family::BOTH {
             let [first, second] =

@@ -1,4 +1,4 @@
-//! What happens in a sequence, and how it is written down.
+//! The steps of a sequence, and their text form.
 
 use std::{fmt, str::FromStr};
 
@@ -15,7 +15,7 @@ pub(super) struct Step {
     pub(super) packet: Vec<u8>,
 }
 
-/// What happens to a packet.
+/// The kinds of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// It meets one hook.
@@ -33,7 +33,7 @@ pub(super) enum What {
     Changes,
 }
 
-/// How they are called in text.
+/// The kinds' names in text.
 const NAMES: [(&str, What); 10] = [
     ("ingress", What::Meets(Hook::Ingress)),
     ("egress", What::Meets(Hook::Egress)),
@@ -47,7 +47,7 @@ const NAMES: [(&str, What); 10] = [
     ("changes", What::Changes),
 ];
 
-/// In what the second datapath differs from the first one, which takes the fast
+/// The differences of the second datapath from the first one, which takes the fast
 /// path where it can and loses every hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Twin {

@@ -16,7 +16,7 @@ use crate::{
 pub(super) const NODE_PORT: u16 = 30_080;
 const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
-/// Which endpoints the Services have.
+/// The endpoints of the Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoints {
     All,
@@ -109,7 +109,7 @@ pub(super) fn frontends(cast: Cast) -> Vec<SocketAddr> {
     ]
 }
 
-/// Frontends where nobody does, or not everybody may.
+/// Frontends without endpoints or with restricted clients, and ports that no Service has.
 pub(super) fn refusing(cast: Cast) -> Vec<SocketAddr> {
     vec![
         cast.vip_with(10, 81),
@@ -144,7 +144,7 @@ pub(super) fn backends(cast: Cast) -> Vec<SocketAddr> {
     backends
 }
 
-/// Sources that nobody honest has, or that are many hosts'.
+/// Sources that no honest host has, and those that stand for many hosts.
 pub(super) fn special(cast: Cast) -> Vec<IpAddr> {
     let own = [cast.vip().ip(), cast.node(), cast.router()];
     let others: &[&str] = match cast.family {

@@ -21,11 +21,11 @@ use crate::capabilities;
 use crate::lab::Lab;
 use crate::node::Node;
 
-/// Where the image has the agent: its entry point.
+/// The image's entry point, and the only program in it.
 const PROGRAM: &str = "proxy-agent";
-/// Where a container finds its service account.
+/// The folder of a container's service account.
 const ACCOUNT: &str = "var/run/secrets/kubernetes.io/serviceaccount";
-/// What shared libraries need, as far as the machine has it.
+/// Folders that shared libraries need, as far as the machine has them.
 const LIBRARIES: [&str; 3] = ["usr", "lib", "lib64"];
 
 /// Starts the agent of `pod`, which the API server has given to `node`.
@@ -39,7 +39,7 @@ pub fn start_agent<'lab>(
     Agent::start_by(node, lab, || container.enter())
 }
 
-/// What is needed to start a container.
+/// A container to be started.
 struct Container<'lab> {
     node: &'lab Node,
     pod: &'lab Value,
@@ -106,7 +106,7 @@ impl<'lab> Container<'lab> {
         Ok(environment)
     }
 
-    /// What `fieldPath: spec.nodeName` means.
+    /// Returns the value that `fieldPath: spec.nodeName` stands for.
     fn field(&self, path: &str) -> &Value {
         path.split('.').fold(self.pod, |value, name| &value[name])
     }
@@ -151,8 +151,8 @@ impl<'lab> Container<'lab> {
         Ok(command)
     }
 
-    /// What the image, the runtime, the service account and the volumes put
-    /// into the root.
+    /// Fills the root with the image, and with what runtime, service account and
+    /// volumes add.
     fn fill(&self) -> Result<()> {
         let program = self.root.join(PROGRAM);
         File::create(&program)?;
@@ -188,7 +188,7 @@ impl<'lab> Container<'lab> {
         Ok(())
     }
 
-    /// What a path of the node is on this machine, which all nodes share.
+    /// Returns the path on this machine, which all nodes share, for a path of the node.
     fn on_node(&self, path: &str) -> Result<PathBuf> {
         Ok(match path {
             "/sys/fs/bpf" => {

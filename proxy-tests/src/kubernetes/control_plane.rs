@@ -18,7 +18,7 @@ use crate::lab::Lab;
 use crate::manifest::node_object;
 use crate::poll::eventually;
 
-/// Where the API server listens.
+/// The API server's port.
 const API_PORT: u16 = 6443;
 /// A cold start on a busy machine of two cores takes 5 to 10 s.
 const READY_LIMIT: Duration = Duration::from_mins(1);
@@ -134,12 +134,12 @@ impl ControlPlane {
         &self.kubectl
     }
 
-    /// Where the API server listens.
+    /// Returns the API server's address and port.
     pub fn server(&self, family: Family) -> SocketAddr {
         self.host.at(family, API_PORT)
     }
 
-    /// The certificate of who signed the API server's.
+    /// Returns the certificate of the authority that signed the API server's.
     pub fn authority(&self) -> PathBuf {
         self.credentials.authority()
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-/// Whom a kubeconfig makes its bearer.
+/// The users that kubeconfigs are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
     /// May do everything.

@@ -25,7 +25,7 @@ impl Kubectl {
         }
     }
 
-    /// What to type, before the arguments, to run it by hand.
+    /// Returns the words to type, before the arguments, to run it by hand.
     pub fn command_line(&self) -> String {
         format!(
             "ip netns exec {} {} --kubeconfig {}",
@@ -48,7 +48,7 @@ impl Kubectl {
         self.feed(arguments, "")
     }
 
-    /// What `get ... -o json` prints.
+    /// Returns the objects that `get ... -o json` prints.
     pub fn get(&self, arguments: &[&str]) -> Result<Value> {
         let arguments = [&["get", "-o", "json"], arguments].concat();
         Ok(serde_json::from_str(&self.run(&arguments)?)?)

@@ -1,4 +1,4 @@
-//! Whether clients reach a Service, and whom they reach there.
+//! Checks that clients reach a Service, and which backends they reach.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -159,10 +159,10 @@ impl<'lab> Probe<'lab> {
         self.client.run(|| ask(protocol, self.target))
     }
 
-    /// Who answers a number of questions, or fewer if what was found so far will
-    /// not do: every question takes room in the nodes' tables for some time.
-    /// Each server must see the address that [`Probe::new`] or
-    /// [`Probe::through`] speaks of.
+    /// Returns the servers that answer a number of questions, or fewer if what was found
+    /// so far will not do: every question takes room in the nodes' tables for some time.
+    /// Each server must see the client's address or, through a node that masquerades, one
+    /// of the node's.
     fn servers(
         &self,
         protocol: Protocol,

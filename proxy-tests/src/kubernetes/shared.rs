@@ -14,7 +14,7 @@ static SHARED: Mutex<Shared> = Mutex::new(Shared::Unused);
 enum Shared {
     Unused,
     Running(Arc<Cluster>),
-    /// Why it did not start. Another attempt would take as long.
+    /// The error that the start failed with. Another attempt would take as long.
     Failed(String),
 }
 

@@ -66,7 +66,7 @@ impl Endpoint {
         }
     }
 
-    /// What stands in the slice that has `address`.
+    /// Returns the endpoint's entry in the slice that has `address`.
     pub(super) fn object(&self, address: IpAddr) -> Value {
         let mut object = json!({
             "addresses": [address.to_string()],

@@ -1,4 +1,4 @@
-//! Whether a packet is what a correct sender would have sent, judged by code
+//! Checks that a packet is what a correct sender would have sent, by code
 //! that neither the builder nor the programs share.
 
 use std::net::IpAddr;

@@ -221,7 +221,7 @@ impl Datapath {
         self.counters.read()
     }
 
-    /// What runs packets through a program, from any thread.
+    /// Returns a runner that runs packets through a program, from any thread.
     pub fn runner(&self, hook: Hook) -> Runner<'_> {
         Runner::new(self.program(hook.program()), hook)
     }
@@ -324,8 +324,8 @@ impl Datapath {
         self.shares[usize::from(family == Family::V6)]
     }
 
-    /// Sweeps as the agent does, and tells the programs whether tables are nearly
-    /// full, and what clients may have then. Whether those of the family are.
+    /// Sweeps as the agent does, and tells the programs whether tables are nearly full, and
+    /// the clients' shares. Returns whether those of the family are nearly full.
     pub fn sweep_and_tell(&mut self, family: Family) -> bool {
         let swept = self.sweep();
         let mut config = self.loaded.config.get(0).expect("a row");
@@ -340,7 +340,7 @@ impl Datapath {
         config.flags & flags[usize::from(family == Family::V6)] != 0
     }
 
-    /// Enters a reply tuple of nobody's, to a masquerade port, for a client.
+    /// Enters a reply tuple without a flow, of a client, to a masquerade port.
     pub fn plant_reply_tuple(
         &mut self,
         backend: SocketAddr,

@@ -32,7 +32,7 @@ pub mod chunk {
     pub const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
-/// What an IP packet carries.
+/// The transport protocol of an IP packet, with its header's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     Tcp {

@@ -32,8 +32,7 @@ pub struct ServicePort {
     pub affinity: Option<u32>,
     /// Service and port name, if more than the cluster IP and port name it.
     pub name: Option<(String, String)>,
-    /// CIDRs of loadBalancerSourceRanges. Which frontends they restrict is
-    /// said there.
+    /// CIDRs of loadBalancerSourceRanges. Each frontend says whether they restrict it.
     pub source_ranges: Vec<String>,
 }
 
@@ -109,7 +108,7 @@ impl ServicePort {
         ObjectKey::new("test", format!("{}-{}", self.frontend, self.protocol))
     }
 
-    /// What the planner is to make of it.
+    /// Returns the desired port, as endpoint selection would hand it to the planner.
     pub fn desired<F: Family>(&self) -> DesiredPort<F> {
         let endpoints = self.endpoint_uses();
         let empty = if endpoints.is_empty() {

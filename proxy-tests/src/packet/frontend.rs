@@ -8,7 +8,7 @@ use proxy_agent::select::FrontendKind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
     pub kind: FrontendKind,
-    /// Nothing: all of this node's addresses that take NodePorts.
+    /// `None` for all of this node's addresses that take NodePorts.
     pub ip: Option<IpAddr>,
     pub port: u16,
     /// externalTrafficPolicy: Local.

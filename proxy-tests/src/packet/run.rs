@@ -41,7 +41,7 @@ impl Hook {
     }
 }
 
-/// What a program returned.
+/// The value that a program returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `TCX_NEXT`.
@@ -50,7 +50,7 @@ pub enum Verdict {
     Drop,
     /// `TC_ACT_REDIRECT`.
     Redirect,
-    /// What none of our programs may return.
+    /// Any other value: none of our programs may return it.
     Unexpected(i32),
 }
 

@@ -1,4 +1,4 @@
-//! What a server says about itself and its client.
+//! The server's answer, which names the server and the client's address.
 
 use std::io;
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 /// A prime, so that no power-of-two shift of the stream looks right.
 const PERIOD: usize = 1_048_573;
-/// How much is written or read at once.
+/// Bytes written or read at once.
 const CHUNK: usize = 256 * 1024;
 
 /// One period of the pattern, with a chunk more so that any chunk is a slice.

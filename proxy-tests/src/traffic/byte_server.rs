@@ -18,11 +18,11 @@ use crate::host::Host;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// What is handled before the kernel is asked again.
+/// Events handled before the kernel is asked again.
 const BATCH: usize = 256;
 /// Longer than any question.
 const LARGEST: usize = 256;
-/// How often it looks whether it is to stop, in milliseconds.
+/// Interval at which it looks whether it is to stop, in milliseconds.
 const LOOK: u16 = 50;
 
 /// Connections at a time that it is meant for.

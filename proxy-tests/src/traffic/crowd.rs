@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use socket2::{Domain, Socket, Type};
 
-/// What is handled before the kernel is asked again.
+/// Events handled before the kernel is asked again.
 const BATCH: usize = 256;
 /// Within this time a byte must be back, from the first SYN on.
 const LIMIT: Duration = Duration::from_secs(8);
-/// How often it is looked for those that take too long.
+/// Interval at which conversations that take too long are looked for.
 const LOOK: Duration = Duration::from_millis(250);
 
 const QUESTION: [u8; 1] = *b"?";
 
-/// Over what.
+/// The transport protocol of conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
@@ -47,7 +47,7 @@ pub(super) struct Crowd {
     looked: Instant,
 }
 
-/// How a question ended, and of which conversation.
+/// The number of a conversation, and the result of its question.
 pub(super) type Outcome = (usize, io::Result<()>);
 
 impl Crowd {

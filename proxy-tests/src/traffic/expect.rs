@@ -1,4 +1,4 @@
-//! What a client must hear.
+//! Checks of what a client hears.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Answer, TcpClient, UdpClient, ask_tcp, ask_udp, ask_udp_patiently};
 
-/// How long to wait for an answer that must not come.
+/// Time to wait for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// Connections, transfers, datagrams, and one in fragments are answered.

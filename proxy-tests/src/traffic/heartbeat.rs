@@ -13,12 +13,12 @@ use anyhow::{Context, Result};
 use super::{TcpClient, UdpClient};
 use crate::host::Host;
 
-/// What an answer may take before it counts as lost.
+/// Time after which a missing answer counts as lost.
 const GRACE: Duration = Duration::from_secs(1);
 /// The last request has not been sent.
 const NOT_YET: u64 = u64::MAX;
 
-/// What happened to a [`Heartbeat`].
+/// The result of a [`Heartbeat`].
 #[derive(Clone, Debug, Default)]
 pub struct HeartbeatReport {
     /// Requests sent.
@@ -29,7 +29,7 @@ pub struct HeartbeatReport {
     pub servers: BTreeSet<String>,
     /// The longest time between two answers.
     pub longest_gap: Duration,
-    /// What ended it early.
+    /// The error that ended it early.
     pub failure: Option<String>,
 }
 

@@ -29,7 +29,7 @@ pub struct HeldFlows {
 pub struct Round {
     pub asked: usize,
     pub answered: usize,
-    /// What went wrong, and how often.
+    /// Number of failures by error.
     pub failures: BTreeMap<String, usize>,
     pub took: Duration,
 }

@@ -16,12 +16,12 @@ use crate::host::Host;
 /// more, must last for the longest test.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What became of the connections of a [`ConnectLoad`].
+/// The result of a [`ConnectLoad`].
 #[derive(Clone, Debug, Default)]
 pub struct LoadReport {
     /// Answers by server.
     pub servers: BTreeMap<String, usize>,
-    /// What went wrong, each with the number of its connection.
+    /// Errors, each with the number of its connection.
     pub failures: Vec<String>,
 }
 

@@ -17,9 +17,9 @@ const BRIEFLY: Duration = Duration::from_millis(300);
 pub struct OpenFlows {
     connection: Connection,
     socket: UdpClient,
-    /// Whom the connection is with.
+    /// Name of the server that the connection is with.
     pub over_tcp: String,
-    /// Who answered the socket first.
+    /// Name of the server that first answered the socket.
     pub over_udp: String,
 }
 
@@ -41,12 +41,12 @@ impl OpenFlows {
         })
     }
 
-    /// The connection still works.
+    /// Checks that the connection still works.
     pub fn tcp(&mut self) -> Result<()> {
         self.connection.echo(b"still there?").context("TCP")
     }
 
-    /// Who answers the socket now.
+    /// Returns the name of the server that answers the socket now.
     pub fn udp(&self) -> Result<String> {
         let answer = self.socket.ask(b"still there?");
         Ok(answer.context("UDP")?.server)

@@ -16,11 +16,11 @@ pub struct PathError {
     /// The ICMP type: time exceeded is 11 in IPv4 and 3 in IPv6.
     pub kind: u8,
     pub code: u8,
-    /// What the error carries, such as the MTU.
+    /// A value that the error carries, such as the MTU.
     pub info: u32,
-    /// Who sent it.
+    /// The address that sent it.
     pub offender: IpAddr,
-    /// Where the quoted packet was sent to.
+    /// The destination of the quoted packet.
     pub destination: SocketAddr,
 }
 

@@ -92,7 +92,7 @@ fn raw(family: Family) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// The next packet, and who sent it. Nothing: none came in a while.
+/// Returns the next packet, and its sender; `None` if none came in a while.
 fn receive(socket: &UdpSocket, family: Family) -> Option<(io::Result<Packet>, SocketAddr)> {
     let mut buffer = [0; 4096];
     let (length, sender) = socket.recv_from(&mut buffer).ok()?;

@@ -16,7 +16,7 @@ use crate::host::Host;
 /// Connections at a time.
 const WIDTH: usize = 128;
 
-/// What is asked of a client.
+/// Many connections one after the other, each for one byte there and back.
 #[derive(Clone, Copy, Debug)]
 pub struct ShortConnections {
     pub target: SocketAddr,
@@ -25,14 +25,14 @@ pub struct ShortConnections {
     pub rate: Option<u32>,
 }
 
-/// What became of them.
+/// The result of [`ShortConnections`].
 #[derive(Clone, Debug, Default)]
 pub struct ShortReport {
     /// Begun.
     pub offered: u64,
     /// Had their byte back.
     pub served: u64,
-    /// What went wrong, and how often.
+    /// Number of failures by error.
     pub failures: BTreeMap<String, u64>,
     /// SYNs that the client sent again.
     pub syns_again: u64,

@@ -1,9 +1,9 @@
-//! Where many connections come from.
+//! Source addresses and ports of many connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-/// What an unprivileged client may use.
+/// Ports that an unprivileged client may use.
 const PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// Addresses of one host, and their ports in turn: with enough addresses no pair

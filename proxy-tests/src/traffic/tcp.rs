@@ -81,7 +81,7 @@ impl TcpClient {
 /// An open connection to a [`Server`](super::Server).
 #[derive(Debug)]
 pub struct Connection {
-    /// What the server said.
+    /// The server's answer.
     pub answer: Answer,
     stream: BufReader<TcpStream>,
 }

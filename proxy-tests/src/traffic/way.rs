@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Answer, TcpClient, UdpClient, UdpTalker};
 use crate::family::Family;
 
-/// How a process reaches a frontend.
+/// The ways in which a process reaches a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Tcp,

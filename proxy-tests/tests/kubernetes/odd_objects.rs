@@ -1,5 +1,5 @@
-//! What the API server keeps although no client of Kubernetes would read it
-//! keeps nothing from being served.
+//! Objects that the API server keeps although no client of Kubernetes would read them
+//! keep nothing from being served.
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use proxy_tests::kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges};
 use proxy_tests::traffic::{ConnectLoad, Heartbeat};
 use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology, eventually};
 
-/// What the agent says when it has lost the API server.
+/// The agent's log line when it has lost the API server.
 const LOST: &str = "the last state stays in force";
 /// The pause between two attempts grows to 30 s.
 const LIMIT: Duration = Duration::from_secs(45);

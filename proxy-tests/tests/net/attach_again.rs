@@ -1,4 +1,4 @@
-//! What an earlier agent, or somebody else, has left on the devices.
+//! Programs and filters that an earlier agent, or somebody else, has left on the devices.
 
 use std::fs;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use rstest::rstest;
 /// the next filter.
 const FOREIGN: &str = "filter add dev eth0 ingress pref 1 protocol all handle 0x7a0d \
                        bpf bytecode '1,6 0 0 0'";
-/// From what somebody did to the agent having seen it and done something.
+/// Time limit from a change by somebody else until the agent has noticed and repaired it.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A filter of somebody else in our place stays, on a device that is then not

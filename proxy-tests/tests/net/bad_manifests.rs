@@ -10,7 +10,7 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(2);
 
-/// What is wrong with a file: its name, its text, and what the log must name.
+/// Returns bad files: name, text, and the word that the log must name.
 fn bad_files() -> [(&'static str, String, &'static str); 8] {
     [
         (

@@ -62,7 +62,7 @@ fn pods_reach_pods_on_the_bridge(
     Ok(())
 }
 
-/// Whom the backend on the bridge sends its answers to.
+/// The next hop of the answers of the backend on the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answers {
     /// The client: it is a host of its network.

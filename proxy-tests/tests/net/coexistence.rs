@@ -80,7 +80,7 @@ fn add_filters(node: &Node, devices: &[&str]) -> Result<()> {
     node.feed("tc", &["-batch", "-"], &batch).map(drop)
 }
 
-/// What the foreign filter's counter says.
+/// Returns the packet counter of the foreign filter.
 fn packets_seen(node: &Node, device: &str, direction: &str) -> Result<u64> {
     let arguments = [
         "-s", "-json", "filter", "show", "dev", device, direction, "pref", "100",

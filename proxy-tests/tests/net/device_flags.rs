@@ -1,4 +1,4 @@
-//! What the programs are told of devices: which lead away, and whose packets
+//! The flags of devices in `DEVICES`: which lead away, and whose packets
 //! pass the programs (E19).
 
 use std::collections::BTreeMap;

@@ -237,8 +237,8 @@ fn expect_error(output: &Output, code: i32, named: &str) {
     assert_eq!(said(&output.stdout), "");
 }
 
-/// What a running agent's tables answer is what then happens, for every kind of
-/// client, also where it depends on routes and devices who is masqueraded.
+/// The verdicts of `explain` from a running agent's tables come true, for every kind of
+/// client, also where masquerading depends on routes and devices.
 #[rstest]
 fn answers_of_a_running_agent_come_true(
     #[values(Wiring::RoutedVeth, Wiring::Bridge)] wiring: Wiring,
@@ -359,7 +359,7 @@ fn what_meets_no_hook_is_not_promised() -> Result<()> {
     Ok(())
 }
 
-/// Where no program is on a cgroup, calls of the node's own processes to its own
+/// Without programs on a cgroup, calls of the node's own processes to its own
 /// addresses are not served; what goes by packets is.
 #[test]
 fn without_cgroup_programs_no_call_is_promised() -> Result<()> {

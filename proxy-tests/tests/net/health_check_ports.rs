@@ -221,7 +221,7 @@ fn taken_ports_are_tried_again(#[values(Family::V4, Family::V6)] family: Family)
     Ok(())
 }
 
-/// Who may ask is up to the host's firewall, to which nothing is added (S61).
+/// The host's firewall decides who may ask, and nothing is added to it (S61).
 #[test]
 fn the_firewall_is_left_alone() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;

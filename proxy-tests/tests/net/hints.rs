@@ -52,9 +52,9 @@ impl Scene {
         [0, 1].map(|index: usize| Endpoint::from(&self.backends[index]))
     }
 
-    /// Who answers the clients at the cluster IP: of the first node, of the
-    /// second. Whoever uses the first node's NodePort from outside gets what
-    /// the first does.
+    /// Checks which backends answer the clients at the cluster IP: that of the first node
+    /// and that of the second. A client outside that uses the first node's NodePort gets
+    /// the same as the first.
     fn expect(&self, lab: &Lab, expected: [&[&str]; 2]) -> Result<()> {
         for &family in lab.families().list() {
             let cluster_ip = self.service.at(family, ECHO_PORT);

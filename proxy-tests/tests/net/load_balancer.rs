@@ -21,7 +21,7 @@ use rstest::rstest;
 
 /// From a change to its effect.
 const SOON: Duration = Duration::from_secs(2);
-/// How long a client waits that may not be served yet.
+/// Time that a client waits that may not be served yet.
 const BRIEFLY: Duration = Duration::from_millis(300);
 /// With two backends, one is missed this many times in a row once in 10^12.
 const ENOUGH: usize = 40;
@@ -143,7 +143,7 @@ fn ensure_of(node: &Node, backend: &Pod, answer: &Answer) -> Result<()> {
     Ok(())
 }
 
-/// What is said to a client over TCP and UDP, the latter in fragments.
+/// Asks over TCP and UDP, the latter in fragments; returns both answers.
 fn ask_both(client: &Host, target: SocketAddr) -> Result<[Answer; 2]> {
     client.run(|| {
         let over_tcp = ask_tcp(target).with_context(|| format!("TCP {target}"))?;

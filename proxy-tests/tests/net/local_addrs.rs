@@ -105,7 +105,7 @@ fn addresses_come_and_go() -> Result<()> {
     expect_rows(node, &own)
 }
 
-/// What the local routing table calls local is local, whole prefixes too,
+/// Destinations in the local routing table are local, whole prefixes too,
 /// although no device has an address of them (E25).
 #[test]
 fn local_routes_count_as_addresses() -> Result<()> {

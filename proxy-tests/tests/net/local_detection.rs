@@ -1,4 +1,4 @@
-//! How pods are told from other clients (S68), by what differs for them: with
+//! The modes that tell pods from other clients (S68), by what differs for them: with
 //! `externalTrafficPolicy: Local` they reach backends of other nodes, too.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Which address of a node a masqueraded packet gets: the one that netfilter's
+//! The address of a node that a masqueraded packet gets: the one that netfilter's
 //! MASQUERADE takes on the same node, however many addresses a card has and
 //! whenever they were assigned.
 
@@ -16,14 +16,14 @@ use rstest::rstest;
 
 const NODE_PORT: u16 = 30_081;
 
-/// Which subnet's address was assigned first.
+/// The subnet whose address was assigned first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum First {
     Public,
     Private,
 }
 
-/// When a load balancer's address comes to the card.
+/// The time at which a load balancer's address comes to the card.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Vip {
     Never,
@@ -243,7 +243,7 @@ fn assign(node: &Node, vips: Addresses) -> Result<()> {
     node.ip(&batch)
 }
 
-/// What kube-proxy would do with a NodePort of policy Cluster.
+/// Returns the rules that kube-proxy would make for a NodePort of policy Cluster.
 fn control(family: Family, endpoint: SocketAddr) -> String {
     let ip = match family {
         Family::V4 => "ip",

@@ -16,9 +16,9 @@ const SEQUENCES: std::ops::Range<u32> = 1..200;
 /// As many as a node full of pods has: listing them takes a while.
 const DEVICES: u32 = 100;
 
-/// What the kernel tells all listeners of a request of somebody else carries
-/// that request's number. It is no answer to the agent's request of the same
-/// number, and no list of devices or addresses ends with it.
+/// A notification that the kernel sends to all listeners carries the number of the
+/// request that caused it, whoever made that. It is no answer to the agent's request of
+/// the same number, and no list of devices or addresses ends with it.
 #[test]
 fn requests_of_others_are_not_taken_for_answers() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;

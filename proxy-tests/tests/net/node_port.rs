@@ -35,7 +35,7 @@ const NARROW: Topology = Topology {
     ..Topology::ROUTED
 };
 
-/// What happens to a client of the first node's `NodePorts`.
+/// The treatment of a client of the first node's `NodePorts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// Served, and the backend sees the client's address and port.
@@ -336,8 +336,8 @@ fn node_ports_without_endpoints_are_refused(
     Ok(())
 }
 
-/// What netfilter or a process of the node opens from a NodePort comes back to
-/// it, and is no client of that.
+/// Connections that netfilter or a process of the node opens from a NodePort get their
+/// replies back, and are no clients of the NodePort.
 #[rstest]
 fn connections_from_a_node_port_are_not_its_clients(
     #[values(Topology::ROUTED, Topology::FLANNEL)] topology: Topology,

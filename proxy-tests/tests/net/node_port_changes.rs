@@ -98,7 +98,7 @@ fn udp_leaves_and_tcp_stays(
     Ok(())
 }
 
-/// Who answers, over either protocol.
+/// Checks which backends answer, over either protocol.
 fn expect_servers(client: &Host, target: SocketAddr, expected: &[&str]) -> Result<()> {
     eventually("these answer", SOON, || {
         for servers in [

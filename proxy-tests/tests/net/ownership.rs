@@ -19,10 +19,10 @@ use proxy_tests::{
     eventually,
 };
 
-/// From what happened to an agent that stands by or takes over having seen it,
-/// loaded its programs and written all Services.
+/// Time until an agent that stands by or takes over has seen a change, loaded its
+/// programs and written all Services.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_mins(1);
-/// From the last change to its being in force, well before the next audit.
+/// Time until the last change is in force, well before the next audit.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_millis(2);
 

@@ -1,5 +1,5 @@
-//! ICMP errors about translated packets come back to whom they concern, with
-//! the addresses he knows.
+//! ICMP errors about translated packets reach the sender of the packet, with the addresses
+//! that it knows.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;

@@ -68,7 +68,7 @@ fn manifests_say_where_cluster_ips_come_from() -> Result<()> {
     expect(node, &["10.96.0.0/16"])
 }
 
-/// What there is no room for is said once, and the others count.
+/// Ranges that there is no room for are named once, and the others count.
 #[test]
 fn too_many_ranges_are_named() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;

@@ -14,8 +14,8 @@ const BRIDGE: Topology = Topology {
     ..Topology::ROUTED
 };
 
-/// What the CNI's plugin `bandwidth` does for what a pod sends: all that comes
-/// in by its device goes out by an ifb device of its own, which delays it and
+/// Does what the CNI's plugin `bandwidth` does for the packets that a pod sends: all that
+/// comes in by its device goes out by an ifb device of its own, which delays it and
 /// gives it back.
 fn shape(node: &Node, pods: &[&Pod]) -> Result<()> {
     let (mut links, mut filters) = (String::new(), String::new());

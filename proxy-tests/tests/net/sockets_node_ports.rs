@@ -41,7 +41,7 @@ fn loopback(family: Family) -> SocketAddr {
     (ip, NODE_PORT).into()
 }
 
-/// Who answers, in every way.
+/// Returns the servers that answer, over all ways together.
 fn servers(host: &Host, target: SocketAddr, attempts: usize) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for way in ways(target) {

@@ -1,4 +1,4 @@
-//! Whom the socket programs serve, and who else is there.
+//! The processes that the socket programs serve, and other programs beside ours.
 
 use std::fmt::Write;
 use std::io::ErrorKind;

@@ -21,7 +21,7 @@ const NODE_PORT: u16 = 30_080;
 const PORT: u16 = 5302;
 const SOON: Duration = Duration::from_secs(2);
 
-/// Who is served by the NodePort, and to whom the spoofed packets go.
+/// The NodePort's client, to which the spoofed packets go.
 #[derive(Clone, Copy, Debug)]
 enum Client {
     /// The packets are bridged.

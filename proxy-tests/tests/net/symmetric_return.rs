@@ -64,8 +64,8 @@ fn replies_leave_by_the_card_of_the_request(
     Ok(())
 }
 
-/// What a backend says of ports that nobody listens at leaves by that card, too: a
-/// reset, and an ICMP error.
+/// Refusals by backends leave by that card, too: a reset, and an ICMP error of a port
+/// that nobody listens at.
 #[test]
 fn refusals_of_backends_leave_by_the_card_of_the_request() -> Result<()> {
     let scene = Scene::set()?;
@@ -133,7 +133,7 @@ table inet control {{
     ask()
 }
 
-/// Where routing leads replies back by itself, none is redirected; nor are those
+/// Replies are not redirected if routing leads them back by itself; nor are those
 /// to the node's own pods and processes, which have no uplink.
 #[rstest]
 fn nothing_changes_where_routing_agrees(#[values(false, true)] rules: bool) -> Result<()> {
@@ -199,7 +199,7 @@ fn replies_do_not_leave_by_a_card_that_leads_nowhere() -> Result<()> {
     Ok(())
 }
 
-/// What becomes of the card that a connection came in by.
+/// The fate of the card that a connection came in by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Loss {
     /// It stays; the router takes the other one.
@@ -268,8 +268,8 @@ fn lose(scene: &Scene, loss: Loss) -> Result<()> {
     }
 }
 
-/// What a backend sends by itself does not wait for the client to move: where the
-/// card is lost that its packets came in by, routing decides.
+/// A packet that a backend sends by itself does not wait for the client to move: if the
+/// card is lost that the client's packets came in by, routing decides.
 #[rstest]
 fn a_lost_card_is_not_insisted_on(#[values(Loss::Down, Loss::NoCarrier)] loss: Loss) -> Result<()> {
     let scene = Scene::set()?;

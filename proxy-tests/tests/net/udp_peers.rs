@@ -19,9 +19,9 @@ const BRIDGE: Topology = Topology {
 
 struct Peer {
     socket: UdpSocket,
-    /// Where it is.
+    /// The pod's own address and port.
     own: SocketAddr,
-    /// By which others know it.
+    /// The frontend by which others know it.
     frontend: SocketAddr,
 }
 
@@ -42,7 +42,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Who sent the next datagram, which is this one.
+    /// Returns the sender of the next datagram, which must be this one.
     fn hear(&self, word: &str) -> Result<SocketAddr> {
         let mut buffer = [0; 64];
         let (length, sender) = self
@@ -117,7 +117,7 @@ fn answers_come_from_the_service_that_was_asked(
     })
 }
 
-/// Where neither has heard the other's question yet, answers come from the Service, too.
+/// If neither has heard the other's question yet, answers come from the Service, too.
 #[rstest]
 fn questions_may_cross(
     #[values(Topology::ONE_NODE, Topology::ROUTED)] topology: Topology,
@@ -137,7 +137,7 @@ fn word(kind: &str, round: u8, peer: &Peer) -> String {
     format!("{kind} {round} of {}", peer.own.ip())
 }
 
-/// Who asks, as the one that is asked sees it.
+/// Asks the peer. Returns the sender, as the peer sees it.
 fn ask(round: u8, own: &Peer, peer: &Peer) -> Result<SocketAddr> {
     own.say(&word("question", round, own), peer.frontend)?;
     peer.hear(&word("question", round, own))

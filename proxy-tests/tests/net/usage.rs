@@ -1,4 +1,4 @@
-//! How the command ends when it is told nonsense.
+//! Exit codes and messages for wrong command lines.
 
 use std::process::Command;
 

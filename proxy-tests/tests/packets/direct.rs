@@ -1,4 +1,4 @@
-//! What looks like a masqueraded flow to filters and reply tuples, and is none.
+//! Packets that look like a masqueraded flow to filters and reply tuples, and are none.
 
 use std::net::SocketAddr;
 

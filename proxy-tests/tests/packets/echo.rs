@@ -184,8 +184,8 @@ fn pings_that_are_not_for_us_are_left_alone(
     datapath.run(hook, &request).left_alone(&request.bytes());
 }
 
-/// What keeps an IPv6 link running, to the very address: neighbours probe each
-/// other by unicast (E31).
+/// Messages that keep an IPv6 link running pass, also to the very address: neighbours
+/// probe each other by unicast (E31).
 #[rstest]
 fn neighbour_discovery_and_group_membership_pass(
     #[values(Hook::Ingress, Hook::Egress, Hook::HostEgress)] hook: Hook,

@@ -15,7 +15,7 @@ use rstest::rstest;
 
 pub(crate) const NODE_PORT: u16 = 30_080;
 
-/// Where a packet comes from.
+/// The origin of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     PodHere,
@@ -271,7 +271,7 @@ fn a_changed_policy_leaves_open_flows_alone(#[values(Family::V4, Family::V6)] fa
     ran.dropped_for(Counter::SourceRangeDenied);
 }
 
-/// What becomes of a Service's frontend.
+/// A change of a Service's frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     OtherNodePort,

@@ -11,7 +11,7 @@ use proxy_tests::{
 use rstest::rstest;
 
 const SIZE: u16 = 800;
-/// What clients may have together.
+/// The number of flows that clients may have together.
 const ROOM: u16 = 700;
 /// Ticks that stand for a second: so many that those of the clock, which go on
 /// meanwhile, do not matter.
@@ -32,7 +32,7 @@ fn datapath(cast: Cast) -> Datapath {
     datapath
 }
 
-/// Opens a connection that is answered and used. Whether that was admitted.
+/// Opens a connection that is answered and used. Returns whether it was admitted.
 fn establish(datapath: &Datapath, cast: Cast, client: SocketAddr) -> bool {
     let (frontend, backend) = (cast.vip(), cast.endpoint(1));
     let syn = Packet::syn(client, frontend).bytes();
@@ -151,7 +151,7 @@ fn who_has_less_than_its_share_keeps_idle_connections(
     assert_eq!(held(&datapath, modest(0)), 100);
 }
 
-/// Where several have more than their share, each keeps the same.
+/// Several clients that have more than their share each keep the same.
 #[rstest]
 fn large_clients_get_equal_shares(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
@@ -228,7 +228,7 @@ fn outside_clients_are_addresses_of_ipv4_and_prefixes_of_ipv6(
     }
 }
 
-/// When the table is half empty again, there are no shares.
+/// Shares end once the table is half empty again.
 #[rstest]
 fn shares_end_with_the_pressure(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);

@@ -1,4 +1,4 @@
-//! What must hold of every packet, tried with packets by chance.
+//! Random packets, and the invariants that hold of every packet.
 
 use std::time::Duration;
 

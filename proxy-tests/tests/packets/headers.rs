@@ -100,7 +100,7 @@ fn atomic_fragments_are_ordinary_packets(#[values(Family::V4, Family::V6)] famil
     assert_translated(family, |packet| packet.with_fragment(77, 0, false));
 }
 
-/// The padding of short frames belongs to nobody.
+/// The padding of short frames is no part of the packet.
 #[rstest]
 fn padding_stays(#[values(Family::V4, Family::V6)] family: Family) {
     assert_translated(family, |packet| Packet {

@@ -185,8 +185,7 @@ fn errors_about_masqueraded_replies_reach_the_backend(
     }
 }
 
-/// What a frame carries behind an error belongs to nobody, and is no part of
-/// what the error quotes.
+/// Bytes of the frame behind an error are no part of the packet that the error quotes.
 #[rstest]
 fn bytes_behind_an_error_are_not_looked_at(
     #[values(Family::V4, Family::V6)] family: Family,

@@ -39,7 +39,7 @@ pub(crate) fn returns(
     last.passed_as(&back.from(frontend));
 }
 
-/// What makes a flow masqueraded.
+/// The reason why a flow is masqueraded.
 #[derive(Clone, Copy, Debug)]
 enum Why {
     /// The client is no pod.

@@ -41,8 +41,8 @@ fn serve(datapath: &mut Datapath, cast: Cast) {
     datapath.serve(&ServicePort::udp(cast.vip(), &endpoints));
 }
 
-/// Leads a client's first packet to the backend and returns it as it leaves, or
-/// nothing if it does not.
+/// Leads a client's first packet to the backend. Returns the source that it leaves with;
+/// `None` if it does not leave.
 fn lead(datapath: &Datapath, cast: Cast, first: &Packet) -> Option<SocketAddr> {
     let (verdict, led) = datapath.run_uncounted(Hook::Ingress, &first.bytes());
     assert_eq!(verdict, Verdict::Next, "{first:?}");
@@ -50,7 +50,7 @@ fn lead(datapath: &Datapath, cast: Cast, first: &Packet) -> Option<SocketAddr> {
     (verdict == Verdict::Next).then(|| source(cast, &sent))
 }
 
-/// Where a packet without options came from.
+/// Returns the source address and port of a packet without options.
 fn source(cast: Cast, packet: &[u8]) -> SocketAddr {
     let l4 = if cast.family == Family::V4 { 34 } else { 54 };
     let port = u16::from_be_bytes([packet[l4], packet[l4 + 1]]);
@@ -183,7 +183,8 @@ fn the_longest_unanswered_gives_way(
     assert_eq!(told_by, expected);
 }
 
-/// What a backend would say to a packet that must not be.
+/// Returns the refusal that the datapath makes in the backend's name for a packet that must
+/// not go on.
 fn refusal(led: &Packet, tcp: bool) -> Packet {
     if !tcp {
         return Packet::prohibited(led.dst.ip(), led, 8);
@@ -266,8 +267,8 @@ fn a_process_that_uses_a_masquerade_port_gets_another(
     });
 }
 
-/// What the masqueraded flow itself sends leaves by lower devices as it is,
-/// though nobody says so.
+/// A packet that the masqueraded flow itself sends leaves by lower devices as it is,
+/// also without a hint.
 #[rstest]
 fn a_masqueraded_packet_is_not_masqueraded_twice(
     #[values(Family::V4, Family::V6)] family: Family,

@@ -1,4 +1,4 @@
-//! Which addresses a `NodePort` is served at.
+//! The addresses at which a `NodePort` is served.
 
 use std::net::{IpAddr, SocketAddr};
 

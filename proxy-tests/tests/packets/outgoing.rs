@@ -127,7 +127,7 @@ fn clients_are_served_all_the_same(#[values(Family::V4, Family::V6)] family: Fam
     }
 }
 
-/// What a client of the NodePort gets may pass a second device on its way out.
+/// An answer to a client of the NodePort may pass a second device on its way out.
 #[rstest]
 fn answers_to_clients_are_no_connections_of_the_node(
     #[values(Family::V4, Family::V6)] family: Family,

@@ -160,7 +160,7 @@ fn other_ports_of_the_address_are_refused(#[values(Family::V4, Family::V6)] fami
     }
 }
 
-/// What must never be answered goes silently.
+/// Packets that must never be answered are dropped silently.
 #[rstest]
 #[case::a_reset(|cast: Cast| Packet::rst(cast.pod(), cast.vip()))]
 #[case::an_echo_reply(|cast: Cast| {

@@ -147,7 +147,7 @@ fn masqueraded_flows_go_out_and_come_back(
         .passed_as(&back.clone().from(cast.vip()));
 }
 
-/// What became of the endpoint that a flow has.
+/// The fate of the endpoint of a flow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Left,

@@ -97,7 +97,7 @@ fn flows_that_open_at_once_are_told_apart(#[values(Family::V4, Family::V6)] fami
     assert_eq!(astray, [0, 0]);
 }
 
-/// Where there is a choice, two flows of one client port take two backends.
+/// Two flows of one client port take two backends, if there are two.
 #[rstest]
 fn flows_of_one_port_avoid_each_other(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);
@@ -119,9 +119,9 @@ fn flows_of_one_port_avoid_each_other(#[values(Family::V4, Family::V6)] family: 
     }
 }
 
-/// Where there is none, the second one gets another port towards the backend,
-/// and back at the client replies come from the right frontend: whether or
-/// not they pass the ingress hook of the backend's device on the way.
+/// With one backend, the second flow gets another port towards it, and back at the
+/// client replies come from the right frontend: whether or not they pass the ingress
+/// hook of the backend's device on the way.
 #[rstest]
 fn flows_of_one_port_to_one_backend_are_told_apart(
     #[values(Family::V4, Family::V6)] family: Family,

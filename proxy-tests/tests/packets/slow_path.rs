@@ -8,8 +8,8 @@ use proxy_tests::{
 };
 use rstest::rstest;
 
-/// What would need the slow path is dropped, with a counter of its own; what does not
-/// need it goes on.
+/// Packets that need a missing slow path are dropped, with a counter of their own; others
+/// go on.
 #[rstest]
 fn a_missing_slow_path_is_counted(#[values(Family::V4, Family::V6)] family: Family) {
     let cast = Cast::of(family);

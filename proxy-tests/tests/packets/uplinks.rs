@@ -1,4 +1,4 @@
-//! Which uplink leads to a client, as its packets tell.
+//! The uplink that leads to a client, learned from its packets.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! How much of what the verifier looks at in one program is used up.
+//! The part of the verifier's budget that each program uses up.
 //!
 //! It gives up after a million instructions, and other kernels follow more
 //! paths than this one.

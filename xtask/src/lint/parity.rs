@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What the page calls the folders of tests, and where they are.
+/// The prefixes of tests in docs/parity.md, and the folders that they stand for.
 const FOLDERS: [(&str, &str); 3] = [
     ("agent/", "proxy-agent/src/"),
     ("common/", "proxy-common/src/"),

@@ -139,7 +139,7 @@ impl Suite {
     }
 }
 
-/// Where apt has `main` of the installed release from, out of lines of
+/// Returns the URI that apt has `main` of the installed release from, out of lines of
 /// `uri release codename component`.
 fn mirror<'a>(targets: &'a str, codename: &str) -> Option<&'a str> {
     targets.lines().find_map(|line| {

@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::exec;
 use crate::version::Version;
 
-/// Where Debian keeps them; the first suite that has the version wins.
+/// The Debian suites with kernels; the first one that has the version is used.
 const SUITES: [&str; 2] = ["bookworm", "bookworm-backports"];
 /// The packages of one kernel each, signed for secure boot or not.
 const PACKAGES: &str = "^linux-image-[0-9].*-cloud-amd64(-unsigned)?$";
@@ -21,7 +21,7 @@ const PACKAGES: &str = "^linux-image-[0-9].*-cloud-amd64(-unsigned)?$";
 #[derive(Debug)]
 pub(crate) struct Kernel {
     folder: PathBuf,
-    /// What `uname -r` says under it.
+    /// The release, as `uname -r` prints it.
     pub(crate) release: String,
 }
 

@@ -27,7 +27,7 @@ const ETCD_MODULE: &str = "go.etcd.io/etcd/server/v3";
 pub(crate) struct Program {
     name: &'static str,
     version: Version,
-    /// What makes it print its version.
+    /// The arguments with which it prints its version.
     version_arguments: &'static [&'static str],
 }
 
@@ -39,7 +39,7 @@ const fn kubernetes(name: &'static str) -> Program {
     }
 }
 
-/// What the tests start.
+/// The programs that the tests start.
 pub(crate) const CONTROL_PLANE: &[Program] = &[
     kubernetes("kube-apiserver"),
     kubernetes("kube-controller-manager"),

@@ -1,4 +1,4 @@
-//! What the machine itself must offer: root, a kernel with BTF, bpffs, cgroup2.
+//! Requirements on the machine itself: root, a kernel with BTF, bpffs, cgroup2.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ pub(super) fn require_root(purpose: &str) -> Result<()> {
     bail!("root is needed {purpose}: run it with sudo")
 }
 
-/// Where a file system of this type is mounted, out of `/proc/self/mounts`.
+/// Returns the mount point of a file system of this type, out of `/proc/self/mounts`.
 pub(crate) fn mount_point<'a>(mounts: &'a str, kind: &str) -> Option<&'a str> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);

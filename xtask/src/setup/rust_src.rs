@@ -18,7 +18,7 @@ const DEBIAN_SUITE: &str = "trixie-backports";
 
 type Source = fn(&Cache, &Rustc) -> Result<()>;
 
-/// Where it may come from; the first that has it wins.
+/// The sources to try, in this order.
 const SOURCES: [(&str, Source); 3] = [
     ("rustup", from_rustup),
     ("Debian", from_debian),
@@ -51,7 +51,7 @@ pub(super) fn ensure(cache: &Cache, rustc: &Rustc) -> Result<()> {
     })
 }
 
-/// Where cargo looks for it.
+/// Returns the folder in which cargo looks for it.
 fn library(rustc: &Rustc) -> PathBuf {
     rustc.sysroot.join("lib/rustlib/src/rust/library")
 }

@@ -1,4 +1,4 @@
-//! What `check` asks the host.
+//! The facts about the host that `check` judges.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ use proxy_common::table::Table;
 
 /// Kernel types for BPF tools.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Where bpf file systems belong; `run` mounts one there if there is none.
+/// The usual mount point of the bpf file system; `run` mounts one there if there is none.
 const BPF_MOUNT: &str = "/sys/fs/bpf";
 
 /// All that is judged.
@@ -37,12 +37,12 @@ pub struct Facts {
     pub host: Host,
     pub reach: Reach,
     pub firewall: Firewall,
-    /// Why it is not known, if it is not.
+    /// The hooks of the attached devices, or the reason why they are not known.
     pub hooks: Result<Vec<DeviceHook>, String>,
 }
 
 impl Facts {
-    /// Asks the host. What cannot be found out counts as not there, except
+    /// Asks the host. A fact that cannot be found out counts as absent, except
     /// programs of others.
     pub fn gather(paths: &PathArgs) -> Self {
         Self {
@@ -78,8 +78,8 @@ fn host(paths: &PathArgs) -> Host {
     }
 }
 
-/// Returns whether others can reach an address of this host. What cannot be found out
-/// counts as one.
+/// Returns whether others can reach an address of this host; true if that cannot be found
+/// out.
 fn has_address(family: IpFamily) -> bool {
     let listed = in_runtime(async { Ok(Netlink::open()?.addresses().await?) });
     listed.ok().is_none_or(|addresses| {
@@ -112,7 +112,7 @@ fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Returns whether a switch is on; nothing if this kernel does not have it.
+/// Returns whether a sysctl is on; `None` if this kernel does not have it.
 fn sysctl(name: &str) -> Option<bool> {
     let value = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
     Some(value.trim() != "0")
@@ -126,7 +126,7 @@ fn other_layouts(root: &Path) -> Vec<(PathBuf, usize)> {
         .collect()
 }
 
-/// What cannot be found out is left out.
+/// Reads the host's routes. A failed query counts as an empty answer.
 fn reach() -> Reach {
     let routes = in_runtime(async {
         let netlink = Netlink::open()?;
@@ -186,7 +186,7 @@ fn firewall() -> Firewall {
     }
 }
 
-/// What those of the programs that are installed print.
+/// Returns the joined output of the given programs, as far as they are installed.
 fn output_of_all(programs: &[&str]) -> Option<String> {
     programs
         .iter()
@@ -200,7 +200,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then_some(text)
 }
 
-/// What is on the devices that the agent has attached; nothing without an agent.
+/// Returns the programs on the devices that the agent has attached; empty without an agent.
 fn hooks(pins: &Pins) -> anyhow::Result<Vec<DeviceHook>> {
     if !pins.map(Table::Devices.name()).try_exists()? {
         return Ok(Vec::new());

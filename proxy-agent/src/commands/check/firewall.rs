@@ -1,4 +1,4 @@
-//! What netfilter does to forwarded traffic, and what kube-proxy left there.
+//! Netfilter rules that stop forwarded traffic, and leftovers of kube-proxy.
 //!
 //! kube-proxy accepts its own traffic where the FORWARD policy is DROP, as
 //! Docker and ufw set it. Tandem adds no rules, so it can only tell (E15).
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::commands::check::Finding;
 
-/// The rules of this network namespace, as the tools print them. Nothing where
+/// The rules of this network namespace, as the tools print them; `None` where
 /// a tool is not installed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
@@ -39,7 +39,7 @@ const V6: Tables = Tables {
     nft: "ip6",
 };
 
-/// Judges the rules. Each thing is said once, whichever tools show it.
+/// Judges the rules. Reports each finding once, whichever tools show it.
 pub fn evaluate(firewall: &Firewall) -> Vec<Finding> {
     let nft = firewall.nft.as_deref().map(parse_nft);
     let mut findings = BTreeSet::new();
@@ -112,7 +112,7 @@ fn leftover(what: &str) -> Finding {
     )
 }
 
-/// What `nft -j list ruleset` prints.
+/// The output of `nft -j list ruleset`.
 #[derive(Debug, Default, Deserialize)]
 struct Ruleset {
     nftables: Vec<Object>,

@@ -8,7 +8,7 @@ use crate::{
     sys::{self, kernel::MINIMUM_KERNEL},
 };
 
-/// What the host says of itself.
+/// The host's properties apart from routes and netfilter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     pub privileged: bool,
@@ -32,18 +32,18 @@ pub struct Host {
 /// One family on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Nothing if the kernel does not have the family.
+    /// True if the host forwards packets; `None` if the kernel does not have the family.
     pub forwards: Option<bool>,
     /// The host has an address of the family that others can reach.
     pub has_address: bool,
 }
 
-/// What is where the pins go.
+/// The state of the file system that the pins go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BpfMount {
     /// A bpf file system.
     Mounted,
-    /// Nothing, but the agent can mount one.
+    /// No bpf file system yet, but the agent can mount one.
     Mountable,
     /// Another file system.
     Other,
@@ -58,7 +58,7 @@ pub enum Cgroup {
     None,
 }
 
-/// What kernels have learnt, and what is done on those that have not.
+/// Features that newer kernels have, and the substitutes on older ones.
 const FEATURES: [Feature; 2] = [
     Feature {
         name: "tcx",

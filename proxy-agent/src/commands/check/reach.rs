@@ -1,8 +1,8 @@
-//! What routing does to packets on their way to a Service and back.
+//! The effect of routing on packets to and from Services.
 
 use crate::commands::check::Finding;
 
-/// What the host says of its routes.
+/// The host's routes, as far as they matter to Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     /// Devices on which the kernel drops IPv4 packets whose source it would
@@ -10,8 +10,8 @@ pub struct Reach {
     pub strict: Vec<String>,
     /// Devices by which routes lead to other routers.
     pub gateways: Vec<String>,
-    /// Whether there is a default route; nothing if that cannot be told, or this
-    /// host has no address of the family.
+    /// True if there is a default route; `None` if that is unknown, or if this host has no
+    /// address of the family.
     pub default_v4: Option<bool>,
     pub default_v6: Option<bool>,
 }
@@ -58,7 +58,8 @@ fn sysctl(device: &str) -> String {
     device.replace('.', "/")
 }
 
-/// What a process of the node sends must be routed before it is translated.
+/// Warns if there is no default route: a packet of a local process is routed before it is
+/// translated.
 fn default_route(family: &str, tool: &str, state: Option<bool>) -> Option<Finding> {
     Some(if state? {
         Finding::ok(format!("{family} has a default route"))

@@ -22,9 +22,9 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AddressRow {
     pub prefix: String,
-    /// Whether NodePorts are served there.
+    /// True if NodePorts are served on it.
     pub node_ports: bool,
-    /// Whether only this node's processes reach it.
+    /// True if only this node's processes reach it.
     pub loopback: bool,
 }
 

@@ -37,8 +37,8 @@ pub struct BackendRow {
     /// Row of `BACKENDS`, and how often it was given to an endpoint.
     pub row: u32,
     pub generation: u32,
-    /// How often clients that were remembered for it had to be forgotten;
-    /// wraps at 256.
+    /// Number of times that clients with session affinity to it had to be forgotten, modulo
+    /// 256.
     pub epoch: u8,
 }
 

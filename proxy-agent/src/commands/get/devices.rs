@@ -31,7 +31,7 @@ use crate::{
     reason = "each is a field of the JSON that scripts read"
 )]
 pub struct DeviceRow {
-    /// Nothing if the device went, or is in another network namespace.
+    /// `None` if the device is gone, or is in another network namespace.
     pub name: Option<String>,
     pub ifindex: u32,
     /// `L2` for frames with an Ethernet header, `L3` for bare packets; `bridge`
@@ -43,16 +43,16 @@ pub struct DeviceRow {
     pub masquerade_v6: Option<Ipv6Addr>,
     /// Leads away from this node.
     pub uplink: bool,
-    /// What comes in by it passes our programs.
+    /// True if packets that come in by it pass our programs.
     #[serde(rename = "hooked")]
     pub covered: bool,
-    /// What comes in by it are pods, according to the local detector.
+    /// True if the local detector takes packets that come in by it for those of pods.
     pub pods: bool,
     /// It leads to pods of this node, whose packets keep their source.
     pub pod_routes: bool,
-    /// How our programs are attached.
+    /// The way our programs are attached.
     pub attached: Option<&'static str>,
-    /// Programs in the order they run; nothing if this process may not ask.
+    /// Programs in the order they run; `None` if this process may not ask.
     pub ingress: Option<Vec<ProgramRow>>,
     pub egress: Option<Vec<ProgramRow>>,
 }
@@ -128,7 +128,7 @@ impl DeviceRow {
         )
     }
 
-    /// The names of what the device is.
+    /// Returns the names of the flags that are set.
     fn flags(&self) -> impl Iterator<Item = &'static str> {
         [
             (self.uplink, "uplink"),
@@ -148,9 +148,9 @@ pub struct DevicePrograms {
     pub egress: Vec<Attached>,
 }
 
-/// The row of one device; a bridge is one whose ports have the programs.
-/// `links` are the devices of the same network namespace, none if that is not
-/// known; `programs` is nothing if this process may not ask for them.
+/// Returns the row of one device; a bridge is one whose ports have the programs.
+/// `links` are the devices of the same network namespace, empty if they are not
+/// known; `programs` is `None` if this process may not ask for them.
 pub fn row(
     ifindex: u32,
     device: &Device,

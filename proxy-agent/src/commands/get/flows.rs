@@ -29,14 +29,14 @@ pub struct FlowRow {
     pub client: SocketAddr,
     pub frontend: SocketAddr,
     pub backend: SocketAddr,
-    /// What the backend sees instead of the client.
+    /// The client's address and port as the backend sees them, if they are changed.
     pub masquerade: Option<SocketAddr>,
     pub state: FlowState,
     /// Time since the last packet; the clock of flows ticks once a second.
     pub idle_seconds: u64,
 }
 
-/// How far a flow has got.
+/// The progress of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowState {
@@ -171,8 +171,8 @@ fn owner<'a, F: Family>(
     tables.names.get(&frontend.service)
 }
 
-/// Where the backend thinks the flow comes from, once that is decided and if it
-/// is not the client's own address and port.
+/// Returns the source address and port that the backend sees, once they are chosen and
+/// if they are not the client's own.
 fn masquerade<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> Option<SocketAddr> {
     if flow.masquerade_port != BePort::ZERO {
         Some(socket::<F>(flow.masquerade_addr, flow.masquerade_port))

@@ -17,7 +17,7 @@ pub trait Row: Serialize + Sized {
     fn cells(&self) -> Vec<String>;
 }
 
-/// Writes rows to standard output. Whoever closed it has seen enough.
+/// Writes rows to standard output. It is no error if a reader has closed it, as `head` does.
 pub fn print<R: Row>(rows: &[R], output: Output) -> anyhow::Result<()> {
     let text = render(rows, output)?;
     match io::stdout().lock().write_all(text.as_bytes()) {
@@ -54,16 +54,16 @@ fn table<R: Row>(rows: &[R]) -> String {
     table.trim_fmt()
 }
 
-/// Names in the tables are as whoever made the objects wrote them.
+/// Returns the cells, escaped: names in the tables are as the objects' authors wrote them.
 fn escaped_cells<R: Row>(row: &R) -> Vec<String> {
     let cells = row.cells().into_iter();
     cells.map(|cell| Escaped(cell).to_string()).collect()
 }
 
-/// A cell of what this process may not know.
+/// The cell for a value that this process may not read.
 pub const UNKNOWN: &str = "?";
 
-/// A cell: a dash where there is nothing to say.
+/// Returns the cell of a value; a dash if there is none.
 pub fn cell(value: Option<impl ToString>) -> String {
     value
         .map(|value| value.to_string())

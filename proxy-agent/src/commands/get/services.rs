@@ -19,7 +19,7 @@ use crate::{
     select::FrontendKind,
 };
 
-/// How many source ranges a table has room for.
+/// Number of source ranges shown in a row of the output.
 const SHOWN_RANGES: usize = 3;
 
 /// A Service port of one family.
@@ -36,9 +36,9 @@ pub struct ServiceRow {
     pub kinds: Vec<&'static str>,
     /// Their traffic policies, in the same order.
     pub policy: String,
-    /// Whether only some clients may use the load balancer's addresses …
+    /// True if only some clients may use the load balancer's addresses.
     pub restricted: bool,
-    /// … namely these.
+    /// The prefixes of those clients.
     pub source_ranges: Vec<String>,
     /// Session affinity: after how long a client is forgotten.
     pub affinity_seconds: Option<u32>,
@@ -52,7 +52,7 @@ pub struct ServiceRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SetRow {
     pub backends: u32,
-    /// What becomes of new flows if the set is empty.
+    /// The treatment of new flows if the set is empty.
     pub when_empty: Option<&'static str>,
 }
 
@@ -213,7 +213,7 @@ fn source_ranges<F: Family>(tables: &Tables<F>, row: u32) -> Vec<String> {
     ours.filter_map(net).map(|net| net.to_string()).collect()
 }
 
-/// Whose a row of `SERVICES` is; empty if nobody's.
+/// Returns the owner of a row of `SERVICES`; an empty name if it has none.
 pub(super) fn name<F: Family>(tables: &Tables<F>, row: u32) -> ServicePortName {
     tables
         .names

@@ -29,7 +29,7 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x7a0d);
 pub struct Filter {
     /// Name that it was given when it was attached; empty if none was.
     pub name: String,
-    /// Id of its program; nothing for classic BPF.
+    /// Id of its program; `None` for classic BPF.
     pub program: Option<u32>,
     pub priority: u16,
     pub handle: u32,

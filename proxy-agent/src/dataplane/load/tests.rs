@@ -24,7 +24,7 @@ fn the_object_declares_the_maps_of_the_registry() {
     assert_eq!(declared, sorted);
 }
 
-/// What bpf(2) calls a type of map, for people.
+/// The name of a map's type, with its flags, for docs.
 fn kind(map: &Map) -> String {
     const MMAPABLE: u32 = 1 << 10;
     const ON_DEMAND: u32 = 1;

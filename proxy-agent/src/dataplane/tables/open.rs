@@ -19,7 +19,7 @@ pub(in crate::dataplane) fn open_frontends<F: KernelFamily>(
     open_hash::<F, _, _>(maps, Table::Frontends)
 }
 
-/// Whose a family's rows of `SERVICES` are.
+/// Opens a family's table of the Service ports that rows of `SERVICES` belong to.
 pub(in crate::dataplane) fn open_names<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, u32, ServiceName>, TableError> {

@@ -1,4 +1,4 @@
-//! What tables store, from and to what the agent works with.
+//! Conversions between the values in tables and the agent's own types.
 
 use aya::maps::lpm_trie::Key;
 use proxy_common::{

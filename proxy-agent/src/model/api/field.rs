@@ -133,7 +133,7 @@ impl<T> Field<T> {
     }
 }
 
-/// A type that some JSON values are. What is not overridden is no such value.
+/// A type of JSON values. Values of other types, whose methods are not overridden, are refused.
 pub trait FromJson: Sized {
     const TYPE: JsonType;
 

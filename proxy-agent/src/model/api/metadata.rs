@@ -19,7 +19,7 @@ const WANTED: [&str; 5] = [
 ];
 
 api_fields! {
-    /// What says which object this is, and whose.
+    /// The metadata that identifies an object, and its labels and annotations.
     pub struct Metadata {
         name: Box<str> = "name",
         namespace: Box<str> = "namespace",
@@ -40,7 +40,7 @@ impl Wanted {
         self.find(name).is_some()
     }
 
-    /// The value of a label; none if it is not there.
+    /// The value of a label; `None` if the object does not have it.
     pub fn label(&self, name: &str) -> Result<Option<&str>, Malformed> {
         let value = self.find(name).map_or(Field::Absent, Field::as_ref);
         let value = value.at(format_args!("metadata.labels[{name:?}]"))?;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{ApiFields, ApiObject};
 use crate::model::{Object, Parsed};
 
-/// What the API server sends as a list of these objects.
+/// Returns the API server's JSON for a list of these objects.
 fn list_text(items: &[&str]) -> String {
     let items = items.join(",");
     format!(
@@ -22,13 +22,13 @@ fn list_text(items: &[&str]) -> String {
     )
 }
 
-/// What comes out of a list.
+/// Returns the parsed items of a list.
 fn read_list<T: Object>(text: &str) -> Vec<Parsed<T>> {
     let list: ObjectList<ApiObject<T::Fields>> = must(text);
     list.items.into_iter().map(T::from_api).collect()
 }
 
-/// What comes out of an event of a watch.
+/// Returns the parsed object of a watch event.
 fn read_event<T: Object>(object: &str) -> Parsed<T> {
     let text = format!(r#"{{"type":"MODIFIED","object":{object}}}"#);
     let WatchEvent::Modified(object) = must::<WatchEvent<ApiObject<T::Fields>>>(&text) else {

@@ -1,4 +1,4 @@
-//! What is read of an EndpointSlice.
+//! The fields of an EndpointSlice that are read.
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 

@@ -178,7 +178,7 @@ fn a_bad_port_leaves_the_others(#[case] bad: Value, #[case] problem: &str) {
     assert_eq!(slice.ports, [unnamed]);
 }
 
-/// S23, in both orders.
+/// An address of two endpoints belongs to the live pod, in either order (S23).
 #[rstest]
 #[case(json!([{"terminating": true, "ready": false}, {}]))]
 #[case(json!([{}, {"terminating": true, "ready": false}]))]

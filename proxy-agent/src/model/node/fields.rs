@@ -1,4 +1,4 @@
-//! What is read of a Node.
+//! The fields of a Node that are read.
 
 use k8s_openapi::api::core::v1::Node;
 

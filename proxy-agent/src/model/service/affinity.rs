@@ -6,15 +6,15 @@ use crate::model::{
     api::{Field, Malformed},
 };
 
-/// What the API sets if nothing is said (S72).
+/// The API's default timeout, in seconds (S72).
 pub(super) const DEFAULT_SECONDS: u32 = 10_800;
 const DEFAULT_IS_USED: &str = "10800 seconds are used";
 
-/// Returns how long a client without a new connection is remembered; nothing if not at
-/// all.
+/// Returns the seconds after which a client without a new connection is forgotten;
+/// `None` without session affinity.
 ///
 /// A malformed sessionAffinity fails: without affinity clients would lose their
-/// backends. A malformed timeout is as one that is not positive.
+/// backends. A malformed timeout is treated like one that is not positive.
 pub(super) fn seconds(
     affinity: Field<Box<str>>,
     config: Field<AffinityConfig>,

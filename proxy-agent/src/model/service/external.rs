@@ -1,4 +1,4 @@
-//! What of a Service concerns clients outside the cluster.
+//! The parts of a Service that concern clients outside the cluster.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -114,13 +114,13 @@ fn ip_and_mode(ingress: Field<Ingress>, at: usize) -> Result<Option<IpAndMode>, 
     Ok(Some((ip, mode)))
 }
 
-/// Who may use the load balancer's addresses (S9).
+/// The clients that may use the load balancer's addresses (S9).
 #[derive(Debug, Default)]
 pub(super) struct SourceRanges {
     /// Each once, in ascending order.
     pub(super) usable: Vec<IpNet>,
-    /// Whether something is listed that is no range. Of whichever family it was
-    /// meant to be, it was meant to keep others out.
+    /// True if an entry is not a range. It was meant to keep clients out, of whichever
+    /// family.
     pub(super) some_unusable: bool,
 }
 

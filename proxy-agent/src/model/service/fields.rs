@@ -1,4 +1,4 @@
-//! What is read of a Service.
+//! The fields of a Service that are read.
 
 use k8s_openapi::api::core::v1::Service;
 

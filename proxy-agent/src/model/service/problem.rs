@@ -1,10 +1,10 @@
-//! What may be wrong with a Service.
+//! Problems of Services.
 
 use proxy_common::net::Protocol;
 
 use crate::model::{AddressProblem, IpFamily};
 
-/// Why part of a Service is not served.
+/// A reason why part of a Service is not served.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum ServiceProblem {
     #[error("name {0:?} does not fit into the tables (63 bytes), it is not served")]

@@ -63,7 +63,7 @@ fn keeps_what_a_proxy_needs() {
     assert_eq!((service, problems), (expected, vec![]));
 }
 
-/// What only others read makes no other Service (S11).
+/// Fields that only other components read do not change a Service (S11).
 #[test]
 fn what_is_not_read_makes_no_difference() {
     let with = |annotations: Value, app_protocol: Value, more: Value| {

@@ -1,4 +1,4 @@
-//! What `LOCAL_ADDRS` should hold: the node's own addresses, and on which of
+//! The desired entries of `LOCAL_ADDRS`: the node's own addresses, and on which of
 //! them NodePorts are served.
 //!
 //! Pure: from the local routing table and `--nodeport-addresses` to entries.
@@ -15,7 +15,7 @@ use crate::{
     model::IpFamily,
 };
 
-/// The entries for what the local routing table calls local. Prefixes stay
+/// Returns the entries for the prefixes in the local routing table. Prefixes stay
 /// prefixes: all of their addresses are the node's (E25). Where NodePorts are
 /// served on a part of one only, the part gets an entry of its own.
 pub fn entries<'a>(local: &[IpNet], accepted: impl Fn(IpFamily) -> &'a Accepted) -> Entries {
@@ -62,7 +62,7 @@ fn is_loopback(prefix: &IpNet) -> bool {
     }
 }
 
-/// Where to listen for clients of NodePorts: the addresses one by one, where
+/// Returns the addresses to listen on for clients of NodePorts: one by one, where
 /// not all take them. Prefixes are left out; nobody can listen on one.
 pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
     match accepted {
@@ -78,10 +78,10 @@ pub fn listen(entries: &Entries, accepted: &Accepted) -> Listen {
     }
 }
 
-/// Leaves out what a table of so many entries has no room for, and returns how
-/// many that are. What belongs to a device with few addresses comes first, as
-/// those of network cards; then devices with thousands, such as IPVS leaves
-/// behind; then prefixes of no device.
+/// Leaves out the prefixes of one family that a table of `room` entries cannot hold, and
+/// returns their number. Those of devices with few addresses are kept first, such as
+/// network cards; then those of devices with thousands, such as IPVS leaves behind;
+/// then those of no device.
 pub fn fit(
     entries: &mut Entries,
     family: IpFamily,

@@ -82,7 +82,7 @@ fn network(local: &str) -> FakeNetwork {
 }
 
 impl Controller {
-    /// What the tables hold; `n` takes NodePorts.
+    /// Returns the entries of the tables as text; `n` marks those that take NodePorts.
     fn tables(&self) -> String {
         let entries = self.v4.entries.iter().chain(&self.v6.entries);
         let texts = entries.map(|(prefix, value)| {
@@ -93,7 +93,7 @@ impl Controller {
     }
 }
 
-/// S55
+/// NodePorts stay reachable where they were while the kernel's list fails (S55).
 #[tokio::test]
 async fn a_list_that_cannot_be_read_changes_nothing() {
     let mut controller = controller("");
@@ -124,7 +124,7 @@ async fn a_family_that_fails_does_not_hold_up_the_other() {
     assert_eq!(v6_fails.tables(), "192.0.2.1/32=n");
 }
 
-/// S53
+/// NodePorts on the primary address wait for the Node object, which has it (S53).
 #[tokio::test(start_paused = true)]
 async fn the_node_object_is_waited_for_and_then_remembered() {
     let network = network("192.0.2.1/32 192.0.2.2/32 2001:db8::1/128 2001:db8::2/128");
@@ -156,7 +156,7 @@ async fn the_node_object_is_waited_for_and_then_remembered() {
     );
 }
 
-/// S53
+/// Without a Node object, all addresses take NodePorts after a while (S53).
 #[tokio::test(start_paused = true)]
 async fn the_node_object_is_not_waited_for_longer_than_ten_seconds() {
     let network = network("192.0.2.1/32 2001:db8::1/128");

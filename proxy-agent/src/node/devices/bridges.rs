@@ -12,7 +12,7 @@ pub(super) fn is_covered(
     covers(ifindex, links, has_programs, MAX_NESTING)
 }
 
-/// A list may show two moments, and in both together devices in a circle.
+/// The depth is limited: a list that was read during changes may have devices in a circle.
 fn covers(ifindex: u32, links: &[Link], has_programs: &impl Fn(u32) -> bool, depth: u32) -> bool {
     let mut ports = links
         .iter()

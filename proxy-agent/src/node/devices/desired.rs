@@ -1,6 +1,6 @@
-//! Which devices carry programs, and what the programs are told of them.
+//! The devices that should carry programs, and their rows of `DEVICES`.
 //!
-//! Pure: from what netlink says of links and addresses to what should be.
+//! Pure: from the links and addresses that netlink lists to the desired state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,11 +22,10 @@ use crate::config::LocalDetector;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredDevice {
     pub name: String,
-    /// Whether programs are to run on it; else it is a bridge, whose ports
+    /// True if programs should run on it; otherwise it is a bridge, whose ports
     /// have them.
     pub carries_programs: bool,
-    /// Without [`Device::COVERED`], which depends on what became of the
-    /// programs.
+    /// Without [`Device::COVERED`], which is set once the programs are attached.
     pub device: Device,
 }
 
@@ -54,7 +53,7 @@ impl DesiredDevice {
 /// The devices that `DEVICES` should have, by ifindex.
 pub type Desired = BTreeMap<u32, DesiredDevice>;
 
-/// What the choice of devices depends on besides the devices themselves.
+/// Inputs to the choice of devices, besides the devices themselves.
 #[derive(Clone, Debug)]
 pub struct Inputs<'a> {
     pub detector: &'a LocalDetector,
@@ -197,7 +196,7 @@ mod tests {
         assert_eq!(attached[&4].device.bridge_mac, [2, 0, 0, 0, 0, 3]);
     }
 
-    /// S68
+    /// A pod is known by the bridge it is on, or by a device name's prefix (S68).
     #[test]
     fn pods_are_known_by_their_bridge_or_their_prefix() {
         let flags = |detector: &LocalDetector, ifindex: u32| {
@@ -233,7 +232,7 @@ mod tests {
         assert_eq!(flagged(&desired, Device::DOWN), [2]);
     }
 
-    /// E2
+    /// The programs know whether a bridge has the MAC address of one of its ports (E2).
     #[test]
     fn a_bridge_may_have_the_mac_of_a_port() {
         let mut links = node();

@@ -1,4 +1,4 @@
-//! What the controller needs of the kernel.
+//! The kernel as the device controller sees it: hooks of devices, and two tables.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub(in crate::node) trait Tables {
     fn rows(&self) -> Result<Vec<(u32, Device)>, TableError>;
     fn get(&self, ifindex: u32) -> Option<Device>;
     fn set(&mut self, ifindex: u32, device: Device) -> Result<(), TableError>;
-    /// Removes a device; absent already is as good.
+    /// Removes a device, if it is there.
     fn remove(&mut self, ifindex: u32);
     fn set_vlans(&mut self, vlans: &BTreeMap<Vlan, u32>) -> Result<(), TableError>;
 }

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use proxy_common::vlan::Vlan;
 
-/// How deep the kernel lets devices be enslaved to each other.
+/// Maximum depth to which the kernel lets devices be enslaved to each other.
 pub(super) const MAX_NESTING: u32 = 8;
 
 /// A network device.
@@ -21,13 +21,13 @@ pub struct Link {
     pub master: Option<u32>,
     pub kind: LinkKind,
     pub mac: [u8; 6],
-    /// What it takes of another device, if it is one for a VLAN.
+    /// For the device of a VLAN: the VLAN, and the device it is on.
     pub vlan: Option<Vlan>,
     /// It is set up and has a carrier.
     pub is_up: bool,
 }
 
-/// What a device is made for, as far as it matters here.
+/// The kinds of devices that matter to the choice of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     Bridge,
@@ -40,11 +40,11 @@ pub enum LinkKind {
     /// Gives packets back to the device they came from, where they pass the
     /// programs; plugins shape pods' traffic with it.
     Ifb,
-    /// veth, VLAN and the like: where they lead, only routes tell.
+    /// veth, VLAN and the like: only routes tell where they lead.
     Other,
 }
 
-/// What the device's frames begin with.
+/// The header that the device's frames begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     Ethernet,
@@ -79,7 +79,7 @@ impl Address {
     }
 }
 
-/// Where routes of the main table lead, by device.
+/// Routes of the main table, by device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
     /// Devices of routes with a gateway, and of default routes.

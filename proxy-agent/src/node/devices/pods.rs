@@ -1,4 +1,4 @@
-//! Which devices lead to pods of this node.
+//! Recognition of devices that lead to pods of this node.
 
 use std::net::IpAddr;
 

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Devices of pods go while they are looked at. One that is listed for this long after
-/// the kernel said that there is no such device has not gone.
+/// Time after which a device that the kernel calls missing, but still lists, counts as
+/// refused. Pods' devices often go while they are looked at.
 const GOING: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Refused {
         tell
     }
 
-    /// Forgets a device. Whether it was refused.
+    /// Forgets a device. Returns whether it was refused.
     pub(super) fn remove(&mut self, ifindex: u32) -> bool {
         self.0.remove(&ifindex).is_some()
     }
@@ -66,7 +66,7 @@ impl Refused {
 mod tests {
     use super::*;
 
-    /// What is told of one device that is refused every five seconds.
+    /// Returns whether each refusal of one device, at the given seconds, is to be logged.
     fn told(refused: &mut Refused, message: &str, is_gone: bool, seconds: [u64; 4]) -> [bool; 4] {
         let start = Instant::now();
         seconds.map(|second| refused.note(7, message, is_gone, start + Duration::from_secs(second)))

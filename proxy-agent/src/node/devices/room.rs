@@ -1,7 +1,7 @@
 //! Devices that `DEVICES` has no room for: thousands come at once, so they are
 //! counted and not named.
 
-/// How many there are, and how many were told of.
+/// Number of these devices, and the number that was last logged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct WithoutRoom {
     count: usize,
@@ -9,17 +9,17 @@ pub(super) struct WithoutRoom {
 }
 
 impl WithoutRoom {
-    /// Counts anew.
+    /// Sets the count to zero.
     pub(super) fn reset(&mut self) {
         self.count = 0;
     }
 
-    /// There is one more.
+    /// Counts one more.
     pub(super) fn add(&mut self) {
         self.count += 1;
     }
 
-    /// Returns how many to tell of, if it is time to: when there are any, and again when
+    /// Returns the count, if it is time to log it: when there are any, and again when
     /// they have more than doubled.
     pub(super) fn news(&mut self) -> Option<usize> {
         let is_news = self.count > 2 * self.told;

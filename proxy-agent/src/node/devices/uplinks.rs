@@ -55,7 +55,7 @@ mod tests {
     };
     use crate::config::LocalDetector;
 
-    /// E19
+    /// Network cards, tunnels and devices of routes with a gateway lead away (E19).
     #[test]
     fn hardware_tunnels_and_ways_to_gateways_lead_away() {
         let mut links = node();

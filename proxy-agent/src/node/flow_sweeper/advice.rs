@@ -46,15 +46,15 @@ const ADVICE: [(Counter, &str); 9] = [
     ),
 ];
 
-/// What was counted when it was last looked at.
+/// The counters when they were last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Advice {
     seen: Option<BTreeMap<&'static str, u64>>,
 }
 
 impl Advice {
-    /// Logs what rose since the last time. The first time nothing is said: an
-    /// earlier agent has said it.
+    /// Logs the counters that rose since the last time. Logs nothing the first time: an
+    /// earlier agent has done so.
     pub(super) fn tell(&mut self, counted: BTreeMap<&'static str, u64>) {
         for (counter, count, advice) in self.news(counted) {
             warn!(

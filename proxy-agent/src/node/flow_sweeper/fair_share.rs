@@ -1,8 +1,8 @@
-//! How many flows a client may have in a table that is nearly full.
+//! The number of flows that a client may have in a table that is nearly full.
 //!
-//! Max-min fairness: whoever has less than the share has all of it, and what they
-//! leave is divided among the others. Clients come in rows of about one size, so the
-//! share may be up to a half below what would just fit; never above.
+//! Max-min fairness: a client with less than the share keeps all of its flows, and the
+//! room that it leaves is divided among the others. Clients come in rows of about one
+//! size, so the share may be up to a half below what would just fit; never above.
 
 use proxy_common::share::{ClientSizes, Share};
 

@@ -1,4 +1,4 @@
-//! What netlink says of an address.
+//! Decoding of netlink's messages about addresses.
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{Event, NetlinkError, Network};
 use crate::node::devices::{Address, Link, Routes};
 
-/// What netlink would list, and what it tells next.
+/// The lists of a network, and its next events.
 #[derive(Clone, Debug, Default)]
 pub(in crate::node) struct FakeNetwork {
     pub links: Vec<Link>,
@@ -15,11 +15,11 @@ pub(in crate::node) struct FakeNetwork {
     pub local: Vec<IpNet>,
     pub routes: Routes,
     pub events: VecDeque<Event>,
-    /// Whether lists cannot be read.
+    /// True if lists cannot be read.
     pub broken: bool,
-    /// How often the connection cannot be opened anew.
+    /// Number of attempts to open the connection anew that are still to fail.
     pub refusals: u32,
-    /// How often it was.
+    /// Number of times that it was opened anew.
     pub opened: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What netlink says of a device.
+//! Decoding of netlink's messages about devices.
 
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,

@@ -20,8 +20,8 @@ pub(super) fn lister() -> io::Result<Handle> {
     Ok(handle)
 }
 
-/// What `take` makes of a list. One that breaks off is an error, never a
-/// shorter list: what is missing in it would be taken for gone (S55).
+/// Applies `take` to a whole list, and returns all results. A list that breaks off is an
+/// error, never a shorter list: the missing entries would be taken for removed (S55).
 pub(super) async fn whole_list<M, I: IntoIterator>(
     list: impl Stream<Item = Result<M, rtnetlink::Error>>,
     take: impl Fn(&M) -> I,
@@ -70,7 +70,7 @@ mod tests {
         rtnetlink::Error::UnexpectedMessage(NetlinkMessage::new(NetlinkHeader::default(), done))
     }
 
-    /// S55
+    /// A list that breaks off is no shorter list (S55).
     #[rstest]
     #[case::whole(Some(end(0)), Some(2))]
     #[case::without_an_end(None, None)]

@@ -1,4 +1,4 @@
-//! What the routes of the main and the local table say.
+//! Decoding of netlink's messages about routes of the main and the local table.
 
 use std::net::IpAddr;
 
@@ -49,7 +49,7 @@ pub(super) fn local_prefix(route: &RouteMessage) -> Option<IpNet> {
     destination(route)
 }
 
-/// Where a route leads. Without an address, it is for all of them.
+/// Returns the destination of a route. Without an address, it is all addresses.
 fn destination(route: &RouteMessage) -> Option<IpNet> {
     let any = match route.header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),

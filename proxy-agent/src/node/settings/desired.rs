@@ -1,5 +1,5 @@
-//! What `CONFIG` tells the programs of the node (S63, S68) and of idle flows
-//! (S82).
+//! The desired contents of `CONFIG`: the node's properties (S63, S68) and the timeouts of
+//! idle flows (S82).
 
 use proxy_common::{
     config::{Config as Settings, Prefix, Timeouts},
@@ -73,7 +73,7 @@ mod tests {
         model::ObjectKey,
     };
 
-    /// What the programs are told: how clients are told from others, and the
+    /// Returns the settings as text: the criteria that tell pods from other clients, and the
     /// prefixes of pods.
     fn told(detector: LocalDetector, pod_cidrs: &str) -> String {
         let config = NodeConfig {
@@ -112,7 +112,7 @@ mod tests {
         told.join(" ")
     }
 
-    /// S68
+    /// Pods are told from other clients by the node's pod CIDRs (S68).
     #[rstest]
     #[case::of_both_families("10.1.0.0/24 fd00:1::/64", "10.1.0.0/24 fd00:1::/64")]
     #[case::of_ipv4("10.1.0.0/24", "10.1.0.0/24")]

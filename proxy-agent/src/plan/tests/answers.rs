@@ -1,4 +1,4 @@
-//! What the tables should hold for a generated cluster, said plainly.
+//! The right contents of the tables for a generated cluster, found without a planner.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use crate::{
     select::{DesiredFrontend, DesiredPort, EndpointUse, FrontendAddress, FrontendKind, WhenEmpty},
 };
 
-/// What a frontend does with new flows.
+/// The treatment of new flows by a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer<F: Family> {
     pub(super) kind: u8,
@@ -29,7 +29,7 @@ pub(super) struct Answer<F: Family> {
     pub(super) bound: Resolved<F>,
     /// Those of this node.
     pub(super) here: Resolved<F>,
-    /// Which of [`clients`] may use it.
+    /// True for each of [`clients`] that may use it.
     pub(super) admitted: Vec<bool>,
     /// Both sets of its port.
     pub(super) sets: [Resolved<F>; 2],

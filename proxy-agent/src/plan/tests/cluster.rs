@@ -38,8 +38,7 @@ pub(super) struct Shape {
     /// An address besides: a load balancer's, or an external IP.
     pub(super) other: Option<(FrontendKind, u8)>,
     pub(super) external_local: bool,
-    /// Which of [`clients`] may use the load balancer's address; if none is
-    /// named, all.
+    /// The [`clients`] that may use the load balancer's address; all of them if empty.
     pub(super) ranges: BTreeSet<u8>,
     pub(super) allow_itself: bool,
     pub(super) ports: Vec<PortShape>,

@@ -6,7 +6,7 @@ use proxy_common::{affinity::Affinity, backend::Backend, family::Family};
 
 use crate::{model::ServicePortName, plan::write::Tables, select::DesiredPort};
 
-/// What was remembered, and whether it should still count.
+/// The entries of `AFFINITY` so far, each with whether it should still count.
 #[derive(Debug)]
 pub(super) struct Memories<F: Family>(Vec<Entry<F>>);
 

@@ -1,4 +1,4 @@
-//! How long changes take until they are in force, as it is measured.
+//! The measured time from changes until they are in force.
 
 use super::*;
 

@@ -1,11 +1,11 @@
-//! Who gets where: the paths of S39 and the verdicts of S43, said once more and
-//! plainly.
+//! The paths of S39 and the verdicts of S43 in a second, plainer implementation, to
+//! compare the selection with.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// Who connects.
+/// The location of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Client {
     /// Off this node, and no pod.
@@ -14,7 +14,7 @@ enum Client {
     Here,
 }
 
-/// What becomes of a new flow.
+/// The treatment of a new flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
     /// One of these, by address and port.
@@ -23,7 +23,7 @@ enum Verdict {
     Drop,
 }
 
-/// What the tables say.
+/// The verdict of the selected tables.
 fn selected<F: Family>(
     port: &DesiredPort<F>,
     frontend: &DesiredFrontend<F>,
@@ -46,7 +46,7 @@ fn selected<F: Family>(
     }
 }
 
-/// What should be, of endpoints no two of which share an address.
+/// The right verdict for endpoints of which no two share an address.
 fn right<F: Family>(
     service: &Service,
     port: &ServicePort,

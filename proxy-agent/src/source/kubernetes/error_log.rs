@@ -26,7 +26,7 @@ pub struct ErrorLog {
     metrics: Metrics,
     /// Kinds whose watch failed and has not succeeded since.
     failing: BTreeSet<Kind>,
-    /// What was logged, and when. One cause often hits all watches.
+    /// Messages, each with the time it was logged. One cause often hits all watches.
     logged: BTreeMap<String, Instant>,
     /// Kinds that the API server does not have.
     absent: BTreeSet<Kind>,

@@ -68,7 +68,7 @@ struct Pods {
 }
 
 impl Pods {
-    /// Takes in an event. Whether that was news.
+    /// Takes in an event. Returns whether the pods may have changed.
     fn take(&mut self, event: Event<Pod>) -> bool {
         match event {
             Event::Init => {

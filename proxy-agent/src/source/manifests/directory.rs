@@ -22,7 +22,7 @@ use crate::{
     source::{Batch, Change, Update},
 };
 
-/// What is known of a directory. Not the objects themselves: a file is read
+/// The known state of a directory, without the objects themselves: a file is read
 /// again when it matters.
 pub struct Directory {
     root: PathBuf,
@@ -85,9 +85,8 @@ impl Directory {
         ])
     }
 
-    /// What has changed since the last time; folders that are found are watched
-    /// from then on, if there is a watch. If the changes cannot be told,
-    /// nothing changes.
+    /// Returns the changes since the last time; folders that are found are watched
+    /// from then on, if there is a watch. An error leaves the known state as it is.
     pub fn list_changes(&mut self, watch: Option<&Watch>) -> Result<Batch, ManifestError> {
         let found = Found::below(&self.root, watch)?;
         self.note_refused(&found);
@@ -169,7 +168,7 @@ impl Directory {
         (holding == id).then_some(path)
     }
 
-    /// What became of an object that some file held or holds.
+    /// Returns the change of an object that some file held or holds.
     fn change(&self, id: ObjectId, before: Option<&Path>, fresh: &mut Fresh) -> Option<Change> {
         let Some(winner) = self.winner(&id) else {
             return before.map(|_| delete(id));
@@ -228,7 +227,7 @@ impl Directory {
 }
 
 impl FreshObject {
-    /// What [`Directory::holders`] is ordered by.
+    /// Returns the position in the order of [`Directory::holders`].
     fn place(&self) -> (&ObjectId, &Arc<Path>) {
         (&self.id, &self.path)
     }

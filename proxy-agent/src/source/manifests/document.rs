@@ -1,6 +1,6 @@
 //! The text of a manifest file, taken apart into objects.
 //!
-//! Documents are parsed one by one: what is wrong in one leaves the others.
+//! Documents are parsed one by one: an error in one leaves the others.
 //! The items of a list become domain objects as they are read, so that a large
 //! list is never in memory as a whole.
 
@@ -15,13 +15,13 @@ use crate::model::{
     EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Problem, Service, ServiceCidr,
 };
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub struct Contents {
     pub objects: Vec<Manifest>,
     /// Documents, and items of lists, that could not be read.
     pub refused: Vec<Refused>,
-    /// Kinds that are none of a proxy's business, and how many of each.
+    /// Kinds that a proxy does not read, with the number of objects of each.
     pub ignored: BTreeMap<String, usize>,
 }
 
@@ -35,7 +35,7 @@ pub enum Manifest {
 }
 
 impl Manifest {
-    /// What tells the object from all others.
+    /// Returns the object's kind, namespace and name.
     pub fn id(&self) -> ObjectId {
         let (kind, key) = match self {
             Self::Service(parsed) => (Kind::Service, &parsed.key),
@@ -61,7 +61,7 @@ pub struct Refused {
     pub reason: String,
 }
 
-/// How a file spells its documents.
+/// The syntax of a file's documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Yaml,
@@ -100,7 +100,7 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = &str> {
     .filter(|text| !is_blank(text))
 }
 
-/// Where the next separator begins, and where the document behind it does.
+/// Returns the start and the end of the next separator; the next document begins at the end.
 fn separator(text: &str) -> Option<(usize, usize)> {
     let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
     starts

@@ -1,4 +1,4 @@
-//! What there is in a directory of manifests.
+//! The listing of a directory of manifests.
 
 use std::{
     collections::BTreeMap,
@@ -124,7 +124,7 @@ impl Found {
     }
 }
 
-/// How a file of that name spells its documents; none if it is no manifest.
+/// Returns the syntax of a file by its name; `None` if it is not a manifest.
 pub(super) fn format(path: &Path) -> Option<Format> {
     match path.extension()?.to_str()? {
         "yaml" | "yml" => Some(Format::Yaml),

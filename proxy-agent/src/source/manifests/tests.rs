@@ -150,7 +150,7 @@ async fn of_copies_the_first_file_counts() {
     assert_eq!(steps.step(), ["+a 10.0.0.4"]);
 }
 
-/// What a file had before it became bad stays.
+/// The objects of a file stay in force when it can no longer be read.
 #[tokio::test]
 async fn a_bad_file_keeps_its_objects() {
     let mut steps = Steps::new();

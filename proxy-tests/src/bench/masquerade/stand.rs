@@ -16,7 +16,7 @@ const NODE_PORT: u16 = 30_080;
 /// connections a second none meets one of the client's own in `TIME_WAIT`.
 const CLIENTS: std::ops::Range<u8> = 200..220;
 
-/// Who translates.
+/// The proxy that translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Tandem,

@@ -17,7 +17,7 @@ demo [--keep] [--kubernetes]
   --keep        leave everything up at the end, until Enter or Ctrl-C
   --kubernetes  with a real API server and kubectl instead of manifests";
 
-/// How to play.
+/// The options of the demo.
 #[derive(Clone, Copy, Debug, Default)]
 struct Options {
     keep: bool,
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says so on standard error, unless nobody listens any more.
+/// Prints an error on standard error, if that is still open.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "\n{text}");
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use proxy_tests::interrupt::{self, Interrupted};
 
-/// What a command may print of its output.
+/// The part of a command's output to print.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Show {
     All,
@@ -16,8 +16,7 @@ pub(crate) enum Show {
     Head(usize),
 }
 
-/// Prints a line. Whoever closed standard output has seen enough: the demo
-/// ends, in order.
+/// Prints a line. A closed standard output ends the demo, in order.
 pub(crate) fn line(text: &str) -> Result<()> {
     writeln!(io::stdout(), "{text}").map_err(|_| Interrupted.into())
 }

@@ -1,4 +1,4 @@
-//! How the agents learn of the Service: from a directory of manifests, or from
+//! Publishes the Service to the agents: in a directory of manifests, or by
 //! an API server that `kubectl` talks to.
 
 use std::fmt::Write;
@@ -20,7 +20,7 @@ const NUMBER: u8 = 80;
 /// The Service's port on every node, at the end.
 pub(crate) const NODE_PORT: u16 = 30_080;
 
-/// Where the Service is written.
+/// The place where the Service is written.
 pub(crate) enum Publisher<'lab> {
     Manifests(&'lab Lab),
     Kubernetes {
@@ -57,7 +57,7 @@ impl<'lab> Publisher<'lab> {
         })
     }
 
-    /// How to start the agent of a node.
+    /// Returns the options of a node's agent.
     pub(crate) fn agent_options(&self, node: &Node) -> Result<AgentOptions> {
         let source = match self {
             Self::Manifests(_) => Source::Manifests,
@@ -153,7 +153,7 @@ impl<'lab> Publisher<'lab> {
         }
     }
 
-    /// How to change the Service by hand.
+    /// Returns a command by which to change the Service by hand.
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Manifests(lab) => format!("ls {}/*.yaml", lab.manifests.path().display()),
@@ -179,7 +179,7 @@ spec:
     targetPort: 8080
 ";
 
-/// What the story makes of the Service.
+/// A form of the Service in the course of the demo.
 #[derive(Clone, Copy)]
 struct Form {
     kind: &'static str,

@@ -1,4 +1,4 @@
-//! What the demo shows, step by step.
+//! The steps of the demo.
 
 use std::io::stdin;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -156,7 +156,7 @@ fn node_port(lab: &Lab, publisher: &Publisher<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the agent has put into the kernel.
+/// Shows the agent's tables in the kernel.
 fn tables(lab: &Lab) -> Result<()> {
     let node = &lab.nodes[0];
     narrator::step(

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use proxy_tests::{Family, Pod};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Where it listens.
+/// The port it listens on.
 pub(crate) const PORT: u16 = 8080;
 /// Clients that ask nothing are sent away.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! What changes meanwhile: Services, endpoints and devices come and go.
+//! Changes under traffic: Services, endpoints and devices come and go.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,13 +12,13 @@ const SERVICES: u64 = 8;
 /// Ticks between two backends that come.
 const BACKEND_EVERY: u64 = 4;
 
-/// What a backend does, each for some ticks.
+/// The states of a backend, each for some ticks.
 #[derive(Clone, Copy)]
 enum Stage {
     Serves,
     /// It has been asked to end, and still serves.
     Ends,
-    /// It is known no more, and answers those who have not heard: for as long
+    /// It is removed, and answers clients that do not know it yet: for as long
     /// as the start of an agent may take.
     Lingers,
 }

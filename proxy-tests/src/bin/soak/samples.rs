@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use proxy_tests::Agent;
 
-/// What was measured at one moment.
+/// The values measured at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     /// The agent's resident memory, in KiB.

@@ -127,7 +127,7 @@ impl Traffic {
     }
 }
 
-/// What became of one kind of traffic.
+/// The result of one kind of traffic.
 struct Row {
     name: String,
     /// Messages or connections.
@@ -135,7 +135,7 @@ struct Row {
     lost: Vec<String>,
 }
 
-/// What became of all of it.
+/// The result of all traffic.
 pub(crate) struct Report(Vec<Row>);
 
 impl Report {

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 /// Names of the nodes; the first one asks.
 pub(crate) const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 const ZONES: [&str; 2] = ["zone-1", "zone-2"];
-/// What is said as `--nodeport-addresses`.
+/// Values of `--nodeport-addresses`.
 const NODE_PORT_ADDRESSES: [&str; 4] = ["", "primary", "localhost", "192.168.2.0/24"];
 
-/// What the node is told, and what there is.
+/// The node's settings, and the objects of the cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub zone: Option<&'static str>,
@@ -64,7 +64,7 @@ pub(crate) struct Endpoint {
     pub terminating: Option<bool>,
     pub zone_hints: Vec<&'static str>,
     pub node_hints: Vec<&'static str>,
-    /// Which of the two slices it is in; they differ in port numbers.
+    /// The slice it is in, of two; they differ in port numbers.
     pub slice: u8,
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of a new flow, straight from the rules S1–S70, with no regard
+//! A model of the treatment of new flows, straight from the rules S1–S70, with no regard
 //! to how long it takes.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -10,7 +10,7 @@ use super::{
     flows::{Flow, Place},
 };
 
-/// What should become of a flow.
+/// The right treatment of a flow.
 #[derive(Debug)]
 pub(crate) struct Expected {
     pub verdict: &'static str,
@@ -28,7 +28,7 @@ enum Client {
     External,
 }
 
-/// What a flow is addressed to.
+/// The destination of a flow.
 struct Destination<'a> {
     service: &'a Service,
     port: &'a Port,
@@ -141,7 +141,7 @@ fn vips(service: &Service, family: Family) -> Vec<(IpAddr, &'static str)> {
     vips
 }
 
-/// What becomes of a port that no Service has on that address.
+/// Returns the verdict for a port that no Service has on that address.
 fn without_port(cluster: &Cluster, ip: IpAddr, family: Family) -> &'static str {
     let vips: Vec<_> = served(cluster, family)
         .flat_map(|service| vips(service, family))

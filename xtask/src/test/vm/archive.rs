@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
-/// Where all programs and libraries are: what names them elsewhere finds a
-/// link, as on the distributions.
+/// Folders below `usr` with all programs and libraries; the root has links to them, as
+/// on the distributions.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
 /// Writes an archive. A path that is there already is kept as it is.

@@ -1,13 +1,13 @@
-//! What the virtual machine tells of the tests.
+//! The report of the tests in the virtual machine, read from its serial port.
 
 use anyhow::{Result, bail, ensure};
 
-/// Begins the lines that the init script prints.
+/// Prefix of the lines that the init script prints.
 const MARK: &str = "::tandem ";
-/// Begins what a test prints that the kernel has no use for.
+/// Prefix of the lines of tests that the kernel lacks a feature for.
 const SKIPPED: &str = "SKIPPED ";
 
-/// What came to the serial port so far.
+/// The state of the tests, as far as the serial port has told.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     running: Option<String>,
@@ -17,7 +17,7 @@ pub(super) struct Report {
     is_done: bool,
 }
 
-/// What a line is to the user.
+/// The meaning of a line for the user.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line<'a> {
     /// Output of a test.

@@ -1,4 +1,4 @@
-//! What is in the virtual machine: tools of this machine with the libraries
+//! The root file system of the virtual machine: tools of this machine with the libraries
 //! they load, modules of the other kernel, the agent, the test programs, and
 //! the first process, which runs them.
 
@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::setup::Kernel;
 use crate::{exec, workspace};
 
-/// What tests and agent start. All else comes from busybox.
+/// Programs that tests and agent start. All others come from busybox.
 const TOOLS: [&str; 13] = [
     "bridge",
     "conntrack",
@@ -32,7 +32,7 @@ const TOOLS: [&str; 13] = [
     "sysctl",
     "tc",
 ];
-/// What the tools read while they run.
+/// Files and folders that the tools read while they run.
 const DATA: [&str; 5] = [
     "/etc/group",
     "/etc/passwd",
@@ -40,13 +40,13 @@ const DATA: [&str; 5] = [
     "/etc/services",
     "/usr/lib/x86_64-linux-gnu/xtables",
 ];
-/// Where modules are that tests may cause the kernel to load.
+/// Folders of the modules that tests may cause the kernel to load.
 const MODULES: [&str; 5] = ["arch", "crypto", "drivers/net", "lib", "net"];
 /// Drivers of hardware, the largest part of the modules.
 const HARDWARE: [&str; 4] = ["ethernet", "hyperv", "wireless", "wwan"];
 const INIT: &str = include_str!("init.sh");
 
-/// Where the init script looks for them.
+/// Paths at which the init script looks for them.
 const AGENT: &str = "/opt/proxy-agent";
 const BPFTOOL: &str = "/opt/bpftool";
 const TESTS: &str = "/opt/tests";
@@ -182,7 +182,7 @@ impl Image {
     }
 }
 
-/// What is in a folder, in order.
+/// Returns the paths in a folder, in order.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)

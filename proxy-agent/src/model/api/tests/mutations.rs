@@ -140,7 +140,7 @@ fn every_field_of_a_service_cidr_may_be_anything() {
     every_field_may_be_anything::<ServiceCidr>();
 }
 
-/// What a client writes whose times are not set, and the API server keeps.
+/// Clients may write conditions without times, and the API server keeps them so.
 #[test]
 fn conditions_without_times_are_no_problem() {
     fn check<T: Complete>() {

@@ -1,4 +1,4 @@
-//! How long large lists take to read, and what memory they take up then: run with
+//! Measures the time to read large lists, and the memory they take up then: run with
 //! `--ignored --nocapture --test-threads=1`.
 
 use std::time::Instant;

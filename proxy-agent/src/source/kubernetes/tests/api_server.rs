@@ -22,7 +22,7 @@ pub(super) struct FakeApi {
     server: JoinHandle<()>,
 }
 
-/// What it has of each kind, by the last part of the path: `services`.
+/// The objects of each kind, by the last part of the path: `services`.
 #[derive(Default)]
 struct Kinds(Mutex<BTreeMap<String, Objects>>);
 
@@ -58,7 +58,7 @@ impl FakeApi {
         }
     }
 
-    /// What is listed of a kind from now on.
+    /// Sets the list of objects of a kind.
     pub(super) fn list(&self, kind: &str, objects: &[&str]) {
         let listed = objects.iter().map(|&object| object.to_owned()).collect();
         self.kinds.lock().entry(kind.to_owned()).or_default().listed = listed;
@@ -72,7 +72,7 @@ impl FakeApi {
         !watches.is_empty()
     }
 
-    /// Sends an event to all who watch a kind. Whether there was anybody.
+    /// Sends an event to all who watch a kind. Returns whether there was anybody.
     pub(super) fn send(&self, kind: &str, event: &str, object: &str) -> bool {
         let mut kinds = self.kinds.lock();
         let objects = kinds.entry(kind.to_owned()).or_default();

@@ -23,10 +23,10 @@ use crate::{
 /// On a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What is to be served of each Service: its ports, and its endpoints.
+/// Each Service that is to be served: its ports, and the number of its endpoints.
 type Served = Rc<RefCell<BTreeMap<String, (Vec<u16>, usize)>>>;
 
-/// Writes down what is to be served.
+/// Records what is to be served.
 struct Notes(Served);
 
 impl<F: Family> SyncTarget<F> for Notes {
@@ -179,7 +179,7 @@ async fn two_services(host: &str) -> FakeApi {
     api
 }
 
-/// What clients whose times are not set write, and the API server keeps: it is
+/// Clients may write conditions without times, and the API server keeps them so: they are
 /// of no use to a proxy, whether the agent is running or starting.
 #[rstest]
 #[tokio::test]

@@ -21,7 +21,7 @@ pub(super) struct Document {
 #[derive(Debug, Default)]
 struct Items {
     contents: Contents,
-    /// Items that leave it to their list to say what they are.
+    /// Items without a kind, which is that of their list.
     untyped: Vec<Document>,
 }
 
@@ -37,7 +37,7 @@ impl Document {
         self.fields.is_empty()
     }
 
-    /// What the items hold. Items of a typed list need not name their kind.
+    /// Returns the contents of the items. Items of a typed list need not name their kind.
     pub(super) fn into_items(mut self) -> Contents {
         let untyped = std::mem::take(&mut self.items.untyped);
         let mut contents = std::mem::take(&mut self.items.contents);

@@ -3,7 +3,7 @@ use rstest::rstest;
 use super::*;
 use crate::model::State;
 
-/// What was found, refused and ignored, as text.
+/// Returns the objects found, the errors and the ignored kinds, as text.
 fn summary(text: &str, format: Format) -> (Vec<String>, Vec<String>, Vec<String>) {
     let contents = read(text, format);
     (
