@@ -29,6 +29,8 @@ pub mod local_addrs;
 pub mod log;
 pub mod mapped;
 pub mod maps;
+#[cfg(any(test, feature = "test-programs"))]
+mod memory;
 pub mod other_layouts;
 pub mod pins;
 pub mod serving;
@@ -42,7 +44,6 @@ use proxy_common::family::Family;
 
 use crate::plan::{
     filter::FlowEnds,
-    memory::{self, Memory},
     write::{Capacity, Tables, Write},
 };
 
@@ -62,25 +63,4 @@ pub trait Dataplane<F: Family> {
 
     /// Does one write.
     fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error>;
-}
-
-impl<F: Family> Dataplane<F> for Memory<F> {
-    type Error = memory::Failed;
-
-    fn capacity(&self) -> Capacity {
-        self.capacity
-    }
-
-    fn read(&self) -> Result<Tables<F>, Self::Error> {
-        Ok(self.tables.clone())
-    }
-
-    fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEnds<F::Addr>)) -> Result<(), Self::Error> {
-        self.flows.iter().for_each(visit);
-        Ok(())
-    }
-
-    fn write(&mut self, write: &Write<F>) -> Result<(), Self::Error> {
-        Memory::write(self, write)
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! The index keeps the current domain objects and which Services changed since
 //! anyone asked. Each kind has three entry points: [`Index::apply`],
-//! [`Index::delete`], and [`Index::replace`] for a fresh list of everything.
+//! [`Index::delete`], and [`Index::replace_except`] for a fresh list of everything.
 //! An object equal to the one already there is no change (S15, S25).
 //!
 //! EndpointSlices are kept one by one below the Service they belong to. An

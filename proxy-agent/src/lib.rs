@@ -28,6 +28,7 @@ pub mod ownership;
 pub mod plan;
 pub mod predecessors;
 pub mod reconcile;
+pub mod retry;
 pub mod select;
 pub mod socket_lb;
 pub mod source;

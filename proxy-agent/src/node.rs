@@ -15,12 +15,12 @@
 //! ```
 
 pub mod addresses;
+mod attempts;
 mod datapath;
 pub mod devices;
 pub mod flow_sweeper;
 pub mod netlink;
 mod pins;
-mod retry;
 mod routes;
 pub mod service_cidrs;
 pub mod settings;
@@ -38,12 +38,12 @@ use tokio::{
 
 use self::{
     addresses::AddressController,
+    attempts::Attempts,
     datapath::Datapath,
     devices::{DesiredDevice, DeviceController, Inputs, KernelTables},
     flow_sweeper::{FlowSweeper, SWEEP},
     netlink::Netlink,
     pins::PinController,
-    retry::Retry,
     service_cidrs::ServiceCidrController,
     settings::SettingsController,
     watch::Watch,
@@ -97,7 +97,7 @@ pub struct NodeController {
     predecessors: Option<Predecessors>,
     audit: Duration,
     started: Instant,
-    retry: Retry,
+    attempts: Attempts,
 }
 
 impl NodeController {
@@ -193,7 +193,7 @@ impl NodeController {
     /// The times at which devices and addresses are synced again without a notification
     /// of a change.
     fn sync_at(&self) -> impl Iterator<Item = Instant> {
-        [self.retry.due(), self.devices.due(), self.watch.due()]
+        [self.attempts.due(), self.devices.due(), self.watch.due()]
             .into_iter()
             .flatten()
     }
@@ -204,8 +204,8 @@ impl NodeController {
         let devices = self.sync_devices().await;
         let addresses = self.sync_addresses().await;
         match devices.and(addresses) {
-            Ok(()) => self.retry.succeeded(),
-            Err(error) => self.retry.failed(&error),
+            Ok(()) => self.attempts.succeeded(),
+            Err(error) => self.attempts.failed(&error),
         }
     }
 
@@ -253,7 +253,7 @@ impl NodeController {
         let node = self.inputs.node.borrow().clone();
         let network = self.watch.network();
         if let Err(error) = self.addresses.audit(network, node.as_ref()).await {
-            self.retry.failed(&error);
+            self.attempts.failed(&error);
         }
     }
 }

@@ -33,7 +33,10 @@ pub use self::{
     link::{Address, Layer, Link, LinkKind, Routes},
 };
 use self::{refused::Refused, room::WithoutRoom};
-use crate::dataplane::{attach::Target, load::Sizes, tables::TableError};
+use crate::{
+    dataplane::{attach::Target, load::Sizes, tables::TableError},
+    retry::{Backoff, Retry},
+};
 
 /// Time between attempts to put programs on a device that refuses them. What
 /// has to change for it may not be seen, such as the filters of others.
@@ -51,7 +54,7 @@ pub(super) struct DeviceController<T> {
     /// Those of them that the table has no room for.
     without_room: WithoutRoom,
     /// Time of the next attempt for the refused devices.
-    try_again_at: Option<Instant>,
+    retry: Retry,
 }
 
 impl<T: Tables> DeviceController<T> {
@@ -62,7 +65,7 @@ impl<T: Tables> DeviceController<T> {
             bridges: BTreeMap::new(),
             refused: Refused::default(),
             without_room: WithoutRoom::default(),
-            try_again_at: None,
+            retry: Retry::new(Backoff::fixed(TRY_AGAIN)),
         }
     }
 
@@ -78,7 +81,7 @@ impl<T: Tables> DeviceController<T> {
 
     /// The time of the next attempt for the refused devices.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.try_again_at
+        self.retry.due()
     }
 
     /// Brings programs and tables to where the devices are now.
@@ -106,7 +109,7 @@ impl<T: Tables> DeviceController<T> {
             let name = present(ifindex).map(|link| link.name.clone());
             self.detach(ifindex, name.as_deref(), attach).await;
         }
-        self.try_again_at = None;
+        self.retry.succeeded();
         self.without_room.reset();
         self.refused
             .retain(|ifindex| wanted.contains_key(&ifindex) || bridges.contains_key(&ifindex));
@@ -193,7 +196,7 @@ impl<T: Tables> DeviceController<T> {
         } else if tell {
             warn!(device = name, "{message}");
         }
-        self.try_again_at = Some(Instant::now() + TRY_AGAIN);
+        self.retry.failed();
     }
 
     /// Puts the programs back on devices that somebody took them off.

@@ -7,12 +7,12 @@ use tracing::info;
 use super::{
     NodeController, NodeInputs, Options,
     addresses::AddressController,
+    attempts::Attempts,
     datapath::Datapath,
     devices::{DeviceController, KernelTables},
     flow_sweeper::{self, FlowSweeper},
     netlink::Netlink,
     pins::PinController,
-    retry::Retry,
     service_cidrs::ServiceCidrController,
     settings::{self, SettingsController},
     watch::Watch,
@@ -58,7 +58,7 @@ impl NodeController {
             predecessors: None,
             audit: options.audit,
             started: Instant::now(),
-            retry: Retry::default(),
+            attempts: Attempts::default(),
             datapath: Datapath {
                 loaded,
                 pins,
@@ -69,7 +69,7 @@ impl NodeController {
         controller.adopt().await?;
         if let Err(error) = controller.sync_addresses().await {
             // Cluster IPs work without.
-            controller.retry.failed(&error);
+            controller.attempts.failed(&error);
         }
         controller.sync_devices().await?;
         let Datapath {

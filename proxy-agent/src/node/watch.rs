@@ -4,9 +4,9 @@ use tokio::time::{Duration, Instant, sleep};
 use tracing::{debug, warn};
 
 use super::{
+    attempts::RETRY,
     devices::{Address, Link, Routes},
     netlink::{Event, NetlinkError, Network},
-    retry::RETRY,
     routes::MainRoutes,
 };
 

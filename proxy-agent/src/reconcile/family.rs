@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     SyncOutcome, SyncTarget, Trigger,
-    pace::{Backoff, Pace},
+    pace::{self, Pace},
 };
 use crate::{
     health::Health,
@@ -21,6 +21,7 @@ use crate::{
     model::{ObjectKey, Service},
     notice::Ledger,
     plan::Problem,
+    retry::Retry,
     select::{DesiredPort, FrontendKind, WhenEmpty, select_service},
     sys,
 };
@@ -57,8 +58,7 @@ pub struct FamilyQueue<F: Family, P> {
     pace: Pace,
     /// Services that did not fit, and when to look at them again.
     retry: BTreeSet<ObjectKey>,
-    retry_at: Option<Instant>,
-    retry_backoff: Backoff,
+    retry_pace: Retry,
     problems: Ledger<ObjectKey, Problem>,
     /// Ports of each Service that have endpoints, but none for a Local policy.
     without_local: BTreeMap<ObjectKey, WithoutLocal>,
@@ -78,8 +78,7 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
             first: true,
             pace: Pace::new(min_sync, Instant::now()),
             retry: BTreeSet::new(),
-            retry_at: None,
-            retry_backoff: Backoff::default(),
+            retry_pace: Retry::new(pace::BACKOFF),
             problems: Ledger::default(),
             without_local: BTreeMap::new(),
             triggers: Vec::new(),
@@ -94,7 +93,7 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
         let mut due = std::mem::take(&mut self.pending);
         if self.complete {
             due = all(index);
-        } else if self.retry_at.is_some_and(|at| at <= now) {
+        } else if self.retry_pace.due().is_some_and(|at| at <= now) {
             due.append(&mut self.retry);
         }
         due
@@ -133,11 +132,10 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
         self.retry.retain(|service| !synced.contains(service));
         if !retry.is_empty() {
             self.retry.extend(retry);
-            self.retry_at = Some(Instant::now() + self.retry_backoff.step());
+            self.retry_pace.failed();
         }
         if self.retry.is_empty() {
-            self.retry_at = None;
-            self.retry_backoff = Backoff::default();
+            self.retry_pace.succeeded();
         }
     }
 
@@ -193,7 +191,7 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
         if self.complete || !self.pending.is_empty() {
             Some(self.pace.earliest())
         } else {
-            self.retry_at.map(|at| at.max(self.pace.earliest()))
+            self.retry_pace.due().map(|at| at.max(self.pace.earliest()))
         }
     }
 

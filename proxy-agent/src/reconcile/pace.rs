@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+use crate::retry::Backoff;
+
+/// Delays between attempts at what fails, or does not fit into the tables.
+pub(super) const BACKOFF: Backoff =
+    Backoff::doubling(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Time of the next sync.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +25,7 @@ impl Pace {
         Self {
             gap,
             earliest: now,
-            backoff: Backoff::default(),
+            backoff: BACKOFF,
         }
     }
 
@@ -34,34 +37,13 @@ impl Pace {
     /// A sync ended well.
     pub fn succeeded(&mut self, now: Instant) {
         self.earliest = now + self.gap;
-        self.backoff = Backoff::default();
+        self.backoff.reset();
     }
 
     /// A sync failed. Returns the time until the next.
     pub fn failed(&mut self, now: Instant) -> Duration {
         let delay = self.backoff.step().max(self.gap);
         self.earliest = now + delay;
-        delay
-    }
-}
-
-/// Doubling delays up to a limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { next: FIRST_RETRY }
-    }
-}
-
-impl Backoff {
-    /// The delay before the next attempt.
-    pub fn step(&mut self) -> Duration {
-        let delay = self.next;
-        self.next = (delay * 2).min(LAST_RETRY);
         delay
     }
 }
