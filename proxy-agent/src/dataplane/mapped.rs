@@ -1,7 +1,7 @@
 //! Array maps mapped into memory: reads and writes without system calls, and
 //! stores whose atomicity we decide, where `bpf(2)` copies bytes as it likes.
 
-use std::{io, marker::PhantomData, os::fd::AsFd as _, ptr::NonNull};
+use std::{io, marker::PhantomData, mem::MaybeUninit, os::fd::AsFd as _, ptr::NonNull};
 
 use aya::{
     Pod,
@@ -45,9 +45,16 @@ pub enum Access {
 }
 
 impl<T: Pod> Mapped<T> {
+    /// Words of a row. Rows are copied word by word: one volatile access to a whole row
+    /// is a single instruction to LLVM, which takes minutes to compile for a `Filter`.
+    const WORDS: usize = {
+        assert!(align_of::<T>() <= 8, "rows are eight bytes apart");
+        assert!(align_of::<T>() >= align_of::<u32>(), "rows are words");
+        size_of::<T>() / size_of::<u32>()
+    };
+
     /// Maps all rows of `map`.
     pub fn new(map: &Map, access: Access) -> Result<Self, MappedError> {
-        const { assert!(align_of::<T>() <= 8, "rows are eight bytes apart") };
         let Map::Array(data) = map else {
             return Err(MappedError::NotAnArray);
         };
@@ -102,18 +109,25 @@ impl<T: Pod> Mapped<T> {
     /// A copy of a row. A row that a program writes meanwhile may be torn.
     pub fn get(&self, row: u32) -> Option<T> {
         let pointer = self.row(row)?;
-        // SAFETY: a whole row of the mapping, which starts at a page and whose
-        // stride is a multiple of `T`'s alignment; `T` is plain bytes.
-        Some(unsafe { pointer.cast::<T>().as_ptr().read_volatile() })
+        let (from, mut value) = (pointer.cast::<u32>(), MaybeUninit::<T>::uninit());
+        let to = NonNull::from(&mut value).cast::<u32>();
+        for word in 0..Self::WORDS {
+            // SAFETY: a word of a whole row of the mapping, and one of a value as long.
+            unsafe { to.add(word).write(from.add(word).read_volatile()) };
+        }
+        // SAFETY: all words are written, and `T` is plain bytes.
+        Some(unsafe { value.assume_init() })
     }
 
     /// Overwrites a row that no program reads. Returns `None` if there is no such row
     /// or the mapping is read-only.
     pub fn set(&mut self, row: u32, value: T) -> Option<()> {
-        let pointer = self.row_mut(row)?;
-        // SAFETY: a whole, aligned row as in `get`, of a writable mapping; `T`
-        // is plain bytes.
-        unsafe { pointer.cast::<T>().as_ptr().write_volatile(value) };
+        let to = self.row_mut(row)?.cast::<u32>();
+        let from = NonNull::from(&value).cast::<u32>();
+        for word in 0..Self::WORDS {
+            // SAFETY: words as in `get`, of a writable mapping; `T` is plain bytes.
+            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+        }
         Some(())
     }
 
