@@ -15,7 +15,10 @@ use proxy_common::{family::Family, masquerade::PortRange};
 
 use self::node_ports::NodePortAddresses;
 use crate::{
-    dataplane::{attach::Mode, load::Sizes},
+    dataplane::{
+        attach::Mode,
+        load::{FixedSizes, Sizes},
+    },
     memory::Memory,
     model::{
         IpFamily, Node,
@@ -34,8 +37,10 @@ pub struct Config {
     pub bpf_root: PathBuf,
     pub sockets: SocketConfig,
     pub sizes: Sizes,
-    /// Whether a larger flow table that an earlier agent made is as welcome.
-    pub keeps_larger_flow_tables: bool,
+    /// Of the others, larger tables that an earlier agent made are as welcome.
+    pub fixed_sizes: FixedSizes,
+    /// Bytes that tables of Services may take when they grow.
+    pub memory_for_services: u64,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
     /// None to serve no metrics.
@@ -83,6 +88,11 @@ pub fn node_name(
 
 pub fn flow_table_size_by_memory() -> u32 {
     Memory::read().map_or(Sizes::DEFAULT.flows, Memory::flow_table_size)
+}
+
+/// None for growth where the node does not tell how much it has.
+pub fn memory_for_services() -> u64 {
+    Memory::read().map_or(0, Memory::for_services)
 }
 
 pub fn host_name() -> io::Result<String> {

@@ -1,5 +1,5 @@
-//! How large the flow tables are unless `--flow-table-size` says so: by the memory that
-//! there is for them.
+//! How large the flow tables are unless `--flow-table-size` says so, and how large those of
+//! Services may become: by the memory that there is for them.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ pub const BYTES_PER_FLOW: u64 = 576;
 const LEAST: u32 = 1 << 14;
 const MOST: u32 = 1 << 19;
 
-/// Part of the node's memory that flow tables may take: what conntrack's may on a node
+/// Part of the node's memory that flow tables may take, and those of Services: what conntrack's may on a node
 /// of 4 GiB.
 const OF_THE_NODE: u64 = 50;
 /// Part of a cgroup's limit that they may: the other tables and the agent need the rest.
@@ -47,10 +47,21 @@ impl Memory {
     /// Flows that the tables are made for: the largest power of two whose tables take no
     /// more than their part.
     pub fn flow_table_size(self) -> u32 {
-        let of_the_limit = self.limit.map_or(u64::MAX, |limit| limit / OF_THE_LIMIT);
-        let flows = (self.node / OF_THE_NODE).min(of_the_limit) / BYTES_PER_FLOW;
+        let flows = self.part(OF_THE_LIMIT) / BYTES_PER_FLOW;
         let flows = u32::try_from(flows).unwrap_or(MOST).clamp(LEAST, MOST);
         1 << flows.ilog2()
+    }
+
+    /// Bytes that the tables of Services may take when they grow: while they do, there are
+    /// those that they had before, too.
+    pub fn for_services(self) -> u64 {
+        self.part(2 * OF_THE_LIMIT)
+    }
+
+    /// A part of the node's memory, and no more than one of the limit.
+    fn part(self, of_the_limit: u64) -> u64 {
+        let limit = self.limit.map_or(u64::MAX, |limit| limit / of_the_limit);
+        (self.node / OF_THE_NODE).min(limit)
     }
 }
 

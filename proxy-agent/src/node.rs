@@ -32,7 +32,7 @@ use std::{collections::BTreeSet, time::Duration};
 use ipnet::IpNet;
 use proxy_common::family::{V4, V6};
 use tokio::{
-    sync::watch::Receiver,
+    sync::watch::{Receiver, Sender},
     time::{Instant, sleep_until},
 };
 
@@ -71,6 +71,8 @@ pub struct Options {
     pub node: NodeConfig,
     /// Time between two comparisons of `LOCAL_ADDRS` with what it should be.
     pub audit: Duration,
+    /// Told where health check ports are to be opened.
+    pub listen: Sender<Addresses>,
 }
 
 /// What the controller follows of the cluster.
@@ -101,11 +103,6 @@ pub struct NodeController {
 }
 
 impl NodeController {
-    /// Where health check ports are opened, whenever that changes.
-    pub fn listen(&self) -> Receiver<Addresses> {
-        self.addresses.listen()
-    }
-
     /// The programs and tables, for those who use others of them.
     pub fn loaded(&mut self) -> &mut Loaded {
         &mut self.datapath.loaded

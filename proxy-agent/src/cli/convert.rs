@@ -3,7 +3,10 @@
 use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
     config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig},
-    dataplane::{attach::Mode, load::Sizes},
+    dataplane::{
+        attach::Mode,
+        load::{FixedSizes, Sizes},
+    },
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::Source,
@@ -29,6 +32,8 @@ impl TryFrom<RunArgs> for Config {
                     max_service_ports,
                     max_endpoints,
                     flow_table_size,
+                    initial_service_ports,
+                    initial_endpoints,
                 },
             masquerade_ports,
             attach,
@@ -51,12 +56,17 @@ impl TryFrom<RunArgs> for Config {
                 exceptions: sockets_exclude_cgroup,
             },
             sizes: Sizes {
-                services: max_service_ports,
-                endpoints: max_endpoints,
+                services: max_service_ports.unwrap_or(initial_service_ports),
+                endpoints: max_endpoints.unwrap_or(initial_endpoints),
                 flows: flow_table_size.unwrap_or_else(config::flow_table_size_by_memory),
                 ..Sizes::DEFAULT
             },
-            keeps_larger_flow_tables: flow_table_size.is_none(),
+            fixed_sizes: FixedSizes {
+                services: max_service_ports.is_some(),
+                endpoints: max_endpoints.is_some(),
+                flows: flow_table_size.is_some(),
+            },
+            memory_for_services: config::memory_for_services(),
             masquerade_ports,
             attach: match attach {
                 Attach::Auto => Mode::best(),

@@ -97,6 +97,9 @@ pub enum TableError {
     NoRow { table: String },
 }
 
+/// The value of all source ranges.
+pub(super) const MATCHES: u32 = 1;
+
 /// One family's tables.
 pub struct KernelTables<F: KernelFamily> {
     frontends: HashMap<MapData, F::FrontendKey, Frontend>,
@@ -125,20 +128,17 @@ impl<F: KernelFamily> KernelTables<F> {
         };
         let frontend_capacity =
             capacity(Table::Frontends, &open_data::<F>(maps, Table::Frontends)?)?;
-        let ranges = open_data::<F>(maps, Table::SourceRanges)?;
-        let range_capacity = capacity(Table::SourceRanges, &ranges)?;
+        let range_capacity = capacity(
+            Table::SourceRanges,
+            &open_data::<F>(maps, Table::SourceRanges)?,
+        )?;
         let services = open_array::<F, _>(maps, Table::Services, access)?;
         let slots = open_array::<F, _>(maps, Table::Slots, access)?;
         let backends = open_array::<F, _>(maps, Table::Backends, access)?;
         Ok(Self {
             frontends,
             names: open_names::<F>(maps)?,
-            source_ranges: Map::from_map_data(ranges)
-                .and_then(LpmTrie::try_from)
-                .map_err(|source| TableError::Open {
-                    table: table_name::<F>(Table::SourceRanges),
-                    source,
-                })?,
+            source_ranges: open_source_ranges::<F>(maps)?,
             filters: open_filters::<F>(maps, access)?,
             flows: open_flows::<F>(maps)?,
             capacity: Capacity {
@@ -214,6 +214,18 @@ pub(super) fn open_names<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, u32, ServiceName>, TableError> {
     open_hash::<F, _, _>(maps, Table::Names)
+}
+
+/// Who may use a family's restricted frontends.
+pub(super) fn open_source_ranges<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<LpmTrie<MapData, F::SourceRange, u32>, TableError> {
+    Map::from_map_data(open_data::<F>(maps, Table::SourceRanges)?)
+        .and_then(LpmTrie::try_from)
+        .map_err(|source| TableError::Open {
+            table: table_name::<F>(Table::SourceRanges),
+            source,
+        })
 }
 
 /// A family's flow table.
@@ -460,7 +472,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             )),
             Write::SourceRange { key } => self
                 .source_ranges
-                .insert(&write_range::<F>(key), 1, 0)
+                .insert(&write_range::<F>(key), MATCHES, 0)
                 .map_err(failed),
             Write::DeleteSourceRange { key } => {
                 gone(self.source_ranges.remove(&write_range::<F>(key))).map_err(failed)
