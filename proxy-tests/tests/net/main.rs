@@ -18,6 +18,7 @@ mod explain;
 mod explain_model;
 mod fair_share;
 mod flow_table;
+mod foreign_namespaces;
 mod hairpin;
 mod health_check_ports;
 mod hints;
