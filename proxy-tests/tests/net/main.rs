@@ -36,6 +36,7 @@ mod multipath;
 mod netlink;
 mod node_port;
 mod node_port_changes;
+mod other_devices;
 mod other_layouts;
 mod own_cluster_ips;
 mod ownership;
