@@ -1,7 +1,7 @@
 //! The settings of `run`, checked and typed.
 
-pub mod flow_table_size;
 pub mod node_ports;
+pub mod table_sizes;
 
 use std::{
     fs, io,
@@ -16,7 +16,10 @@ use proxy_common::{family::Family, masquerade::PortRange};
 
 use self::node_ports::NodePortAddresses;
 use crate::{
-    dataplane::{attach::Mode, load::Sizes},
+    dataplane::{
+        attach::Mode,
+        load::{FixedSizes, Sizes},
+    },
     model::{
         IpFamily, Node,
         address::{parse_cidr, prefix_of},
@@ -34,8 +37,10 @@ pub struct Config {
     pub bpf_root: PathBuf,
     pub sockets: SocketConfig,
     pub sizes: Sizes,
-    /// True to keep a flow table of an earlier agent that is larger than `sizes` asks for.
-    pub keeps_larger_flow_tables: bool,
+    /// The sizes that flags fix; tables of other sizes may be larger already, and grow.
+    pub fixed_sizes: FixedSizes,
+    /// Bytes that tables of Services may take when they grow.
+    pub memory_for_services: u64,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
     /// None to serve no metrics.

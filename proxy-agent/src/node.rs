@@ -32,7 +32,7 @@ use std::{collections::BTreeSet, time::Duration};
 use ipnet::IpNet;
 use proxy_common::family::{V4, V6};
 use tokio::{
-    sync::watch::Receiver,
+    sync::watch::{Receiver, Sender},
     time::{Instant, sleep_until},
 };
 
@@ -71,6 +71,8 @@ pub struct Options {
     pub node: NodeConfig,
     /// Time between two comparisons of `LOCAL_ADDRS` with what it should be.
     pub audit: Duration,
+    /// Told where health check ports are to be opened.
+    pub listen: Sender<Addresses>,
 }
 
 /// The cluster state that the controller follows.
@@ -101,11 +103,6 @@ pub struct NodeController {
 }
 
 impl NodeController {
-    /// Watches the addresses that health check ports are opened on.
-    pub fn listen(&self) -> Receiver<Addresses> {
-        self.addresses.listen()
-    }
-
     /// The loaded programs and tables, for the socket LB.
     pub fn loaded(&mut self) -> &mut Loaded {
         &mut self.datapath.loaded

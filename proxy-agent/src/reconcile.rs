@@ -10,10 +10,12 @@
 //! real tables are compared with what they should be.
 
 pub mod family;
+pub mod growth;
 pub mod pace;
 
 use std::{
     collections::BTreeSet,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -25,7 +27,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::family::{FamilyQueue, Queue};
+use self::{
+    family::{FamilyQueue, Queue},
+    growth::Growth,
+};
 use crate::{
     health::Health,
     index::{Index, Indexed},
@@ -56,6 +61,10 @@ pub trait SyncTarget<F: Family> {
         services: &BTreeSet<ObjectKey>,
         desired: &mut Desired<F>,
     ) -> anyhow::Result<usize>;
+
+    /// Other tables have taken the place of these, with the same in them: the next sync
+    /// uses those.
+    fn reopen(&mut self) {}
 }
 
 /// Returns the ports of a Service as the tables should have them; empty if the Service
@@ -108,6 +117,7 @@ pub struct Reconciler {
     health: Health,
     service_ranges: watch::Sender<Option<BTreeSet<IpNet>>>,
     in_force: watch::Sender<bool>,
+    growth: Option<Rc<Growth>>,
     metrics: Metrics,
     /// Changes older than this were not ours to program in time (S28).
     started: SystemTime,
@@ -125,6 +135,7 @@ impl Reconciler {
             health: Health::default(),
             service_ranges: watch::Sender::new(None),
             in_force: watch::Sender::new(false),
+            growth: None,
             metrics,
             started: SystemTime::now(),
         }
@@ -137,6 +148,14 @@ impl Reconciler {
         self
     }
 
+    /// Asks for larger tables where those of the families that are added after this are
+    /// full.
+    #[must_use]
+    pub fn with_growth(mut self, growth: &Rc<Growth>) -> Self {
+        self.growth = Some(Rc::clone(growth));
+        self
+    }
+
     /// Adds a family and the tables it is programmed into.
     #[must_use]
     pub fn with_family<F: Family>(mut self, program: impl SyncTarget<F> + 'static) -> Self {
@@ -145,6 +164,7 @@ impl Reconciler {
             self.intervals.min_sync,
             self.metrics.clone(),
             self.health.clone(),
+            self.growth.clone(),
         );
         self.families.push(Box::new(queue));
         self
@@ -175,10 +195,17 @@ impl Reconciler {
     /// as they are then; no sync is left in the middle.
     pub async fn run(mut self, mut changes: mpsc::Receiver<Batch>) {
         let mut audit_at = Instant::now() + self.intervals.audit;
+        let growth = self.growth.clone();
+        let mut exchanged = growth.as_ref().map(|growth| growth.watch());
         loop {
             let wake_at = self.due().map_or(audit_at, |due| due.min(audit_at));
             tokio::select! {
                 biased;
+                () = next(&mut exchanged) => {
+                    for family in &mut self.families {
+                        family.reopen();
+                    }
+                }
                 batch = changes.recv() => match batch {
                     Some(batch) => self.take_all(batch, &mut changes),
                     None => return,
@@ -335,6 +362,16 @@ impl Reconciler {
         }
         (key.1, object.state)
     }
+}
+
+/// Waits for a change, if there may be one.
+async fn next(news: &mut Option<watch::Receiver<()>>) {
+    if let Some(news) = news
+        && news.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// The change that a slice's version reflects.

@@ -19,7 +19,11 @@ pub struct TableSync<F: Family, D: Dataplane<F>> {
     planner: Planner<F>,
     /// A write failed: the planner no longer knows what the tables hold.
     lost: bool,
+    reopen: Box<Reopen<D>>,
 }
+
+/// Opens the tables that have taken the place of some; nothing where none do.
+type Reopen<D> = dyn Fn() -> anyhow::Result<Option<D>> + Send;
 
 impl<F: Family, D: Dataplane<F>> TableSync<F, D> {
     /// Takes over the tables as they are.
@@ -32,11 +36,24 @@ impl<F: Family, D: Dataplane<F>> TableSync<F, D> {
             dataplane,
             planner,
             lost: false,
+            reopen: Box::new(|| Ok(None)),
         })
+    }
+
+    /// Opens other tables like this where they have taken the place of these.
+    #[must_use]
+    pub fn reopening(self, open: impl Fn() -> anyhow::Result<D> + Send + 'static) -> Self {
+        Self {
+            reopen: Box::new(move || open().map(Some)),
+            ..self
+        }
     }
 
     /// Reads the tables back, and makes a planner that knows them.
     fn find_back(&mut self) -> anyhow::Result<()> {
+        if let Some(tables) = (self.reopen)().context("open the tables again")? {
+            self.dataplane = tables;
+        }
         let tables = self.dataplane.read().context("read the tables back")?;
         self.planner = Planner::adopt(self.dataplane.capacity(), &tables);
         self.lost = false;
@@ -146,6 +163,10 @@ impl<F: Family, D: Dataplane<F>> SyncTarget<F> for TableSync<F, D> {
             };
         }
         self.apply(services, complete, desired)
+    }
+
+    fn reopen(&mut self) {
+        self.lost = true;
     }
 
     fn audit(

@@ -30,6 +30,8 @@ pub enum Entries {
     Slots,
     /// One for each endpoint of a Service port.
     Endpoints,
+    /// One for each prefix that may use a load balancer's address.
+    SourceRanges,
     /// One for each flow. Of reply tuples, too, if all flows are masqueraded; those of
     /// the host's processes may need two.
     Flows,
@@ -100,7 +102,7 @@ tables! {
     /// row → address, port, service row, generation, flags, epoch.
     Backends => "BACKENDS", Family, Entries::Endpoints, true;
     /// service row, client prefix → nothing: a match is enough.
-    SourceRanges => "SOURCE_RANGES", Family, Entries::Count(65_536), true;
+    SourceRanges => "SOURCE_RANGES", Family, Entries::SourceRanges, true;
     /// client, service row, set → backend row, its generation and epoch, round, last use.
     Affinity => "AFFINITY", Family, Entries::Affinity, true;
     /// service row → namespace, name, port name, protocol.

@@ -85,6 +85,8 @@ pub struct AgentOptions {
     pub flow_table_size: u32,
     pub max_service_ports: u32,
     pub max_endpoints: u32,
+    /// Whether tables of Services have these sizes only at first.
+    pub tables_may_grow: bool,
     /// More command line arguments, such as `--attach clsact`.
     pub arguments: Vec<String>,
 }
@@ -97,6 +99,7 @@ impl Default for AgentOptions {
             flow_table_size: FEW_FLOWS,
             max_service_ports: FEW_SERVICE_PORTS,
             max_endpoints: FEW_ENDPOINTS,
+            tables_may_grow: false,
             arguments: Vec::new(),
         }
     }
@@ -187,16 +190,18 @@ impl<'lab> Agent<'lab> {
             Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
         };
         let metrics = metrics_address(node).to_string();
+        let [service_ports, endpoints] = if options.tables_may_grow {
+            ["--initial-service-ports", "--initial-endpoints"]
+        } else {
+            ["--max-service-ports", "--max-endpoints"]
+        };
         command
             .args(roots(node))
             .args(["--hostname-override", node.name()])
             .args(["--cluster-cidr", &cluster_cidrs(node)])
             .args(["--metrics-bind-address", &metrics])
-            .args([
-                "--max-service-ports",
-                &options.max_service_ports.to_string(),
-            ])
-            .args(["--max-endpoints", &options.max_endpoints.to_string()])
+            .args([service_ports, &options.max_service_ports.to_string()])
+            .args([endpoints, &options.max_endpoints.to_string()])
             .args(["--flow-table-size", &options.flow_table_size.to_string()])
             .args(["--sockets", options.sockets.argument()])
             .args(&options.arguments);
@@ -230,6 +235,13 @@ impl<'lab> Agent<'lab> {
     /// The body of `/metrics`.
     pub fn metrics(&self) -> Result<String> {
         self.node.run(|| http_get(self.metrics, "/metrics"))
+    }
+
+    /// Succeeds if it says that it is ready.
+    pub fn ask_ready(&self) -> Result<()> {
+        self.node
+            .run(|| http_get(self.metrics, "/readyz"))
+            .map(drop)
     }
 
     /// Returns one of the datapath's counters, as the agent's metrics have it.

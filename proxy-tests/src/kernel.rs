@@ -4,8 +4,11 @@
 use std::io::Write;
 use std::thread;
 
+use anyhow::Result;
 use proxy_agent::dataplane::attach::TCX_SINCE;
 use proxy_agent::sys::kernel::version as kernel_version;
+
+use crate::host::Host;
 
 /// Something that tests use and not every kernel has.
 #[derive(Clone, Copy, Debug)]
@@ -30,20 +33,34 @@ impl Feature {
     /// says so: the test runner knows only tests that pass and tests that fail.
     pub fn is_here(self) -> bool {
         if !self.exists() {
-            let test = thread::current();
-            let line = format!(
-                "SKIPPED {}: {} needs Linux {}, this is {}\n",
-                test.name().unwrap_or("a test"),
+            say_skipped(&format!(
+                "{} needs Linux {}, this is {}",
                 self.name,
                 version(self.since),
                 version(kernel_version())
-            );
-            // Not by `eprintln`, which the runner keeps from the user where a
-            // test passes.
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            ));
         }
         self.exists()
     }
+}
+
+/// Makes a device of this type on a host by lines of `ip`; returns whether this kernel has
+/// such devices, and says so if not.
+pub fn can_make(host: &Host, device: &str, lines: &str) -> Result<bool> {
+    match host.ip(lines) {
+        Err(error) if format!("{error:#}").contains("Unknown device type") => {
+            say_skipped(&format!("this kernel has no devices of type {device}"));
+            Ok(false)
+        }
+        result => result.map(|()| true),
+    }
+}
+
+fn say_skipped(why: &str) {
+    let test = thread::current();
+    let line = format!("SKIPPED {}: {why}\n", test.name().unwrap_or("a test"));
+    // Not by `eprintln`, which the runner keeps from the user where a test passes.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Returns whether the agent can attach its programs in this way, `tcx` or `clsact`,

@@ -2,10 +2,11 @@
 
 use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
-    config::{
-        self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, flow_table_size,
+    config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, table_sizes},
+    dataplane::{
+        attach::Mode,
+        load::{FixedSizes, Sizes},
     },
-    dataplane::{attach::Mode, load::Sizes},
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::Source,
@@ -31,6 +32,8 @@ impl TryFrom<RunArgs> for Config {
                     max_service_ports,
                     max_endpoints,
                     flow_table_size,
+                    initial_service_ports,
+                    initial_endpoints,
                 },
             masquerade_ports,
             attach,
@@ -53,12 +56,17 @@ impl TryFrom<RunArgs> for Config {
                 exceptions: sockets_exclude_cgroup,
             },
             sizes: Sizes {
-                services: max_service_ports,
-                endpoints: max_endpoints,
-                flows: flow_table_size.unwrap_or_else(flow_table_size::of_this_node),
+                services: max_service_ports.unwrap_or(initial_service_ports),
+                endpoints: max_endpoints.unwrap_or(initial_endpoints),
+                flows: flow_table_size.unwrap_or_else(table_sizes::flows),
                 ..Sizes::DEFAULT
             },
-            keeps_larger_flow_tables: flow_table_size.is_none(),
+            fixed_sizes: FixedSizes {
+                services: max_service_ports.is_some(),
+                endpoints: max_endpoints.is_some(),
+                flows: flow_table_size.is_some(),
+            },
+            memory_for_services: table_sizes::bytes_for_services(),
             masquerade_ports,
             attach: match attach {
                 Attach::Auto => Mode::best(),

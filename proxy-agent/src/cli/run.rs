@@ -111,24 +111,25 @@ pub struct RunArgs {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Table sizes (of each family)")]
 pub struct TableArgs {
-    /// Service ports
+    /// Service ports [default: 65536; when there are more, as many as a fiftieth of
+    /// the node's memory, and a quarter of the memory limit of the agent's
+    /// cgroup, has room for]
     #[arg(
         long,
         value_name = "N",
         env = "TANDEM_MAX_SERVICE_PORTS",
-        default_value_t = Sizes::default().services,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    pub max_service_ports: u32,
-    /// Endpoints of all Service ports together
+    pub max_service_ports: Option<u32>,
+    /// Endpoints of all Service ports together [default: 262144; when there are
+    /// more, as with Service ports]
     #[arg(
         long,
         value_name = "N",
         env = "TANDEM_MAX_ENDPOINTS",
-        default_value_t = Sizes::default().endpoints,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    pub max_endpoints: u32,
+    pub max_endpoints: Option<u32>,
     /// Flows at the same time [default: a power of two from 16384 to 524288, so
     /// that tables of flows take a fiftieth of the node's memory at most, and
     /// half of the memory limit of the agent's cgroup; or what an earlier agent
@@ -140,6 +141,26 @@ pub struct TableArgs {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub flow_table_size: Option<u32>,
+    /// Service ports of tables that may grow; for tests
+    #[arg(
+        long,
+        hide = true,
+        value_name = "N",
+        env = "TANDEM_INITIAL_SERVICE_PORTS",
+        default_value_t = Sizes::DEFAULT.services,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub initial_service_ports: u32,
+    /// Endpoints of tables that may grow; for tests
+    #[arg(
+        long,
+        hide = true,
+        value_name = "N",
+        env = "TANDEM_INITIAL_ENDPOINTS",
+        default_value_t = Sizes::DEFAULT.endpoints,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub initial_endpoints: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

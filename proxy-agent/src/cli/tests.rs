@@ -275,8 +275,8 @@ fn flags_page() -> String {
         );
         let mut groups: Vec<(&str, Vec<&clap::Arg>)> = Vec::new();
         for argument in command.get_arguments() {
-            if argument.is_global_set() || ["help", "version"].contains(&argument.get_id().as_str())
-            {
+            let is_built_in = ["help", "version"].contains(&argument.get_id().as_str());
+            if argument.is_global_set() || argument.is_hide_set() || is_built_in {
                 continue;
             }
             let heading = argument.get_help_heading().unwrap_or("Arguments");

@@ -1,12 +1,12 @@
 //! `proxy-agent run`: puts the parts together.
 
-use std::{pin::pin, sync::Arc};
+use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc};
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, watch},
 };
 use tracing::{info, warn};
 
@@ -15,18 +15,18 @@ use crate::{
     dataplane::{
         counters::Counters,
         growth,
-        load::{self, LoadOptions},
+        load::{self, LoadOptions, Loaded, Sizes},
         log,
         mapped::Access,
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    health,
+    health::{self, serve::Addresses},
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
     predecessors::Predecessors,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, growth::Growth},
     socket_lb::Sockets,
     source, sys,
     table_sync::TableSync,
@@ -124,17 +124,13 @@ async fn serve(
     stop: &mut StopSignals,
 ) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
-    let sizes = if config.keeps_larger_flow_tables {
-        growth::keeping_larger_flow_tables(&pins, config.sizes)
-    } else {
-        config.sizes
-    };
-    let mut loaded = load::load(&LoadOptions {
+    let mut options = LoadOptions {
         pins: pins.clone(),
-        sizes,
+        sizes: growth::keeping_larger(&pins, config.sizes, config.fixed_sizes),
         masquerade_ports: config.masquerade_ports,
         log_level: telemetry::level(),
-    })?;
+    };
+    let loaded = load::load(&options)?;
     info!(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
@@ -147,13 +143,18 @@ async fn serve(
     registry.register_collector(Box::new(counters));
 
     let predecessors = Predecessors::find(&pins);
+    let growth = Rc::new(Growth::new(
+        options.sizes,
+        config.fixed_sizes,
+        config.memory_for_services,
+    ));
     let removed_backends = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
         .with_external_ips(config.node.feature_gates.service_external_ips)
+        .with_growth(&growth)
         .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
         .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
-    log::forward(&mut loaded.ebpf);
-    let news = node::NodeInputs {
+    let inputs = node::NodeInputs {
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };
@@ -172,35 +173,94 @@ async fn serve(
             _ = in_force.wait_for(|in_force| *in_force) => predecessors.carry_flows_over(),
         }
     }
+    let listen = watch::Sender::default();
+    let start = |loaded, predecessors| {
+        let (listen, inputs) = (listen.clone(), inputs.clone());
+        start_on_node(loaded, predecessors, config, listen, inputs, &metrics)
+    };
+    let (mut controller, mut sockets) = start(loaded, predecessors).await?;
+
+    tokio::spawn(health::serve::serve(health, listen.subscribe()));
+    if let Some(address) = config.metrics {
+        tokio::spawn(serve::serve(address, registry));
+    }
+    loop {
+        let sockets_run = sockets.run(
+            Arc::clone(&removed_backends),
+            &config.source,
+            &config.node.name,
+        );
+        let next = tokio::select! {
+            biased;
+            ended = must_end(stop, ownership) => ControlFlow::Break(ended),
+            () = &mut reconciling => ControlFlow::Break(Ended::Stopped),
+            () = controller.run() => ControlFlow::Break(Ended::Stopped),
+            () = sockets_run => ControlFlow::Break(Ended::Stopped),
+            result = &mut source => return result.map(|()| Ended::Stopped),
+            sizes = growth.wanted() => ControlFlow::Continue(sizes),
+        };
+        match next {
+            ControlFlow::Break(ended) => {
+                if matches!(ended, Ended::Stopped) {
+                    controller.leave().await;
+                }
+                return Ok(ended);
+            }
+            // Nobody but the servers of health checks and metrics runs until the new
+            // tables and programs are in place.
+            ControlFlow::Continue(sizes) => {
+                let loaded = load_larger(&mut options, sizes).await?;
+                growth.exchanged(options.sizes);
+                (controller, sockets) = start(loaded, Predecessors::find(&pins)).await?;
+            }
+        }
+    }
+}
+
+/// Puts the programs in place on the node's devices and cgroups.
+async fn start_on_node(
+    mut loaded: Loaded,
+    predecessors: Predecessors,
+    config: &Config,
+    listen: watch::Sender<Addresses>,
+    inputs: node::NodeInputs,
+    metrics: &Metrics,
+) -> anyhow::Result<(NodeController, Sockets)> {
+    let pins = Pins::new(&config.bpf_root);
+    log::forward(&mut loaded.ebpf);
     let options = node::Options {
         mode: config.attach,
         node: config.node.clone(),
         audit: config.intervals.audit,
+        listen,
     };
-    let controller = NodeController::start(loaded, pins.clone(), options, news, metrics.clone());
+    let controller = NodeController::start(loaded, pins.clone(), options, inputs, metrics.clone());
     let mut controller = controller.await?;
     growth::finish(&pins);
-    let sockets = Sockets::start(controller.loaded(), &pins, &config.sockets, metrics)?;
+    let sockets = Sockets::start(controller.loaded(), &pins, &config.sockets, metrics.clone())?;
     controller.replace(predecessors);
+    Ok((controller, sockets))
+}
 
-    tokio::spawn(health::serve::serve(health, controller.listen()));
-    if let Some(address) = config.metrics {
-        tokio::spawn(serve::serve(address, registry));
-    }
-    let sockets = sockets.run(removed_backends, &config.source, &config.node.name);
-    let ended = tokio::select! {
-        biased;
-        ended = must_end(stop, ownership) => ended,
-        () = reconciling => Ended::Stopped,
-        () = controller.run() => Ended::Stopped,
-        () = sockets => Ended::Stopped,
-        result = source => return result.map(|()| Ended::Stopped),
+/// Loads the programs on larger tables, or as they were where that fails. Servers go on
+/// meanwhile.
+async fn load_larger(options: &mut LoadOptions, sizes: Sizes) -> anyhow::Result<Loaded> {
+    let larger = LoadOptions {
+        sizes,
+        ..options.clone()
     };
-    match ended {
-        Ended::Stopped => controller.leave().await,
-        Ended::Superseded | Ended::Uprooted => {}
+    let loading = larger.clone();
+    match tokio::task::spawn_blocking(move || load::load(&loading)).await? {
+        Ok(loaded) => {
+            *options = larger;
+            Ok(loaded)
+        }
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            warn!("the tables of Services cannot be made larger, going on as before: {error:#}");
+            Ok(load::load(options)?)
+        }
     }
-    Ok(ended)
 }
 
 /// Waits until the agent is asked to end, or must not be the owner any more.
@@ -227,8 +287,12 @@ fn table_sync<F: KernelFamily>(
     pins: &Pins,
     removed_backends: &Arc<Notify>,
 ) -> anyhow::Result<TableSync<F, KernelTables<F>>> {
-    let tables = KernelTables::open(pins, Access::Write)?;
-    TableSync::new(tables.announcing(Arc::clone(removed_backends)))
+    let (pins, removed_backends) = (pins.clone(), Arc::clone(removed_backends));
+    let open = move || {
+        let tables = KernelTables::open(&pins, Access::Write)?;
+        Ok(tables.announcing(Arc::clone(&removed_backends)))
+    };
+    Ok(TableSync::new(open()?)?.reopening(open))
 }
 
 /// The signals that stop the agent. Created once, so that none is lost between two

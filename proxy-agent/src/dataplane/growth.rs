@@ -1,5 +1,5 @@
-//! Tables that an earlier agent made smaller than is asked for now: larger ones take
-//! their places, and what is in them is carried over.
+//! Tables that were made smaller than is asked for now: larger ones take their places,
+//! and what is in them is carried over.
 //!
 //! A table cannot grow. So the pin of the smaller one moves aside before the programs
 //! are loaded on a new one. That of a table of flows stays until these have taken the
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::dataplane::{
     copy::{CopyError, copy},
-    load::Sizes,
+    load::{FixedSizes, Sizes},
     maps::Maps,
     pins::{self, Pins},
     tables::{self, KernelFamily, TableError},
@@ -29,12 +29,13 @@ use proxy_common::table::Table;
 const FLOW_TABLES: [Table; 3] = [Table::Flows, Table::Masquerades, Table::Affinity];
 /// Tables that only the agent writes to. Those who refer to their rows do so by number,
 /// which the rows keep.
-const SERVICE_TABLES: [Table; 5] = [
+const SERVICE_TABLES: [Table; 6] = [
     Table::Frontends,
     Table::Services,
     Table::Slots,
     Table::Backends,
     Table::Names,
+    Table::SourceRanges,
 ];
 
 /// Flows cannot be carried over to a larger table.
@@ -66,26 +67,37 @@ impl Maps for Former<'_> {
     }
 }
 
-/// The sizes with room for as many flows as the tables of an earlier agent have, if that
-/// is more.
-pub fn keeping_larger_flow_tables(pins: &Pins, sizes: Sizes) -> Sizes {
-    let found = [
-        tables::table_name::<V4>(Table::Flows),
-        tables::table_name::<V6>(Table::Flows),
-    ];
-    let found = found.iter().filter_map(|table| {
-        let info = pins.open(table).and_then(|map| map.info()).ok()?;
-        Some(info.max_entries())
-    });
+/// The sizes with as much room as the tables of an earlier agent have, if that is more
+/// and no flag has fixed it.
+pub fn keeping_larger(pins: &Pins, sizes: Sizes, fixed: FixedSizes) -> Sizes {
+    let or_found = |size: u32, table: Table, is_fixed: bool| {
+        let found = pins::names(table).filter_map(|name| size_of(pins, &name));
+        if is_fixed {
+            size
+        } else {
+            found.fold(size, u32::max)
+        }
+    };
     Sizes {
-        flows: found.fold(sizes.flows, u32::max),
+        services: or_found(sizes.services, Table::Services, fixed.services),
+        endpoints: or_found(sizes.endpoints, Table::Backends, fixed.endpoints),
+        source_ranges: or_found(sizes.source_ranges, Table::SourceRanges, false),
+        flows: or_found(sizes.flows, Table::Flows, fixed.flows),
         ..sizes
     }
+}
+
+/// Entries that a table was made for; nothing where there is none yet, or none that can
+/// be read.
+fn size_of(pins: &Pins, table: &str) -> Option<u32> {
+    let info = pins.open(table).and_then(|map| map.info()).ok()?;
+    Some(info.max_entries())
 }
 
 /// Moves tables aside that are smaller than they are to be. To be called before the
 /// programs are loaded.
 pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
+    let mut grown = Vec::new();
     for (kind, table) in names() {
         // Of an agent that ended before it had made the larger one.
         if Former(pins).has(&table) && !pins.map(&table).exists() {
@@ -94,18 +106,22 @@ pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
         let Some(wanted) = sizes.of(kind) else {
             continue;
         };
-        // Nothing to tell of where there is no table yet, or none that can be read:
-        // loading says what is wrong.
-        let Some(size) = pins.open(&table).and_then(|map| map.info()).ok() else {
+        // Where one cannot be read, loading says what is wrong.
+        let Some(size) = size_of(pins, &table) else {
             continue;
         };
-        let size = size.max_entries();
         // One that is still aside has entries that are not in this one.
         if size >= wanted || Former(pins).has(&table) {
             continue;
         }
         fs::rename(pins.map(&table), pins.map(&Former::name(&table)))?;
-        info!("table {table} grows from {size} to {wanted} entries, what is in it is carried over");
+        grown.push(format!("{table} from {size} to {wanted} entries"));
+    }
+    if !grown.is_empty() {
+        info!(
+            "tables grow, what is in them is carried over: {}",
+            grown.join(", ")
+        );
     }
     Ok(())
 }

@@ -115,6 +115,7 @@ pub enum LoadError {
 pub struct Sizes {
     pub services: u32,
     pub endpoints: u32,
+    pub source_ranges: u32,
     pub flows: u32,
     /// Network devices, of both families.
     pub devices: u32,
@@ -122,16 +123,25 @@ pub struct Sizes {
     pub local_addrs: u32,
 }
 
+/// Which sizes a flag gives: those tables become no larger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FixedSizes {
+    pub services: bool,
+    pub endpoints: bool,
+    pub flows: bool,
+}
+
 impl Sizes {
     /// Frontends there is room for, for each Service port.
     pub const FRONTENDS_PER_SERVICE: u32 = 4;
 
     /// The sizes unless flags say otherwise; that of flows if the node's memory is unknown.
-    /// Tables of devices and local addresses take memory only for the entries that they
-    /// hold.
+    /// Tables of source ranges, devices and local addresses take memory only for the entries
+    /// that they hold.
     pub const DEFAULT: Self = Self {
         services: 65_536,
         endpoints: 262_144,
+        source_ranges: 65_536,
         flows: 262_144,
         devices: 16_384,
         local_addrs: 65_536,
@@ -148,6 +158,7 @@ impl Sizes {
             Entries::ServicePorts => self.services,
             Entries::Slots => self.endpoints.saturating_mul(2),
             Entries::Endpoints => self.endpoints,
+            Entries::SourceRanges => self.source_ranges,
             Entries::Flows => self.flows,
             Entries::Affinity => self.flows / 4,
             Entries::Devices => self.devices,

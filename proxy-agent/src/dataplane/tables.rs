@@ -6,7 +6,7 @@ mod sync;
 
 use std::{io, sync::Arc};
 
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
+use aya::maps::{HashMap, LpmTrie, MapData, MapError};
 use proxy_common::{
     affinity::AffinityKey,
     backend::Backend,
@@ -23,7 +23,9 @@ use proxy_common::{
 use tokio::sync::Notify;
 
 pub use self::open::{open_affinity, open_filters, open_flows, open_masquerades};
-pub(super) use self::open::{open_array, open_frontends, open_names, table_name};
+pub(super) use self::open::{
+    open_array, open_frontends, open_names, open_source_ranges, table_name,
+};
 use self::{open::open_data, stored::read_name};
 use crate::{
     dataplane::{
@@ -94,6 +96,9 @@ pub enum TableError {
     NoRow { table: String },
 }
 
+/// The value of all source ranges.
+pub(super) const MATCHES: u32 = 1;
+
 /// One family's tables.
 pub struct KernelTables<F: KernelFamily> {
     frontends: HashMap<MapData, F::FrontendKey, Frontend>,
@@ -122,20 +127,17 @@ impl<F: KernelFamily> KernelTables<F> {
         };
         let frontend_capacity =
             capacity(Table::Frontends, &open_data::<F>(maps, Table::Frontends)?)?;
-        let ranges = open_data::<F>(maps, Table::SourceRanges)?;
-        let range_capacity = capacity(Table::SourceRanges, &ranges)?;
+        let range_capacity = capacity(
+            Table::SourceRanges,
+            &open_data::<F>(maps, Table::SourceRanges)?,
+        )?;
         let services = open_array::<F, _>(maps, Table::Services, access)?;
         let slots = open_array::<F, _>(maps, Table::Slots, access)?;
         let backends = open_array::<F, _>(maps, Table::Backends, access)?;
         Ok(Self {
             frontends,
             names: open_names::<F>(maps)?,
-            source_ranges: Map::from_map_data(ranges)
-                .and_then(LpmTrie::try_from)
-                .map_err(|source| TableError::Open {
-                    table: table_name::<F>(Table::SourceRanges),
-                    source,
-                })?,
+            source_ranges: open_source_ranges::<F>(maps)?,
             filters: open_filters::<F>(maps, access)?,
             flows: open_flows::<F>(maps)?,
             capacity: Capacity {

@@ -68,22 +68,23 @@ pub(super) struct AddressController<T4, T6> {
 }
 
 impl<T4: Table, T6: Table> AddressController<T4, T6> {
-    pub(super) fn new(v4: T4, v6: T6, node_ports: NodePortAddresses, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        v4: T4,
+        v6: T6,
+        node_ports: NodePortAddresses,
+        listen: watch::Sender<Addresses>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             v4,
             v6,
             node_ports,
             seen_node: None,
             without_room: Notice::default(),
-            listen: watch::Sender::default(),
+            listen,
             metrics,
             started: Instant::now(),
         }
-    }
-
-    /// Watches the addresses that health check ports are opened on.
-    pub(super) fn listen(&self) -> watch::Receiver<Addresses> {
-        self.listen.subscribe()
     }
 
     /// Writes the changes. Writes nothing while the kernel's list cannot be read:

@@ -50,6 +50,7 @@ impl NodeController {
                 LocalAddrTable::open(&pins)?,
                 LocalAddrTable::open(&pins)?,
                 options.node.node_port_addresses.clone(),
+                options.listen,
                 metrics.clone(),
             ),
             settings: SettingsController::new(options.node),

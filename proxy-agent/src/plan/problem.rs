@@ -33,6 +33,14 @@ impl Problem {
         }
     }
 
+    /// The table that is full, if that is the problem.
+    pub fn full_table(&self) -> Option<Table> {
+        match self {
+            Self::TableFull { table, .. } => Some(*table),
+            Self::FrontendTaken { .. } => None,
+        }
+    }
+
     /// Label of the problem in metrics.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     marker::PhantomData,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -12,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     SyncOutcome, SyncTarget, Trigger,
+    growth::{Demand, Growth},
     pace::{self, Pace},
 };
 use crate::{
@@ -43,6 +45,10 @@ pub trait Queue {
     /// Compares the real tables with what they should be.
     fn audit(&mut self, index: &Index);
 
+    /// Other tables have taken the place of those in use: a sync of all Services into
+    /// them is due.
+    fn reopen(&mut self);
+
     /// Returns whether a sync of all Services has succeeded.
     fn was_in_force(&self) -> bool;
 }
@@ -65,12 +71,19 @@ pub struct FamilyQueue<F: Family, P> {
     triggers: Vec<SystemTime>,
     metrics: Metrics,
     health: Health,
+    growth: Option<Rc<Growth>>,
     family: PhantomData<F>,
 }
 
 impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
     /// A queue that starts with a complete sync.
-    pub fn new(program: P, min_sync: Duration, metrics: Metrics, health: Health) -> Self {
+    pub fn new(
+        program: P,
+        min_sync: Duration,
+        metrics: Metrics,
+        health: Health,
+        growth: Option<Rc<Growth>>,
+    ) -> Self {
         Self {
             program,
             pending: BTreeSet::new(),
@@ -84,6 +97,7 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
             triggers: Vec::new(),
             metrics,
             health,
+            growth,
             family: PhantomData,
         }
     }
@@ -97,6 +111,27 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
             due.append(&mut self.retry);
         }
         due
+    }
+
+    /// Asks for larger tables if some are full, and leaves out the problems that are
+    /// solved by that.
+    fn ask_for_room(&self, index: &Index, problems: &mut Vec<Problem>) {
+        let full: BTreeSet<_> = problems.iter().filter_map(Problem::full_table).collect();
+        let Some(growth) = self.growth.as_ref().filter(|_| !full.is_empty()) else {
+            return;
+        };
+        let demand = || {
+            let mut demand = Demand::default();
+            for service in index.services() {
+                for port in select::<F>(index, &service.key) {
+                    demand.add(&port);
+                }
+            }
+            demand
+        };
+        if growth.ask(&full, demand) {
+            problems.retain(|problem| problem.full_table().is_none());
+        }
     }
 
     /// Takes note of problems; logs the new ones. `done` are the Services that
@@ -212,11 +247,12 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
         };
         let SyncOutcome {
             writes,
-            problems,
+            mut problems,
             retry,
             error,
         } = self.program.sync(&synced, self.complete, &mut desired);
         self.count_without_local();
+        self.ask_for_room(index, &mut problems);
 
         let duration = start.elapsed();
         let kind = if self.complete {
@@ -239,6 +275,11 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
             self.health.synced::<F>(index, &synced, self.complete);
             self.succeeded(synced.len(), writes, duration);
         }
+    }
+
+    fn reopen(&mut self) {
+        self.program.reopen();
+        self.complete = true;
     }
 
     fn was_in_force(&self) -> bool {

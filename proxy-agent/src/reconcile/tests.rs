@@ -10,12 +10,17 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use proxy_common::{
     family::{V4, V6},
     net::Protocol,
+    table::Table,
 };
 use rstest::rstest;
 
 use super::*;
-use crate::model::{
-    Endpoint, FamilyIps, Service, ServicePort, ServiceProblem, endpoint_slice::EndpointPort,
+use crate::{
+    dataplane::load::{FixedSizes, Sizes},
+    model::{
+        Endpoint, FamilyIps, Service, ServicePort, ServicePortName, ServiceProblem,
+        endpoint_slice::EndpointPort,
+    },
 };
 
 /// One call of a fake.
@@ -40,6 +45,8 @@ struct Outcomes {
     failing: BTreeSet<usize>,
     /// Syncs after which the Services are to be retried.
     retried: BTreeSet<usize>,
+    /// Syncs that find a table full.
+    full: BTreeSet<usize>,
     failing_audit: bool,
 }
 
@@ -69,7 +76,11 @@ impl<F: Family> SyncTarget<F> for Fake {
         let fails = self.outcomes.failing.contains(&n);
         SyncOutcome {
             writes: 1,
-            problems: Vec::new(),
+            problems: if self.outcomes.full.contains(&n) {
+                services.iter().map(full).collect()
+            } else {
+                Vec::new()
+            },
             retry: if self.outcomes.retried.contains(&n) {
                 services.clone()
             } else {
@@ -88,6 +99,18 @@ impl<F: Family> SyncTarget<F> for Fake {
     }
 }
 
+fn full(service: &ObjectKey) -> plan::Problem {
+    plan::Problem::TableFull {
+        port: ServicePortName {
+            service: service.clone(),
+            port: "".into(),
+            protocol: Protocol::TCP,
+        },
+        table: Table::Services,
+        capacity: Sizes::DEFAULT.services,
+    }
+}
+
 /// A reconciler with a fake for each family, and the sending side.
 struct Rig {
     v4: Rc<RefCell<Vec<Call>>>,
@@ -95,6 +118,7 @@ struct Rig {
     sender: mpsc::Sender<Batch>,
     node: watch::Receiver<Option<Node>>,
     health: Health,
+    growth: Rc<Growth>,
     metrics: Metrics,
     registry: Registry,
     done: std::pin::Pin<Box<dyn Future<Output = ()>>>,
@@ -110,7 +134,9 @@ impl Rig {
             outcomes,
         };
         let (metrics, registry) = Metrics::new();
+        let growth = Rc::new(Growth::new(Sizes::DEFAULT, FixedSizes::default(), u64::MAX));
         let reconciler = Reconciler::new("node-0", intervals, metrics.clone())
+            .with_growth(&growth)
             .with_family::<V4>(fake(&v4_calls, v4))
             .with_family::<V6>(fake(&v6_calls, v6));
         let (sender, receiver) = crate::source::channel();
@@ -120,6 +146,7 @@ impl Rig {
             sender,
             node: reconciler.node(),
             health: reconciler.health(),
+            growth,
             metrics,
             registry,
             done: Box::pin(reconciler.run(receiver)),
@@ -154,6 +181,15 @@ impl Rig {
             let count = text.lines().find_map(|line| line.strip_prefix(&name));
             count.map_or(0, |count| count.parse().expect("a count"))
         })
+    }
+
+    /// Services of IPv4 that were logged because they do not fit.
+    fn full(&self) -> usize {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("encode");
+        let name = "tandem_table_problems_total{ip_family=\"IPv4\",reason=\"table_full\"} ";
+        let count = text.lines().find_map(|line| line.strip_prefix(name));
+        count.map_or(0, |count| count.parse().expect("a count"))
     }
 
     /// The syncs since the last time, as (seconds, names, complete).
@@ -314,6 +350,31 @@ async fn changes_are_batched_within_the_gap() {
     rig.send(vec![Update::Apply(slice("c", 1)).into()]).await;
     rig.settle().await;
     assert_eq!(Rig::take(&rig.v4, &mut v4), [(33, names(&["c"]), false)]);
+}
+
+/// Full tables are no problem where larger ones are about to take their place. Once they
+/// have, all Services are synced into them.
+#[tokio::test(start_paused = true)]
+async fn full_tables_are_made_larger_before_anybody_is_told() {
+    let outcomes = Outcomes {
+        full: [0, 1].into(),
+        ..Outcomes::default()
+    };
+    let mut rig = Rig::new(Intervals::default(), outcomes, Outcomes::default());
+    let mut v4 = 0;
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    let larger = rig.growth.wanted().await;
+    assert_eq!(larger.services, 2 * Sizes::DEFAULT.services);
+    assert_eq!(rig.full(), 0);
+
+    let first = [(0, names(&["a", "b"]), true)];
+    assert_eq!(Rig::take(&rig.v4, &mut v4), first);
+    rig.growth.exchanged(larger);
+    rig.settle().await;
+    assert_eq!(Rig::take(&rig.v4, &mut v4), first);
+    // Full again, and too soon.
+    assert_eq!(rig.full(), 2);
 }
 
 /// Changes that wait for their sync are no damage that an audit repairs.

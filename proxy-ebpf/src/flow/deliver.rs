@@ -46,6 +46,9 @@ pub fn deliver(skb: Skb, ifindex: u32) -> Outcome {
     let Some(device) = node::device(ifindex) else {
         return Outcome::drop(Counter::NoRoute);
     };
+    if skb.untag().is_err() {
+        return Fault.into();
+    }
     if device.flags & Device::LAYER3 == 0 {
         if skb.link == Link::None && skb::add_ethernet(&skb).is_err() {
             return Fault.into();

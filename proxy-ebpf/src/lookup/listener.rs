@@ -1,5 +1,6 @@
-//! Processes of this node that listen at a cluster IP, because the node has it as an
-//! address of its own: DNS caches do, and answer for the Service on their node.
+//! Processes that listen at a frontend's very address, because their node or network
+//! namespace has it as an address of its own: DNS caches do, and answer for the Service
+//! on their node, and clusters within a container.
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple},
@@ -81,7 +82,7 @@ pub fn takes_packet<F: Bound>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
     is_taken::<F>(skb.raw().cast(), headers.ip.protocol, tuple)
 }
 
-/// The same of a call of one of this node's own processes.
+/// The same of a call, in the network namespace of its socket.
 #[inline(never)]
 pub fn takes_call<F: Bound>(
     ctx: &SockAddrContext,

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
         bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -152,6 +152,16 @@ impl Skb {
                 ((*self.raw).vlan_proto as u16, (*self.raw).vlan_tci as u16)
             }
         }
+    }
+
+    /// Takes that tag off, for a device that is none of its VLAN.
+    #[inline(always)]
+    pub fn untag(self) -> Result<(), Fault> {
+        // SAFETY: the helper checks its argument.
+        if self.tag() != (0, 0) && unsafe { bpf_skb_vlan_pop(self.raw()) } != 0 {
+            return Err(Fault);
+        }
+        Ok(())
     }
 
     /// Payload of each of the segments that the packet will be cut to; 0 for a

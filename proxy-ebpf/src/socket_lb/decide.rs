@@ -116,8 +116,10 @@ pub fn decide<F: Wide>(
             .or_else(|| frontend::node_port::<F>(addr, port, protocol))
     };
     let Some(frontend) = frontend else {
-        // What listens at an address of this node answers to its clients there.
-        return if is_served && !loopback && is_cluster_ip::<F>(addr) && !is_own::<F>(addr) {
+        // What listens at an address of this node, or of its network namespace, answers to
+        // its clients there.
+        let is_here = loopback || is_own::<F>(addr) || F::bound_to(ctx) == *addr;
+        return if is_served && !is_here && is_cluster_ip::<F>(addr) {
             Decision::Refuse
         } else {
             Decision::Leave
@@ -126,7 +128,11 @@ pub fn decide<F: Wide>(
     let cluster_ip = frontend.kind == Frontend::CLUSTER_IP;
     let own = !loopback && is_own::<F>(addr);
     // Of pods, the packet path can tell whether a process of the node listens there.
-    if own && cluster_ip && (!host || listener::takes_call::<F>(ctx, addr, port, protocol)) {
+    if own && cluster_ip && !host {
+        return Decision::Leave;
+    }
+    // A cluster within a container may have the address, too.
+    if (!host || own && cluster_ip) && listener::takes_call::<F>(ctx, addr, port, protocol) {
         return Decision::Leave;
     }
     // Packets of the node's own processes to its own addresses meet no hook.

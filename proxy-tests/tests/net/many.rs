@@ -48,6 +48,7 @@ fn make_small_tables(node: &Node, devices: u32, local_addrs: u32) -> Result<()> 
             flows: 16_384,
             devices,
             local_addrs,
+            ..Sizes::DEFAULT
         },
         masquerade_ports: PortRange::UNPRIVILEGED,
         log_level: 0,

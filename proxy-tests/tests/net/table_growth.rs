@@ -1,21 +1,29 @@
 //! Larger sizes of tables take effect while flows are open.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_agent::dataplane::{maps::Maps as _, pins::Pins};
+use proxy_tests::addressing::public;
 use proxy_tests::agent::Agent;
+use proxy_tests::host::Addresses;
 use proxy_tests::traffic::{Heartbeat, Server, ask_tcp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Node, Pod, Service, Sockets, Topology,
-    eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Node, Pod, Policy, Service, Sockets,
+    Topology, eventually,
 };
 use rstest::rstest;
+use serde_json::json;
 
 const BEAT: Duration = Duration::from_millis(20);
 /// Conversations of each client: with another backend at hand, some would move if their
 /// flows were lost.
 const MANY: usize = 8;
+const HEALTH_PORT: u16 = 32_100;
 
 /// Agents with tables of 1024, 4096 and again 1024 flows follow each other, in order and
 /// by a crash: no flow loses a packet or its backend, and tables only grow.
@@ -89,19 +97,105 @@ fn service_tables_grow_under_open_flows(
         agent = Agent::start(node, &lab, &options(ports, endpoints))?;
         agent.wait_ready()?;
         for other in &others {
-            for &family in lab.families().list() {
-                let frontend = other.at(family, ECHO_PORT);
-                for host in [&*scene.client, &**node] {
-                    let answer = host.run(|| ask_tcp(frontend));
-                    let context = || format!("{} to {frontend}", host.name());
-                    assert_eq!(answer.with_context(context)?.server, "kept");
-                }
-            }
+            scene.ask_everywhere(&lab, other)?;
         }
         ensure!(!agent.log().contains("is full"), "{}", agent.log());
         assert_nothing_aside(node)?;
     }
     assert_unharmed(beats)
+}
+
+/// Ten times as many Services appear at once as an agent's tables were made for: it makes
+/// larger ones while it runs, once. No flow loses a packet or its backend, all Services
+/// are served, and whoever asks for its health is answered all the time.
+#[rstest]
+fn service_tables_grow_while_the_agent_runs(
+    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+) -> Result<()> {
+    let lab = Lab::start(Topology::ROUTED)?;
+    let node = &lab.nodes[0];
+    let scene = Scene::set(&lab)?;
+    let checked = Service::echo_as("checked", 2, lab.families())
+        .load_balancer(
+            Addresses::choose(lab.families(), |family| public(family, 2)),
+            "VIP",
+        )
+        .external_policy(Policy::Local)
+        .with("/spec/healthCheckNodePort", json!(HEALTH_PORT))
+        .endpoint(&scene.kept);
+    lab.manifests.write(&checked)?;
+    let options = AgentOptions {
+        max_service_ports: 8,
+        max_endpoints: 16,
+        tables_may_grow: true,
+        sockets,
+        ..AgentOptions::default()
+    };
+    let agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+    let beats = scene.open_flows(&lab)?;
+    eventually("health check port", Duration::from_secs(5), || {
+        ask_health(node)
+    })?;
+    let others: Vec<_> = (10..50)
+        .map(|number| {
+            Service::echo_as(&format!("other-{number}"), number, lab.families())
+                .endpoint(&scene.kept)
+        })
+        .collect();
+    let objects: Vec<_> = others.iter().flat_map(Service::objects).collect();
+    let grown = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !grown.load(Ordering::Relaxed) {
+                agent.ask_ready().context("ready?")?;
+                ask_health(node).context("health check port")?;
+            }
+            anyhow::Ok(())
+        });
+        let served = lab
+            .manifests
+            .write_objects("others", &objects)
+            .and_then(|()| {
+                eventually("all are served", Duration::from_mins(1), || {
+                    for other in &others {
+                        scene.ask_everywhere(&lab, other)?;
+                    }
+                    Ok(())
+                })
+            });
+        grown.store(true, Ordering::Relaxed);
+        served.and(asking.join().expect("no panic"))
+    })?;
+    let log = agent.log();
+    assert_eq!(log.matches("tables grow").count(), 1, "{log}");
+    assert_eq!(log.matches("first sync done").count(), 2, "{log}");
+    ensure!(!log.contains("is full"), "{log}");
+    assert_nothing_aside(node)?;
+    assert_unharmed(beats)?;
+    // The next one keeps them.
+    agent.terminate()?;
+    let agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+    let log = agent.log();
+    ensure!(!log.contains("keep the size"), "{log}");
+    others
+        .iter()
+        .try_for_each(|other| scene.ask_everywhere(&lab, other))
+}
+
+/// Asks the health check port for anything.
+fn ask_health(node: &Node) -> Result<()> {
+    node.run(|| {
+        let server = (Ipv4Addr::LOCALHOST, HEALTH_PORT).into();
+        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: lb\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.contains("localEndpoints"), "{answer}");
+        Ok(())
+    })
 }
 
 /// A Service with a backend to which flows are opened, and another one at hand after
@@ -131,6 +225,19 @@ impl Scene {
             service,
             _servers: servers,
         })
+    }
+
+    /// A pod and the node's own processes reach a Service with the kept backend.
+    fn ask_everywhere(&self, lab: &Lab, service: &Service) -> Result<()> {
+        for &family in lab.families().list() {
+            let frontend = service.at(family, ECHO_PORT);
+            for host in [&*self.client, &*lab.nodes[0]] {
+                let answer = host.run(|| ask_tcp(frontend));
+                let context = || format!("{} to {frontend}", host.name());
+                ensure!(answer.with_context(context)?.server == "kept");
+            }
+        }
+        Ok(())
     }
 
     fn open_flows(&self, lab: &Lab) -> Result<Vec<Heartbeat>> {

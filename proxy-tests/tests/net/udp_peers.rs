@@ -1,11 +1,12 @@
 //! Peers that talk to each other through Services, each from one port: gossip
-//! protocols, NTP and IKE do.
+//! protocols, NTP and IKE do. Netfilter's NAT, as kube-proxy uses it, is the control.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::{AgentOptions, Family, Lab, Pod, Service, Sockets, Topology, Wiring};
+use proxy_tests::traffic::ping;
+use proxy_tests::{AgentOptions, Family, Lab, Pod, Service, Sockets, Topology, Wiring, eventually};
 use rstest::rstest;
 
 const PORT: u16 = 7946;
@@ -14,8 +15,17 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ROUNDS: u8 = 5;
 const BRIDGE: Topology = Topology {
     wiring: Wiring::Bridge,
+    // Without it netfilter does not see what the bridge carries.
+    bridge_netfilter: true,
     ..Topology::ONE_NODE
 };
+
+/// Who serves the nodes.
+#[derive(Clone, Copy, Debug)]
+enum Proxy {
+    Agent(Sockets),
+    Netfilter,
+}
 
 struct Peer {
     socket: UdpSocket,
@@ -80,10 +90,29 @@ impl Scene {
     }
 
     /// Lets them talk for some rounds, in each family.
-    fn play(&self, sockets: Sockets, talk: fn(u8, &Peer, &Peer) -> Result<()>) -> Result<()> {
-        let options = AgentOptions::with_sockets(sockets);
-        let _agents = self.lab.start_agents(&options)?;
+    fn play(&self, proxy: Proxy, talk: fn(u8, &Peer, &Peer) -> Result<()>) -> Result<()> {
+        let _agents = match proxy {
+            Proxy::Agent(sockets) => {
+                let options = AgentOptions::with_sockets(sockets);
+                self.lab.start_agents(&options)?
+            }
+            Proxy::Netfilter => {
+                for &family in self.lab.families().list() {
+                    let rules = self.rules(family);
+                    self.lab
+                        .nodes
+                        .iter()
+                        .try_for_each(|node| node.nft(&rules))?;
+                }
+                Vec::new()
+            }
+        };
         for &family in self.lab.families().list() {
+            let [one, two] = &self.pods;
+            eventually("they reach each other", ANSWER, || {
+                one.run(|| ping(two.address(family), Duration::from_secs(1)))?;
+                Ok(())
+            })?;
             let one = Peer::new(&self.pods[0], &self.services[0], family)?;
             let two = Peer::new(&self.pods[1], &self.services[1], family)?;
             for round in 0..ROUNDS {
@@ -92,6 +121,36 @@ impl Scene {
         }
         Ok(())
     }
+
+    /// What kube-proxy's rules do for pods that talk to the Services.
+    fn rules(&self, family: Family) -> String {
+        let ip = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        let rules = self.services.iter().zip(&self.pods).map(|(service, pod)| {
+            let (frontend, backend) = (service.cluster_ip(family), pod.at(family, PORT));
+            format!("    {ip} daddr {frontend} udp dport {PORT} dnat to {backend}\n")
+        });
+        let services: String = rules.collect();
+        format!(
+            "
+table {ip} services {{
+  chain services {{
+{services}
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    jump services
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    jump services
+  }}
+}}
+"
+        )
+    }
 }
 
 /// Questions come from the peer itself and answers from the Service that was asked, also
@@ -99,9 +158,14 @@ impl Scene {
 #[rstest]
 fn answers_come_from_the_service_that_was_asked(
     #[values(Topology::ONE_NODE, BRIDGE, Topology::ROUTED, Topology::FLANNEL)] topology: Topology,
-    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+    #[values(
+        Proxy::Agent(Sockets::Off),
+        Proxy::Agent(Sockets::All),
+        Proxy::Netfilter
+    )]
+    proxy: Proxy,
 ) -> Result<()> {
-    Scene::set(topology)?.play(sockets, |round, one, two| {
+    Scene::set(topology)?.play(proxy, |round, one, two| {
         let first = ask(round, one, two)?;
         let second = ask(round, two, one)?;
         for (own, asker) in [(one, first), (two, second)] {
@@ -121,9 +185,14 @@ fn answers_come_from_the_service_that_was_asked(
 #[rstest]
 fn questions_may_cross(
     #[values(Topology::ONE_NODE, Topology::ROUTED)] topology: Topology,
-    #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
+    #[values(
+        Proxy::Agent(Sockets::Off),
+        Proxy::Agent(Sockets::All),
+        Proxy::Netfilter
+    )]
+    proxy: Proxy,
 ) -> Result<()> {
-    Scene::set(topology)?.play(sockets, |round, one, two| {
+    Scene::set(topology)?.play(proxy, |round, one, two| {
         one.say(&word("question", round, one), two.frontend)?;
         two.say(&word("question", round, two), one.frontend)?;
         let first = two.hear(&word("question", round, one))?;

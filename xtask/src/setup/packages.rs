@@ -42,6 +42,7 @@ pub(super) const NETWORK: &[Package] = &[
     package("setpriv", "util-linux"),
     package("tc", "iproute2"),
     package("tcpdump", "tcpdump"),
+    package("wg", "wireguard-tools"),
 ];
 
 /// For a virtual machine with another kernel.

@@ -70,6 +70,7 @@ fn carry_over<F: KernelFamily>(pins: &Pins) -> Result<(), ServiceGrowthError> {
                 );
                 Ok(copy(&from, &mut to, |_, name| name))
             })?,
+            Table::SourceRanges => copy_ranges::<F>(pins)?,
             Table::Services => copy_rows::<F, Service>(pins, table)?,
             Table::Slots => copy_rows::<F, Slot>(pins, table)?,
             _ => copy_rows::<F, F::Backend>(pins, table)?,
@@ -91,6 +92,22 @@ fn copy_hash(
             source,
         }),
     }
+}
+
+fn copy_ranges<F: KernelFamily>(pins: &Pins) -> Result<(), ServiceGrowthError> {
+    let (from, mut to) = (
+        tables::open_source_ranges::<F>(&Former(pins))?,
+        tables::open_source_ranges::<F>(pins)?,
+    );
+    let copied = from.keys().try_for_each(|key| {
+        let key = key.map_err(CopyError::Read)?;
+        to.insert(&key, tables::MATCHES, 0)
+            .map_err(CopyError::Write)
+    });
+    copied.map_err(|source| ServiceGrowthError::Copy {
+        table: tables::table_name::<F>(Table::SourceRanges),
+        source,
+    })
 }
 
 fn copy_rows<F: KernelFamily, T: aya::Pod>(

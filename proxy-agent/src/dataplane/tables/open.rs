@@ -1,6 +1,6 @@
 //! Opens a family's tables by their names.
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use proxy_common::{
     affinity::Affinity, family::Family, frontend::Frontend, prefilter::Filter,
     service::ServiceName, table::Table,
@@ -24,6 +24,18 @@ pub(in crate::dataplane) fn open_names<F: KernelFamily>(
     maps: &impl Maps,
 ) -> Result<HashMap<MapData, u32, ServiceName>, TableError> {
     open_hash::<F, _, _>(maps, Table::Names)
+}
+
+/// A family's source ranges.
+pub(in crate::dataplane) fn open_source_ranges<F: KernelFamily>(
+    maps: &impl Maps,
+) -> Result<LpmTrie<MapData, F::SourceRange, u32>, TableError> {
+    Map::from_map_data(open_data::<F>(maps, Table::SourceRanges)?)
+        .and_then(LpmTrie::try_from)
+        .map_err(|source| TableError::Open {
+            table: table_name::<F>(Table::SourceRanges),
+            source,
+        })
 }
 
 /// A family's flow table.

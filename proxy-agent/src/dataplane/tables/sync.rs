@@ -14,7 +14,7 @@ use proxy_common::{
 };
 
 use super::{
-    KernelFamily, KernelTables, TableError, gone,
+    KernelFamily, KernelTables, MATCHES, TableError, gone,
     open::table_name,
     stored::{range_bits, read_name, read_range, session_affinity_bits, write_name, write_range},
 };
@@ -197,7 +197,7 @@ impl<F: KernelFamily> Dataplane<F> for KernelTables<F> {
             )),
             Write::SourceRange { key } => self
                 .source_ranges
-                .insert(&write_range::<F>(key), 1, 0)
+                .insert(&write_range::<F>(key), MATCHES, 0)
                 .map_err(failed),
             Write::DeleteSourceRange { key } => {
                 gone(self.source_ranges.remove(&write_range::<F>(key))).map_err(failed)

@@ -69,6 +69,7 @@ fn controller(flag: &str) -> Controller {
         FakeTable::default(),
         FakeTable::default(),
         flag,
+        watch::Sender::default(),
         Metrics::default(),
     )
 }

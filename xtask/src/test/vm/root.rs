@@ -17,7 +17,7 @@ use crate::setup::Kernel;
 use crate::{exec, workspace};
 
 /// Programs that tests and agent start. All others come from busybox.
-const TOOLS: [&str; 13] = [
+const TOOLS: [&str; 14] = [
     "bridge",
     "conntrack",
     "ethtool",
@@ -31,6 +31,7 @@ const TOOLS: [&str; 13] = [
     "ping",
     "sysctl",
     "tc",
+    "wg",
 ];
 /// Files and folders that the tools read while they run.
 const DATA: [&str; 5] = [

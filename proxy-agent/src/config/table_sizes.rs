@@ -1,5 +1,5 @@
-//! The default size of the flow tables, by the memory of the node and of the agent's
-//! cgroup; `--flow-table-size` overrides it.
+//! Sizes of tables by the node's memory: of flow tables unless `--flow-table-size` says so,
+//! and the limit up to which tables of Services grow.
 
 use crate::{dataplane::load::Sizes, sys::memory::Memory};
 
@@ -11,24 +11,41 @@ pub const BYTES_PER_FLOW: u64 = 576;
 const LEAST: u32 = 1 << 14;
 const MOST: u32 = 1 << 19;
 
-/// Part of the node's memory that flow tables may take: what conntrack's may on a node
-/// of 4 GiB.
+/// Part of the node's memory that flow tables may take, and that tables of Services may:
+/// what conntrack's may on a node of 4 GiB.
 const OF_THE_NODE: u64 = 50;
 /// Part of a cgroup's limit that they may: the other tables and the agent need the rest.
 const OF_THE_LIMIT: u64 = 2;
 
 /// Returns the number of flows that the tables of this node are made for.
-pub fn of_this_node() -> u32 {
-    Memory::read().map_or(Sizes::DEFAULT.flows, of)
+pub fn flows() -> u32 {
+    Memory::read().map_or(Sizes::DEFAULT.flows, flows_for)
+}
+
+/// Returns the bytes that the tables of Services of this node may grow to; 0 if the node's
+/// memory is unknown.
+pub fn bytes_for_services() -> u64 {
+    Memory::read().map_or(0, bytes_for_services_of)
 }
 
 /// Flows that the tables are made for: the largest power of two whose tables take no
 /// more than their part.
-pub fn of(memory: Memory) -> u32 {
-    let of_the_limit = memory.limit.map_or(u64::MAX, |limit| limit / OF_THE_LIMIT);
-    let flows = (memory.node / OF_THE_NODE).min(of_the_limit) / BYTES_PER_FLOW;
+fn flows_for(memory: Memory) -> u32 {
+    let flows = part(memory, OF_THE_LIMIT) / BYTES_PER_FLOW;
     let flows = u32::try_from(flows).unwrap_or(MOST).clamp(LEAST, MOST);
     1 << flows.ilog2()
+}
+
+/// Bytes that the tables of Services may take: while they grow, those that they had before
+/// are there, too.
+fn bytes_for_services_of(memory: Memory) -> u64 {
+    part(memory, 2 * OF_THE_LIMIT)
+}
+
+/// Returns the node's part of memory, at most the given fraction of the limit.
+fn part(memory: Memory, of_the_limit: u64) -> u64 {
+    let limit = memory.limit.map_or(u64::MAX, |limit| limit / of_the_limit);
+    (memory.node / OF_THE_NODE).min(limit)
 }
 
 #[cfg(test)]
@@ -61,6 +78,6 @@ mod tests {
             node: node * MIB,
             limit: limit.map(|limit| limit * MIB),
         };
-        assert_eq!(of(memory), expected);
+        assert_eq!(flows_for(memory), expected);
     }
 }
