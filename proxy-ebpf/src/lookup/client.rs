@@ -1,4 +1,4 @@
-//! Who opens a flow: what traffic policies and masquerading depend on.
+//! The client that opens a flow: traffic policies and masquerading depend on who it is.
 
 use aya_ebpf::{
     bindings::{
@@ -8,29 +8,33 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
 };
 use proxy_common::{
-    backend::Backend, config::Config, device::Device, explain::Client, frontend::Frontend,
-    local_addr::LocalAddr, source_range::SourceRange,
+    backend::Backend,
+    config::Config,
+    device::Device,
+    explain::{Client, Masquerade, Question},
+    frontend::Frontend,
+    local_addr::LocalAddr,
+    source_range::SourceRange,
 };
 
 use crate::{
     maps::{node, scratch::Scratch, tables::Tables},
-    packet::skb::Skb,
+    packet::{barrier::opaque, skb::Skb},
     route::{self, Route},
 };
 
-/// Tells who sends the packet in scratch memory, which came in by a device
-/// with these flags. `host`: it came from a process of this host.
+/// Tells who sends the packet in scratch memory.
 #[inline(never)]
-pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, device_flags: u32, host: bool) -> Client {
+pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, question: Question) -> Client {
     let client = &scratch.headers.ip.src;
-    if host || local_addr::<F>(client).is_some() {
+    if question.is_of_host() || local_addr::<F>(client).is_some() {
         return Client::Host;
     }
     let Some(config) = node::config() else {
         return Client::External;
     };
     let is_pod = if config.flags & Config::DETECT_DEVICE != 0 {
-        device_flags & Device::LOCAL_CLIENTS != 0
+        question.device_flags & Device::LOCAL_CLIENTS != 0
     } else {
         F::pods(config).is_some_and(|pods| pods.contains(client))
     };
@@ -94,16 +98,7 @@ pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Add
     F::source_ranges().get(&key).is_some()
 }
 
-/// Whether the backend must not see the client's address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Masquerade {
-    No,
-    Yes,
-    UnlessRepliesPass,
-}
-
-/// Returns whether the scratch flow's backend must not see the client's address.
+/// Tells whose address the scratch flow's backend sees.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
 /// an external frontend's sees masqueraded clients under policy Cluster (S64)
@@ -115,33 +110,64 @@ pub enum Masquerade {
 /// of this node, the client keeps its address, which kube-proxy cannot do. And
 /// where they would not, because the detector takes a pod of another node for
 /// a local one, it is masqueraded also under policy Local (S69).
-#[inline(never)]
-pub fn masquerade<F: Tables>(
+///
+/// This host's own flows always are: their replies have to be told from those to its
+/// sockets (E5).
+#[inline(always)]
+pub fn masquerade<F: Route>(
+    skb: &Skb,
     scratch: &Scratch<F::Addr>,
+    question: Question,
     client: Client,
     local_policy: bool,
-    device_flags: u32,
 ) -> Masquerade {
+    let told = opaque(by_policy::<F>(scratch, question, client, local_policy));
+    match told {
+        Some(masquerade) => masquerade,
+        None if !is_here::<F>(scratch) => Masquerade::BackendElsewhere,
+        None if !question.has_none(Question::OFFLINE) => Masquerade::BackendIsHere,
+        None => opaque(by_route::<F>(skb, scratch)),
+    }
+}
+
+/// Tells whose address the scratch flow's backend sees, unless that depends on where the
+/// backend is.
+#[inline(never)]
+fn by_policy<F: Tables>(
+    scratch: &Scratch<F::Addr>,
+    question: Question,
+    client: Client,
+    local_policy: bool,
+) -> Option<Masquerade> {
     if scratch.headers.ip.src == scratch.flow.backend_addr {
-        return Masquerade::Yes;
+        return Some(Masquerade::Itself);
+    }
+    if question.is_of_host() {
+        return Some(Masquerade::Host);
     }
     if scratch.frontend.kind == Frontend::CLUSTER_IP {
         let Some(config) = node::config() else {
-            return Masquerade::No;
+            return Some(Masquerade::NoDetector);
         };
         let detector = config.flags & Config::DETECT_DEVICE != 0 || F::pods(config).is_some();
-        return if config.flags & Config::MASQUERADE_ALL != 0 || detector && client != Client::Pod {
-            Masquerade::Yes
+        return Some(if config.flags & Config::MASQUERADE_ALL != 0 {
+            Masquerade::All
+        } else if client == Client::Pod {
+            Masquerade::Pod
+        } else if detector {
+            Masquerade::NotPod
         } else {
-            Masquerade::No
-        };
+            Masquerade::NoDetector
+        });
     }
     if client == Client::Host {
-        Masquerade::Yes
-    } else if local_policy && client == Client::External || is_pod_device(device_flags) {
-        Masquerade::No
+        Some(Masquerade::Host)
+    } else if local_policy && client == Client::External {
+        Some(Masquerade::LocalPolicy)
+    } else if is_pod_device(question.device_flags) {
+        Some(Masquerade::ClientIsHere)
     } else {
-        Masquerade::UnlessRepliesPass
+        None
     }
 }
 
@@ -156,20 +182,17 @@ fn is_pod_device(flags: u32) -> bool {
 
 /// Returns whether the scratch flow's backend is on this node.
 #[inline(always)]
-pub fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     F::backends()
         .get(scratch.flow.backend)
         .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0)
 }
 
-/// Returns whether the replies of the scratch flow's backend pass one of our hooks,
-/// whoever they are for (E19): it is on this node, and what leads to it is a
-/// device with programs.
+/// Tells whose address the scratch flow's backend, which is on this node, sees: the
+/// client's if its replies pass one of our hooks, whoever they are for (E19), because
+/// what leads to it is a device with programs.
 #[inline(never)]
-pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
-    if !is_here::<F>(scratch) {
-        return false;
-    }
+fn by_route<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> Masquerade {
     let mut route = F::route(
         &scratch.headers.ip.src,
         &scratch.flow.backend_addr,
@@ -178,10 +201,19 @@ pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
     match route::look_up(skb, &mut route, 0) {
         // This packet may be too long for the device; those that follow are not.
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            is_pod_device(device_flags(route.ifindex))
+            let flags = device_flags(route.ifindex);
+            if is_pod_device(flags) {
+                Masquerade::BackendIsHere
+            } else if flags & Device::COVERED == 0 {
+                Masquerade::NoPrograms
+            } else {
+                Masquerade::NotPodDevice
+            }
         }
         // This host itself: its replies leave by the client's device.
-        BPF_FIB_LKUP_RET_NOT_FWDED => local_addr::<F>(&scratch.flow.backend_addr).is_some(),
-        _ => false,
+        BPF_FIB_LKUP_RET_NOT_FWDED if local_addr::<F>(&scratch.flow.backend_addr).is_some() => {
+            Masquerade::BackendIsNode
+        }
+        _ => Masquerade::NoRoute,
     }
 }
