@@ -60,8 +60,8 @@ pub fn decide<F: Flows>(
     question: Question,
     grounds: &mut Grounds,
 ) -> Decision {
-    let destination = F::look_up(scratch);
-    grounds.place = F::place(scratch);
+    let destination = F::look_up(&scratch.headers, &mut scratch.frontend);
+    grounds.place = F::place(&scratch.headers, &mut scratch.key);
     match destination {
         Destination::NotOurs => return Decision::Pass,
         Destination::UnknownPort => return Decision::UnknownPort,
@@ -71,7 +71,7 @@ pub fn decide<F: Flows>(
     // What processes of the host send out is to no address of its own.
     if scratch.frontend.kind == Frontend::CLUSTER_IP
         && question.has_none(Question::HOST | Question::OFFLINE)
-        && opaque(listener::takes_packet::<F>(skb, scratch))
+        && opaque(listener::takes_packet::<F>(skb, &scratch.headers))
     {
         return Decision::Listener;
     }
@@ -84,14 +84,17 @@ pub fn decide<F: Flows>(
     if scratch.headers.tcp_flags & tcp::RST != 0 {
         return Decision::Reset;
     }
-    if !opaque(client::is_sender_admitted::<F>(scratch)) {
+    if !opaque(client::is_sender_admitted::<F>(
+        scratch.frontend,
+        &scratch.headers.ip,
+    )) {
         return Decision::Denied;
     }
     if grounds.place == Place::None {
         return Decision::TooManyFrontends;
     }
-    grounds.client = opaque(client::of::<F>(scratch, question));
-    grounds.local_policy = opaque(client::apply_policy(scratch, grounds.client));
+    grounds.client = opaque(client::of::<F>(&scratch.headers.ip.src, question));
+    grounds.local_policy = opaque(client::apply_policy(&mut scratch.frontend, grounds.client));
     match opaque(choose::<F>(scratch, grounds.place)) {
         Choice::NoEndpoint => return Decision::NoEndpoint,
         Choice::NoLocalEndpoint => return Decision::NoLocalEndpoint,
@@ -99,7 +102,9 @@ pub fn decide<F: Flows>(
     }
     grounds.masquerade = opaque(client::masquerade::<F>(
         skb,
-        scratch,
+        &scratch.headers.ip.src,
+        &scratch.flow,
+        scratch.frontend.kind,
         question,
         grounds.client,
         grounds.local_policy,
@@ -132,26 +137,25 @@ fn choose<F: Flows>(scratch: &mut Scratch<F::Addr>, place: Place) -> Choice {
     flow.flags = 0;
     flow.highest = 0;
     flow.changed_port = BePort::ZERO;
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
     let session_affinity = affinity::of::<F>(scratch.frontend.service);
     if session_affinity.seconds != 0 {
-        let chosen = opaque(with_session_affinity::<F>(
-            scratch,
-            hash,
-            session_affinity,
-            local,
-        ));
-        if !chosen.is_none() && !alone && F::is_taken(scratch) {
+        let chosen = opaque(with_session_affinity::<F>(scratch, hash, session_affinity));
+        if !chosen.is_none() && !alone && F::is_taken(&scratch.key, &scratch.flow) {
             scratch.flow.flags = Flow::<F::Addr>::CHANGE_PORT;
         }
         return chosen;
     }
     let mut skip = 0;
     while skip <= MAX_SKIP {
-        let chosen = opaque(backend::choose::<F>(scratch, hash, skip));
+        let chosen = opaque(backend::choose::<F>(
+            scratch.frontend,
+            &mut scratch.flow,
+            hash,
+            skip,
+        ));
         // Two flows of one client port must not share a backend: its replies
         // would look the same.
-        if chosen.is_none() || alone || !F::is_taken(scratch) {
+        if chosen.is_none() || alone || !F::is_taken(&scratch.key, &scratch.flow) {
             return chosen;
         }
         skip += 1;
@@ -166,10 +170,17 @@ fn with_session_affinity<F: Flows>(
     scratch: &mut Scratch<F::Addr>,
     hash: u64,
     session_affinity: SessionAffinity,
-    local: bool,
 ) -> Choice {
-    match affinity::recall::<F>(scratch, session_affinity, local) {
-        Some(row) => backend::take::<F>(scratch, row, Choice::Remembered),
-        None => backend::choose::<F>(scratch, hash, 0),
+    let Scratch {
+        headers,
+        frontend,
+        flow,
+        affinity_key,
+        ..
+    } = scratch;
+    *affinity_key = affinity::key(&headers.ip.src, *frontend);
+    match affinity::recall::<F>(affinity_key, session_affinity) {
+        Some(row) => backend::take::<F>(flow, row, Choice::Remembered),
+        None => backend::choose::<F>(*frontend, flow, hash, 0),
     }
 }

@@ -4,7 +4,7 @@ use aya_log_ebpf::debug;
 use proxy_common::{
     affinity::{Affinity, AffinityKey},
     explain::{Decision, Question},
-    flow::Flow,
+    flow::{Flow, FlowKey},
     frontend::Frontend,
 };
 
@@ -64,7 +64,9 @@ fn try_open<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>, origin: Origin)
     let mut grounds = Grounds::UNKNOWN;
     let decision = opaque(decide::decide::<F>(skb, scratch, question, &mut grounds));
     if decision != Decision::Forward {
-        forget_former::<F>(scratch, decision, grounds.place);
+        if grounds.place == Place::Replace {
+            forget_former::<F>(&scratch.key, &scratch.headers, decision);
+        }
         return decision.into();
     }
     commit::<F>(skb, scratch, origin, &grounds)
@@ -72,17 +74,14 @@ fn try_open<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>, origin: Origin)
 
 /// Removes the record of an earlier flow to what is refused now.
 #[inline(always)]
-fn forget_former<F: Flows>(scratch: &Scratch<F::Addr>, decision: Decision, place: Place) {
-    if place != Place::Replace {
-        return;
-    }
+fn forget_former<F: Flows>(key: &FlowKey<F::Addr>, headers: &Headers<F::Addr>, decision: Decision) {
     let is_over = match decision {
         Decision::Denied | Decision::NoEndpoint | Decision::NoLocalEndpoint => true,
         decision if decision.has_frontend() => false,
-        _ => opaque(place::has_lost_its_frontend::<F>(scratch)),
+        _ => opaque(place::has_lost_its_frontend::<F>(key, headers)),
     };
     if is_over {
-        F::remove(&scratch.key);
+        F::remove(key);
     }
 }
 
@@ -94,48 +93,64 @@ fn commit<F: Flows>(
     origin: Origin,
     grounds: &Grounds,
 ) -> Opened {
-    if grounds.place == Place::Free && !opaque(share::admit::<F>(&scratch.key.addr)) {
+    let Scratch {
+        headers,
+        key,
+        frontend,
+        flow,
+        affinity_key,
+        affinity,
+        ..
+    } = scratch;
+    let client = &headers.ip.src;
+    if grounds.place == Place::Free && !opaque(share::admit::<F>(client)) {
         return Opened::OverShare;
     }
     if origin == Origin::Host {
-        scratch.flow.flags |= Flow::<F::Addr>::HOST;
-        scratch.flow.uplink = skb.ifindex();
+        flow.flags |= Flow::<F::Addr>::HOST;
+        flow.uplink = skb.ifindex();
         // The kernel may give one port to a connection to the frontend and to one to
         // the backend. It never chooses privileged ports by itself, and servers may
         // insist on them.
-        if scratch.headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
-            scratch.flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
+        if headers.src_port.get() >= FIRST_UNPRIVILEGED_PORT {
+            flow.flags |= Flow::<F::Addr>::CHANGE_PORT;
         }
     } else {
-        uplink::remember(skb, scratch);
+        flow.uplink = uplink::entered_by_slowly(skb, headers.l3);
     }
     if grounds.masquerade.hides_client() {
-        scratch.flow.flags |= Flow::<F::Addr>::MASQUERADE;
-    } else if opaque(source::is_gateway::<F>(skb, scratch)) {
-        scratch.flow.flags |= Flow::<F::Addr>::ROUTED;
+        flow.flags |= Flow::<F::Addr>::MASQUERADE;
+    } else if opaque(source::is_gateway::<F>(skb, client, &flow.backend_addr)) {
+        flow.flags |= Flow::<F::Addr>::ROUTED;
     }
-    let opened = opaque(place::insert::<F>(scratch, grounds.place));
+    let opened = opaque(place::insert::<F>(key, flow, grounds.place));
     if opened == Opened::Flow {
-        remember_backend::<F>(scratch);
+        *affinity_key = affinity::key(client, *frontend);
+        remember_backend::<F>(affinity_key, flow, affinity);
     }
     opened
 }
 
-/// The flow that the packet in scratch memory follows, if it has one.
+/// The flow that a packet follows, if it has one. Sets the key to the flow's.
 #[inline(always)]
-pub fn existing<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
-    let headers = &scratch.headers;
-    scratch.key = table::client_key::<F>(headers);
-    let record = table::to_frontend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port)?;
+pub fn existing<F: Flows>(
+    headers: &Headers<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+    frontend: &mut Frontend,
+) -> Option<Record<F>> {
+    *key = table::client_key::<F>(headers);
+    let record = table::to_frontend::<F>(key, &headers.ip.dst, headers.dst_port)?;
     let flow = record.flow();
     // The filter may take the far end of what this node opens for a frontend.
-    if flow.flags & Flow::<F::Addr>::OUTGOING != 0 && F::look_up(scratch) == Destination::NotOurs {
+    if flow.flags & Flow::<F::Addr>::OUTGOING != 0
+        && F::look_up(headers, frontend) == Destination::NotOurs
+    {
         return None;
     }
-    let headers = &scratch.headers;
     let stale = opaque(record::is_stale::<F>(flow, headers));
     let due = opaque(record::is_due::<F>(flow, headers));
-    (!stale && (!due || frontend::is_frontend_of::<F>(scratch, flow.service))).then_some(record)
+    (!stale && (!due || frontend::is_frontend_of::<F>(headers, frontend, flow.service)))
+        .then_some(record)
 }
 
 /// Debug lines about new flows. The agent sets the level when it loads the
@@ -157,31 +172,29 @@ pub fn log_opened<F: Flows>(skb: Skb, headers: &Headers<F::Addr>, opened: Opened
     }
 }
 
-/// Notes that the client in scratch memory has the scratch flow's backend, if
-/// its Service has affinity.
+/// Notes that the client of this key has the flow's backend, if its Service has affinity.
 #[inline(never)]
-pub fn remember_backend<F: Tables>(scratch: &mut Scratch<F::Addr>) {
-    let session_affinity = affinity::of::<F>(scratch.frontend.service);
+fn remember_backend<F: Tables>(
+    key: &AffinityKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    entry: &mut Affinity,
+) {
+    let session_affinity = affinity::of::<F>(key.service);
     if session_affinity.seconds == 0 {
         return;
     }
-    let Some(backend) = F::backends().get(scratch.flow.backend) else {
+    let Some(backend) = F::backends().get(flow.backend) else {
         return;
     };
-    scratch.affinity_key = AffinityKey {
-        client: scratch.headers.ip.src,
-        service: scratch.frontend.service,
-        set: u32::from(scratch.frontend.flags & Frontend::LOCAL_SET != 0),
-    };
-    scratch.affinity = Affinity {
-        backend: scratch.flow.backend,
-        generation: scratch.flow.generation,
+    *entry = Affinity {
+        backend: flow.backend,
+        generation: flow.generation,
         round: session_affinity.round,
         last_used: now(),
         epoch: backend.epoch,
         zero: [0; 3],
     };
-    let (key, affinity) = (&scratch.affinity_key, &scratch.affinity);
+    let entry = &*entry;
     // A table without room forgets the client that came longest ago.
-    let _ = F::affinities().insert(key, affinity, tables::BPF_ANY);
+    let _ = F::affinities().insert(key, entry, tables::BPF_ANY);
 }

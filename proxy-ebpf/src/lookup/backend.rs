@@ -11,7 +11,7 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::{node, scratch::Scratch, tables::Tables},
+    maps::{self, node, tables::Tables},
     packet::headers::Headers,
 };
 
@@ -57,12 +57,16 @@ impl Choice {
     }
 }
 
-/// Puts the backend that `hash` picks, `skip` slots further on, into the
-/// scratch flow.
+/// Gives the flow the frontend's backend that `hash` picks, `skip` slots further on.
 #[inline(never)]
-pub fn choose<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -> Choice {
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    let Some(range) = slot_range::<F>(scratch.frontend.service, local) else {
+pub fn choose<F: Tables>(
+    frontend: Frontend,
+    flow: &mut Flow<F::Addr>,
+    hash: u64,
+    skip: u32,
+) -> Choice {
+    let local = frontend.flags & Frontend::LOCAL_SET != 0;
+    let Some(range) = slot_range::<F>(frontend.service, local) else {
         return Choice::NoEndpoint;
     };
     if range.count == 0 {
@@ -79,16 +83,15 @@ pub fn choose<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -
     let Some((row, _)) = in_slot::<F>(range.first.wrapping_add(offset)) else {
         return Choice::NoEndpoint;
     };
-    take::<F>(scratch, row, Choice::Picked)
+    take::<F>(flow, row, Choice::Picked)
 }
 
-/// Puts the backend in this row, which was chosen so, into the scratch flow.
+/// Gives the flow the backend in this row, which was chosen so.
 #[inline(always)]
-pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32, choice: Choice) -> Choice {
+pub fn take<F: Tables>(flow: &mut Flow<F::Addr>, row: u32, choice: Choice) -> Choice {
     let Some(backend) = F::backends().get(row) else {
         return Choice::NoEndpoint;
     };
-    let flow = &mut scratch.flow;
     flow.backend_addr = backend.addr;
     flow.backend_port = backend.port;
     flow.backend = row;
@@ -100,17 +103,14 @@ pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32, choice: Choice)
 #[inline(always)]
 pub fn slot_range<F: Tables>(service: u32, local: bool) -> Option<SlotRange> {
     let service = F::services().get_ptr(service)?;
-    // SAFETY: a row of an array lives as long as the program. A range is eight
-    // aligned bytes, read in one access, so it is the old one or the new one.
-    let range = unsafe {
-        let range = if local {
+    // SAFETY: a field of a row; two numbers.
+    Some(unsafe {
+        maps::read_at_once(if local {
             &raw const (*service).local
         } else {
             &raw const (*service).cluster
-        };
-        core::mem::transmute::<u64, SlotRange>(range.cast::<u64>().read_volatile())
-    };
-    Some(range)
+        })
+    })
 }
 
 /// The backend that a slot holds, with its row.

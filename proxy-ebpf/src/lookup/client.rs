@@ -12,21 +12,21 @@ use proxy_common::{
     config::Config,
     device::Device,
     explain::{Client, Masquerade, Question},
+    flow::Flow,
     frontend::Frontend,
     local_addr::LocalAddr,
     source_range::SourceRange,
 };
 
 use crate::{
-    maps::{node, scratch::Scratch, tables::Tables},
-    packet::{barrier::opaque, skb::Skb},
+    maps::{node, tables::Tables},
+    packet::{barrier::opaque, headers::Ip, skb::Skb},
     route::{self, Route},
 };
 
-/// Tells who sends the packet in scratch memory.
+/// Tells who the sender of a packet is.
 #[inline(never)]
-pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, question: Question) -> Client {
-    let client = &scratch.headers.ip.src;
+pub fn of<F: Tables>(client: &F::Addr, question: Question) -> Client {
     if question.is_of_host() || local_addr::<F>(client).is_some() {
         return Client::Host;
     }
@@ -51,14 +51,13 @@ pub fn device_flags(ifindex: u32) -> u32 {
     node::device(ifindex).map_or(0, |device| device.flags)
 }
 
-/// Makes the frontend in scratch memory use the set that this client gets:
-/// pods and this host are exempt from an external policy Local (S39). Returns
-/// whether the policy is Local all the same.
+/// Makes the frontend use the set that this client gets: pods and this host are exempt
+/// from an external policy Local (S39). Returns whether the policy is Local all the same.
 #[inline(never)]
-pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    if scratch.frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
-        scratch.frontend.flags &= !Frontend::LOCAL_SET;
+pub fn apply_policy(frontend: &mut Frontend, client: Client) -> bool {
+    let local = frontend.flags & Frontend::LOCAL_SET != 0;
+    if frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
+        frontend.flags &= !Frontend::LOCAL_SET;
     }
     local
 }
@@ -78,11 +77,11 @@ pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
     F::local_addrs().get(&key).copied()
 }
 
-/// Returns whether the client in scratch memory may use the frontend there (S58).
+/// Returns whether the sender of a packet may use the frontend that it is addressed to
+/// (S58).
 #[inline(never)]
-pub fn is_sender_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let ip = &scratch.headers.ip;
-    is_admitted::<F>(scratch.frontend, &ip.src, &ip.dst)
+pub fn is_sender_admitted<F: Tables>(frontend: Frontend, ip: &Ip<F::Addr>) -> bool {
+    is_admitted::<F>(frontend, &ip.src, &ip.dst)
 }
 
 /// Returns whether this client may use a frontend, which has the address `dst` (S58).
@@ -98,7 +97,8 @@ pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Add
     F::source_ranges().get(&key).is_some()
 }
 
-/// Tells whose address the scratch flow's backend sees.
+/// Tells whose address the backend of a flow of this client's to this kind of frontend
+/// sees.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
 /// an external frontend's sees masqueraded clients under policy Cluster (S64)
@@ -116,36 +116,36 @@ pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Add
 #[inline(always)]
 pub fn masquerade<F: Route>(
     skb: &Skb,
-    scratch: &Scratch<F::Addr>,
+    addr: &F::Addr,
+    flow: &Flow<F::Addr>,
+    kind: u8,
     question: Question,
     client: Client,
     local_policy: bool,
 ) -> Masquerade {
-    let told = opaque(by_policy::<F>(scratch, question, client, local_policy));
-    match told {
+    if *addr == flow.backend_addr {
+        return Masquerade::Itself;
+    }
+    match opaque(by_policy::<F>(kind, question, client, local_policy)) {
         Some(masquerade) => masquerade,
-        None if !is_here::<F>(scratch) => Masquerade::BackendElsewhere,
+        None if !is_here::<F>(flow) => Masquerade::BackendElsewhere,
         None if !question.has_none(Question::OFFLINE) => Masquerade::BackendIsHere,
-        None => opaque(by_route::<F>(skb, scratch)),
+        None => opaque(by_route::<F>(skb, addr, &flow.backend_addr)),
     }
 }
 
-/// Tells whose address the scratch flow's backend sees, unless that depends on where the
-/// backend is.
+/// Tells whose address a backend sees, unless that depends on which backend it is.
 #[inline(never)]
 fn by_policy<F: Tables>(
-    scratch: &Scratch<F::Addr>,
+    kind: u8,
     question: Question,
     client: Client,
     local_policy: bool,
 ) -> Option<Masquerade> {
-    if scratch.headers.ip.src == scratch.flow.backend_addr {
-        return Some(Masquerade::Itself);
-    }
     if question.is_of_host() {
         return Some(Masquerade::Host);
     }
-    if scratch.frontend.kind == Frontend::CLUSTER_IP {
+    if kind == Frontend::CLUSTER_IP {
         let Some(config) = node::config() else {
             return Some(Masquerade::NoDetector);
         };
@@ -180,24 +180,20 @@ fn is_pod_device(flags: u32) -> bool {
     flags & WANTED == WANTED
 }
 
-/// Returns whether the scratch flow's backend is on this node.
+/// Returns whether the flow's backend is on this node.
 #[inline(always)]
-fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+fn is_here<F: Tables>(flow: &Flow<F::Addr>) -> bool {
     F::backends()
-        .get(scratch.flow.backend)
+        .get(flow.backend)
         .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0)
 }
 
-/// Tells whose address the scratch flow's backend, which is on this node, sees: the
-/// client's if its replies pass one of our hooks, whoever they are for (E19), because
-/// what leads to it is a device with programs.
+/// Tells whose address a backend on this node sees: the client's if its replies pass one
+/// of our hooks, whoever they are for (E19), because what leads to it is a device with
+/// programs.
 #[inline(never)]
-fn by_route<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> Masquerade {
-    let mut route = F::route(
-        &scratch.headers.ip.src,
-        &scratch.flow.backend_addr,
-        skb.ifindex(),
-    );
+fn by_route<F: Route>(skb: &Skb, client: &F::Addr, backend: &F::Addr) -> Masquerade {
+    let mut route = F::route(client, backend, skb.ifindex());
     match route::look_up(skb, &mut route, 0) {
         // This packet may be too long for the device; those that follow are not.
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
@@ -211,7 +207,7 @@ fn by_route<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> Masquerade {
             }
         }
         // This host itself: its replies leave by the client's device.
-        BPF_FIB_LKUP_RET_NOT_FWDED if local_addr::<F>(&scratch.flow.backend_addr).is_some() => {
+        BPF_FIB_LKUP_RET_NOT_FWDED if local_addr::<F>(backend).is_some() => {
             Masquerade::BackendIsNode
         }
         _ => Masquerade::NoRoute,

@@ -41,7 +41,7 @@ pub fn answer<F: Refusal>(skb: &Skb, scratch: &mut Scratch<F::Addr>, to: To) -> 
     };
     if !is_request
         || !has_plain_header::<F>(&scratch.headers)
-        || F::look_up(scratch) != Destination::UnknownPort
+        || F::look_up(&scratch.headers, &mut scratch.frontend) != Destination::UnknownPort
     {
         return None;
     }
