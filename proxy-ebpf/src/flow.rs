@@ -1,5 +1,6 @@
 //! Flows: their records, how they open, get ports and end.
 
+pub mod decide;
 pub mod deliver;
 pub mod fragment;
 pub mod open;

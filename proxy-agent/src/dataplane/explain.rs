@@ -122,7 +122,7 @@ const NO_ANSWER: Answer = Answer {
     decision: Answer::UNANSWERED,
     client: 0,
     masquerade: 0,
-    remembered: 0,
+    flags: 0,
     backend: 0,
     frontend: Frontend {
         service: Frontend::NO_SERVICE,

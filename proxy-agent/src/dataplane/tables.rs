@@ -165,16 +165,6 @@ impl<F: KernelFamily> KernelTables<F> {
 }
 
 impl<F: KernelFamily> KernelTables<F> {
-    /// The frontend with this key.
-    pub fn frontend(&self, key: &FrontendKey<F::Addr>) -> Result<Option<Frontend>, TableError> {
-        present(self.frontends.get(&F::FrontendKey::from(*key), 0)).map_err(|source| {
-            TableError::Read {
-                table: table_name::<F>(Table::Frontends),
-                source,
-            }
-        })
-    }
-
     /// Returns the Service port that a row of `SERVICES` belongs to.
     pub fn name(&self, row: u32) -> Result<Option<ServicePortName>, TableError> {
         let name = present(self.names.get(&row, 0)).map_err(|source| TableError::Read {

@@ -13,7 +13,8 @@
 
 use proxy_common::{
     counter::Counter,
-    flow::{Flow, state},
+    flow::{Flow, FlowKey, state},
+    masquerade::MasqueradeKey,
     net::{AddrV4, BePort},
 };
 
@@ -86,7 +87,11 @@ pub fn may_be_masqueraded<F: Flows>(headers: &Headers<F::Addr>) -> bool {
 /// one. A note that finds no room is left out.
 #[inline(never)]
 pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
-    match opaque(holder::<F>(scratch)) {
+    match opaque(holder::<F>(
+        &scratch.headers,
+        &mut scratch.reply,
+        &mut scratch.key,
+    )) {
         Holder::Itself => return Outcome::NEXT,
         Holder::Other => return part::<F>(skb, scratch),
         Holder::Nobody => {}
@@ -123,25 +128,30 @@ enum Holder {
     Other,
 }
 
-/// Whose the answers to the packet in scratch memory are. A masqueraded
-/// connection that is over gives way to one that is opened from its port.
+/// Tells whose the answers to a packet are; sets their tuple, and the key to that of the
+/// flow. A masqueraded connection that is over gives way to one that is opened from its
+/// port.
 #[inline(never)]
-fn holder<F: Flows>(scratch: &mut Scratch<F::Addr>) -> Holder {
-    if !prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.src) {
+fn holder<F: Flows>(
+    headers: &Headers<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+) -> Holder {
+    if !prefilter::slow::may_be_masquerade::<F>(&headers.ip.src) {
         return Holder::Nobody;
     }
-    scratch.reply = reply_tuple::request_tuple::<F>(&scratch.headers);
-    let Some(record) = reply_tuple::client::<F>(scratch) else {
+    *reply = reply_tuple::request_tuple::<F>(headers);
+    let Some(record) = reply_tuple::client::<F>(reply, key) else {
         return Holder::Nobody;
     };
     let flow = record.flow();
-    let same = scratch.key.port == scratch.headers.src_port;
+    let same = key.port == headers.src_port;
     if same && flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
-        go_on::<F>(&scratch.headers, record);
+        go_on::<F>(headers, record);
         return Holder::Itself;
     }
-    if scratch.headers.opens_connection() && record::is_closing(flow) {
-        F::remove(&scratch.key);
+    if headers.opens_connection() && record::is_closing(flow) {
+        F::remove(key);
         count(Counter::TupleClash);
         return Holder::Nobody;
     }
@@ -192,7 +202,7 @@ fn go_on<F: Flows>(headers: &Headers<F::Addr>, record: Record<F>) {
 /// answers come to `port`; to one that is still to be found if that is zero.
 #[inline(never)]
 pub fn open<F: Flows>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -> bool {
-    let place = F::place(scratch);
+    let place = F::place(&scratch.headers, &mut scratch.key);
     if place == Place::None {
         return false;
     }
@@ -218,7 +228,7 @@ pub fn open<F: Flows>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -
         highest: 0,
         changed_port: BePort::ZERO,
     };
-    opaque(place::insert::<F>(scratch, place)) == Opened::Flow
+    opaque(place::insert::<F>(&scratch.key, &mut scratch.flow, place)) == Opened::Flow
 }
 
 /// A packet of the other end, which came in: passes. `None` if it asks for a
@@ -226,12 +236,12 @@ pub fn open<F: Flows>(scratch: &mut Scratch<F::Addr>, port: BePort, flags: u8) -
 #[inline(never)]
 pub fn reply<F: Flows>(
     skb: Skb,
-    scratch: &mut Scratch<F::Addr>,
+    headers: &mut Headers<F::Addr>,
+    key: &FlowKey<F::Addr>,
     record: Record<F>,
 ) -> Option<Outcome> {
-    let headers = &scratch.headers;
     if headers.opens_connection() {
-        F::remove(&scratch.key);
+        F::remove(key);
         return None;
     }
     record.touch(headers, Direction::ToClient);
@@ -240,9 +250,9 @@ pub fn reply<F: Flows>(
         record.add_client_state(state::FIN);
     }
     hint::set(skb, Hint::Entered);
-    let (addr, port) = (scratch.key.addr, scratch.key.port);
-    if port != scratch.headers.dst_port
-        && F::rewrite(skb, &mut scratch.headers, Side::Destination, &addr, port).is_err()
+    let port = key.port;
+    if port != headers.dst_port
+        && F::rewrite(skb, headers, Side::Destination, &key.addr, port).is_err()
     {
         return Some(Fault.into());
     }

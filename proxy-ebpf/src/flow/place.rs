@@ -10,11 +10,8 @@ use proxy_common::{
 use crate::{
     counters::count,
     flow::{record, table},
-    maps::{
-        scratch::Scratch,
-        tables::{self, Tables},
-    },
-    packet::{barrier::opaque, verdict::Opened},
+    maps::tables::{self, Tables},
+    packet::{barrier::opaque, headers::Headers, verdict::Opened},
 };
 
 /// `EEXIST`, as helpers return it.
@@ -43,11 +40,11 @@ impl Place {
     }
 }
 
-/// Finds a place and sets the scratch key to it.
+/// Finds a place for the flow of a packet, and sets the key to it.
 #[inline(always)]
-fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
-    let mut key = table::client_key::<F>(&scratch.headers);
-    scratch.key = key;
+fn place<F: Tables>(headers: &Headers<F::Addr>, at: &mut FlowKey<F::Addr>) -> Place {
+    let mut key = table::client_key::<F>(headers);
+    *at = key;
     let Some(first) = table::get::<F>(&key) else {
         return Place::Free;
     };
@@ -60,10 +57,10 @@ fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
             None => Place::Free,
             Some(record) => {
                 let flow = record.flow();
-                same = flow.frontend_port == scratch.headers.dst_port
-                    && flow.frontend_addr == scratch.headers.ip.dst;
+                same =
+                    flow.frontend_port == headers.dst_port && flow.frontend_addr == headers.ip.dst;
                 let over = record::is_vacant(flow)
-                    || scratch.headers.ip.protocol.has_connections() && record::is_closing(flow);
+                    || headers.ip.protocol.has_connections() && record::is_closing(flow);
                 if same || over {
                     Place::Replace
                 } else {
@@ -80,17 +77,18 @@ fn place<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Place {
         }
         index += 1;
     }
-    scratch.key.index = chosen;
+    at.index = chosen;
     place
 }
 
-/// Returns whether the record with the key in scratch memory is of a flow to what the
-/// packet is addressed to, which is no frontend any more. What this node opens
-/// from a NodePort has none.
+/// Returns whether the record with this key is of a flow to what a packet is addressed
+/// to, which is no frontend any more. What this node opens from a NodePort has none.
 #[inline(never)]
-pub fn has_lost_its_frontend<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let headers = &scratch.headers;
-    table::get::<F>(&scratch.key).is_some_and(|record| {
+pub fn has_lost_its_frontend<F: Tables>(
+    key: &FlowKey<F::Addr>,
+    headers: &Headers<F::Addr>,
+) -> bool {
+    table::get::<F>(key).is_some_and(|record| {
         let flow = record.flow();
         flow.flags & Flow::<F::Addr>::OUTGOING == 0
             && flow.frontend_port == headers.dst_port
@@ -98,13 +96,13 @@ pub fn has_lost_its_frontend<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     })
 }
 
-/// Returns whether another flow of the client port leads to the scratch flow's backend,
-/// or one of the backend's to the client port.
+/// Returns whether another flow of the client port leads to the flow's backend, or one of
+/// the backend's to the client port.
 #[inline(always)]
-fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let mut key = scratch.key;
+fn is_taken<F: Tables>(key: &FlowKey<F::Addr>, wanted: &Flow<F::Addr>) -> bool {
+    let mut taken = opaque(would_answer::<F>(key, wanted));
+    let mut key = *key;
     let own = key.index;
-    let mut taken = opaque(would_answer::<F>(scratch));
     let mut index = 0_u32;
     while !taken && index <= table::LAST_INDEX {
         key.index = index as u8;
@@ -112,8 +110,8 @@ fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
             let flow = record.flow();
             taken = opaque(
                 key.index != own
-                    && flow.backend_port == scratch.flow.backend_port
-                    && flow.backend_addr == scratch.flow.backend_addr,
+                    && flow.backend_port == wanted.backend_port
+                    && flow.backend_addr == wanted.backend_addr,
             );
         }
         index += 1;
@@ -121,26 +119,26 @@ fn is_taken<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
     taken
 }
 
-/// Enters the scratch flow under the scratch key.
+/// Enters a flow under this key.
 #[inline(never)]
-pub fn insert<F: Tables>(scratch: &mut Scratch<F::Addr>, place: Place) -> Opened {
+pub fn insert<F: Tables>(key: &FlowKey<F::Addr>, flow: &mut Flow<F::Addr>, place: Place) -> Opened {
     let replace = place == Place::Replace;
     if replace {
-        if let Some(old) = table::get::<F>(&scratch.key) {
-            scratch.flow.highest = old.highest() as u8;
-            table::forget_replies::<F>(&scratch.key, old.flow());
+        if let Some(old) = table::get::<F>(key) {
+            flow.highest = old.highest() as u8;
+            table::forget_replies::<F>(key, old.flow());
         }
         count(Counter::FlowReselected);
-    } else if scratch.key.index > 0 {
+    } else if key.index > 0 {
         // Raised before the record exists, so that nobody overlooks it.
-        raise_highest::<F>(&scratch.key);
+        raise_highest::<F>(key);
     }
     let mode = if replace {
         tables::BPF_ANY
     } else {
         tables::BPF_NOEXIST
     };
-    let (key, flow) = (&scratch.key, &scratch.flow);
+    let flow = &*flow;
     match F::flows().insert(key, flow, mode) {
         Ok(()) => {
             if !replace {
@@ -161,16 +159,14 @@ fn raise_highest<F: Tables>(key: &FlowKey<F::Addr>) {
     }
 }
 
-/// Returns whether packets from the scratch flow's client to its backend would be answers
-/// to a question of that backend's.
+/// Returns whether packets from a flow's client to its backend would be answers to a
+/// question of that backend's.
 #[inline(always)]
-pub fn would_answer<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let client = scratch.key;
+fn would_answer<F: Tables>(client: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
     if client.protocol != Protocol::UDP {
         return false;
     }
-    let flow = &scratch.flow;
-    let mut key = client;
+    let mut key = *client;
     key.addr = flow.backend_addr;
     key.port = flow.backend_port;
     table::to_backend::<F>(&mut key, &client.addr, client.port)
@@ -184,39 +180,44 @@ pub fn is_note<A>(flow: &Flow<A>) -> bool {
 
 /// [`place`] and [`is_taken`] as functions that the verifier looks at once.
 pub trait Placing: Tables {
-    /// Finds a place for the flow of the packet in scratch memory, and sets the scratch
-    /// key to it.
-    fn place(scratch: &mut Scratch<Self::Addr>) -> Place;
-    /// Returns whether another flow of the client port leads to the scratch flow's
-    /// backend, or one of the backend's to the client port.
-    fn is_taken(scratch: &Scratch<Self::Addr>) -> bool;
+    /// Finds a place for the flow of a packet, and sets the key to it.
+    fn place(headers: &Headers<Self::Addr>, key: &mut FlowKey<Self::Addr>) -> Place;
+    /// Returns whether another flow of the client port leads to the flow's backend, or
+    /// one of the backend's to the client port.
+    fn is_taken(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>) -> bool;
 }
 
 macro_rules! family_placing {
     ($family:ident, $addr:ident, $place:ident, $is_taken:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $place(scratch: *mut Scratch<$addr>) -> u32 {
-            // SAFETY: the verifier sees to it that this is null or valid, and the
-            // caller has lent it. The same below.
-            unsafe { scratch.as_mut() }.map_or(0, |scratch| place::<$family>(scratch) as u32)
+        extern "C" fn $place(headers: *const Headers<$addr>, key: *mut FlowKey<$addr>) -> u32 {
+            // SAFETY: the verifier sees to it that these are null or valid, and the
+            // caller has lent them. The same below.
+            match unsafe { (headers.as_ref(), key.as_mut()) } {
+                (Some(headers), Some(key)) => place::<$family>(headers, key) as u32,
+                _ => 0,
+            }
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $is_taken(scratch: *const Scratch<$addr>) -> u32 {
+        extern "C" fn $is_taken(key: *const FlowKey<$addr>, flow: *const Flow<$addr>) -> u32 {
             // SAFETY: see above.
-            unsafe { scratch.as_ref() }.map_or(0, |scratch| is_taken::<$family>(scratch).into())
+            match unsafe { (key.as_ref(), flow.as_ref()) } {
+                (Some(key), Some(flow)) => is_taken::<$family>(key, flow).into(),
+                _ => 0,
+            }
         }
 
         impl Placing for $family {
             #[inline(always)]
-            fn place(scratch: &mut Scratch<$addr>) -> Place {
-                Place::from_number($place(scratch))
+            fn place(headers: &Headers<$addr>, key: &mut FlowKey<$addr>) -> Place {
+                Place::from_number($place(headers, key))
             }
             #[inline(always)]
-            fn is_taken(scratch: &Scratch<$addr>) -> bool {
-                $is_taken(scratch) != 0
+            fn is_taken(key: &FlowKey<$addr>, flow: &Flow<$addr>) -> bool {
+                $is_taken(key, flow) != 0
             }
         }
     };

@@ -7,7 +7,7 @@ use aya_ebpf::{Global, bindings::__sk_buff, cty::c_void};
 use proxy_common::{
     counter::Counter,
     family::{V4, V6},
-    flow::Flow,
+    flow::{Flow, FlowKey},
     masquerade::{MasqueradeKey, PortRange, Probes},
     net::{AddrV4, AddrV6, BePort},
 };
@@ -21,13 +21,12 @@ use crate::{
     },
     lookup::{backend::Hash, sockets::Sockets},
     maps::{
-        prefilter,
-        scratch::Scratch,
-        sweeps,
+        prefilter, sweeps,
         tables::{self, Tables},
     },
     packet::{
         barrier::{masked, opaque},
+        headers::Headers,
         skb::Skb,
     },
 };
@@ -47,40 +46,47 @@ const FREE: u32 = u32::MAX;
 #[unsafe(no_mangle)]
 static MASQUERADE_PORTS: Global<u32> = Global::new(PortRange::UNPRIVILEGED.to_bits());
 
-/// The masquerade port of the flow in `record`, whose key is in scratch
-/// memory; takes a free one on its first packet.
+/// The masquerade port of the flow with this key and record for the masquerade address in
+/// the reply tuple; takes a free one on its first packet.
 #[inline(never)]
 pub fn allocate<F: Ports>(
     skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
+    headers: &Headers<F::Addr>,
+    key: &FlowKey<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
     record: Record<F>,
-    addr: &F::Addr,
 ) -> Option<BePort> {
-    prefilter::note_masquerade::<F>(addr);
+    prefilter::note_masquerade::<F>(&reply.masquerade_addr);
     let flow = record.flow();
     if flow.masquerade_port != BePort::ZERO {
         return Some(flow.masquerade_port);
     }
-    ask_for::<F>(scratch, record, addr);
+    ask_for::<F>(headers, reply, record);
     // A process of this host that keeps its address keeps the port that it has
     // between the hooks.
-    let same_address = flow.flags & Flow::<F::Addr>::HOST != 0 && *addr == scratch.key.addr;
-    let port = if same_address && F::claim(*skb, scratch) {
-        scratch.reply.masquerade_port
+    let same_address = flow.flags & Flow::<F::Addr>::HOST != 0 && reply.masquerade_addr == key.addr;
+    let port = if same_address && F::claim(*skb, key, reply) {
+        reply.masquerade_port
     } else {
-        free_port::<F>(skb, scratch, flow.last_seen)?
+        free_port::<F>(skb, headers, key, reply, flow.last_seen)?
     };
     // Two CPUs that get here together write the same values, because the one that came
     // second finds the first one's claim to be its own.
-    record.set_masquerade(addr, port);
+    record.set_masquerade(&reply.masquerade_addr, port);
     Some(port)
 }
 
 /// Gives a masqueraded flow another port between the hooks, because its client
 /// uses its own towards the backend itself. `false`: none is free.
 #[inline(never)]
-pub fn set_apart<F: Ports>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Record<F>) -> bool {
-    if changed_port::<F>(skb, scratch, record).is_none() {
+pub fn set_apart<F: Ports>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    key: &FlowKey<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    record: Record<F>,
+) -> bool {
+    if changed_port::<F>(skb, headers, key, reply, record).is_none() {
         return false;
     }
     // After the port, without which replies would not be recognised.
@@ -88,49 +94,58 @@ pub fn set_apart<F: Ports>(skb: &Skb, scratch: &mut Scratch<F::Addr>, record: Re
     true
 }
 
-/// The port of the client of the flow in `record` between the hooks; takes a free
-/// one if it has none.
+/// The port of the client of the flow with this key and record between the hooks; takes a
+/// free one if it has none. Sets the reply tuple.
 #[inline(never)]
 pub fn changed_port<F: Ports>(
     skb: &Skb,
-    scratch: &mut Scratch<F::Addr>,
+    headers: &Headers<F::Addr>,
+    key: &FlowKey<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
     record: Record<F>,
 ) -> Option<BePort> {
     let flow = record.flow();
-    let client = scratch.key.addr;
-    prefilter::note_masquerade::<F>(&client);
+    prefilter::note_masquerade::<F>(&key.addr);
     if flow.changed_port != BePort::ZERO {
         return Some(flow.changed_port);
     }
-    ask_for::<F>(scratch, record, &client);
-    let port = free_port::<F>(skb, scratch, flow.last_seen)?;
+    reply.masquerade_addr = key.addr;
+    ask_for::<F>(headers, reply, record);
+    let port = free_port::<F>(skb, headers, key, reply, flow.last_seen)?;
     // Two CPUs write the same value, as in `allocate`.
     record.set_changed_port(port);
     Some(port)
 }
 
-/// Sets the reply tuple in scratch memory to the one that the flow would have
-/// with this address and the packet's port.
+/// Makes the reply tuple, which has its masquerade address, the one that the flow would
+/// have with the packet's port.
 #[inline(always)]
-fn ask_for<F: Tables>(scratch: &mut Scratch<F::Addr>, record: Record<F>, addr: &F::Addr) {
+fn ask_for<F: Tables>(
+    headers: &Headers<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    record: Record<F>,
+) {
     let flow = record.flow();
-    scratch.reply.backend_addr = flow.backend_addr;
-    scratch.reply.masquerade_addr = *addr;
-    scratch.reply.backend_port = flow.backend_port;
-    scratch.reply.masquerade_port = scratch.headers.src_port;
-    scratch.reply.protocol = scratch.key.protocol;
-    scratch.reply.zero = [0; 3];
+    reply.backend_addr = flow.backend_addr;
+    reply.backend_port = flow.backend_port;
+    reply.masquerade_port = headers.src_port;
+    reply.protocol = headers.ip.protocol;
+    reply.zero = [0; 3];
 }
 
-/// Claims a port for the reply tuple in scratch memory: one that nobody has,
-/// else one that its holder needs no more. `time` is that of the flow, for two
+/// Claims a port for the reply tuple of the flow with this key: one that nobody has, else one that its holder needs no more. `time` is that of the flow, for two
 /// CPUs with a packet of it look at the same ports. Inlined: calls go eight deep
 /// at most.
 #[inline(always)]
-fn free_port<F: Ports>(skb: &Skb, scratch: &mut Scratch<F::Addr>, time: u32) -> Option<BePort> {
-    let headers = &scratch.headers;
+fn free_port<F: Ports>(
+    skb: &Skb,
+    headers: &Headers<F::Addr>,
+    key: &FlowKey<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    time: u32,
+) -> Option<BePort> {
     let mut search = Search {
-        reply: scratch.reply,
+        reply: *reply,
         probes: Probes::new(F::hash(headers), time),
         opens: u32::from(headers.opens_connection() || !headers.ip.protocol.has_connections()),
         tried: 0,
@@ -142,12 +157,12 @@ fn free_port<F: Ports>(skb: &Skb, scratch: &mut Scratch<F::Addr>, time: u32) -> 
         search.tried = 0;
         search.best = IN_USE;
         sweeps::up_to_64_times(F::visit(), &mut search);
-        scratch.reply.masquerade_port = BePort::new(search.port as u16);
+        reply.masquerade_port = BePort::new(search.port as u16);
         if search.best != IN_USE
-            && (search.best == FREE || opaque(take_over::<F>(scratch)))
-            && F::claim(*skb, scratch)
+            && (search.best == FREE || opaque(take_over::<F>(reply)))
+            && F::claim(*skb, key, reply)
         {
-            return Some(scratch.reply.masquerade_port);
+            return Some(reply.masquerade_port);
         }
         round += 1;
     }
@@ -214,11 +229,9 @@ fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
     record::idle(flow).saturating_add(1).min(FREE - 1)
 }
 
-/// Ends the flow that holds the reply tuple in scratch memory, unless it has come
-/// to need it meanwhile.
+/// Ends the flow that holds the reply tuple, unless it has come to need it meanwhile.
 #[inline(never)]
-fn take_over<F: Remove>(scratch: &Scratch<F::Addr>) -> bool {
-    let reply = &scratch.reply;
+fn take_over<F: Remove>(reply: &MasqueradeKey<F::Addr>) -> bool {
     // SAFETY: copied at once, and the flow it names is compared with the tuple.
     let Some(holder) = (unsafe { F::masquerades().get(reply) }).copied() else {
         return true;
@@ -238,26 +251,31 @@ fn take_over<F: Remove>(scratch: &Scratch<F::Addr>) -> bool {
     true
 }
 
-/// Takes the reply tuple in scratch memory for the flow there, unless another
-/// flow or a socket of this host has it.
+/// Takes the reply tuple for the flow with this key, unless another flow or a socket of
+/// this host has it.
 #[inline(always)]
-fn claim<F: Tables + Sockets>(skb: Skb, scratch: &mut Scratch<F::Addr>) -> bool {
-    let (key, client) = (scratch.reply, scratch.key);
-    let (key, client) = (&key, &client);
+fn claim<F: Tables + Sockets>(
+    skb: Skb,
+    client: &FlowKey<F::Addr>,
+    reply: &MasqueradeKey<F::Addr>,
+) -> bool {
+    // On the stack: Linux 6.1 takes neither from memory that is lent.
+    let (reply, client) = (*reply, *client);
+    let (reply, client) = (&reply, &client);
     if F::masquerades()
-        .insert(key, client, tables::BPF_NOEXIST)
+        .insert(reply, client, tables::BPF_NOEXIST)
         .is_err()
     {
         // SAFETY: the value is compared at once.
-        let Some(holder) = (unsafe { F::masquerades().get(key) }) else {
+        let Some(holder) = (unsafe { F::masquerades().get(reply) }) else {
             return false;
         };
         return holder.addr == client.addr
             && holder.port == client.port
             && holder.index == client.index;
     }
-    if F::has_socket(skb, key) {
-        let _ = F::masquerades().remove(key);
+    if F::has_socket(skb, reply) {
+        let _ = F::masquerades().remove(reply);
         return false;
     }
     true
@@ -270,9 +288,9 @@ pub trait Ports: Remove + Hash + Sockets {
     fn visit() -> *mut c_void;
     /// Looks at one more port. Whether there is no need to look further.
     fn look_at_next_port(search: &mut Search<Self::Addr>) -> bool;
-    /// Takes the reply tuple in scratch memory for the flow there, unless another
-    /// flow or a socket of this host has it.
-    fn claim(skb: Skb, scratch: &mut Scratch<Self::Addr>) -> bool;
+    /// Takes the reply tuple for the flow with this key, unless another flow or a socket
+    /// of this host has it.
+    fn claim(skb: Skb, key: &FlowKey<Self::Addr>, reply: &MasqueradeKey<Self::Addr>) -> bool;
 }
 
 macro_rules! family_ports {
@@ -298,11 +316,18 @@ macro_rules! family_ports {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $claim(skb: *mut __sk_buff, scratch: *mut Scratch<$addr>) -> u32 {
+        extern "C" fn $claim(
+            skb: *mut __sk_buff,
+            key: *const FlowKey<$addr>,
+            reply: *const MasqueradeKey<$addr>,
+        ) -> u32 {
             // SAFETY: see above.
-            unsafe { scratch.as_mut() }.map_or(0, |scratch| {
-                claim::<$family>(Skb::of_context(skb), scratch).into()
-            })
+            match unsafe { (key.as_ref(), reply.as_ref()) } {
+                (Some(key), Some(reply)) => {
+                    claim::<$family>(Skb::of_context(skb), key, reply).into()
+                }
+                _ => 0,
+            }
         }
 
         impl Ports for $family {
@@ -315,8 +340,8 @@ macro_rules! family_ports {
                 masked::<1>($look_at_next_port(search)) != 0
             }
             #[inline(always)]
-            fn claim(skb: Skb, scratch: &mut Scratch<$addr>) -> bool {
-                $claim(skb.raw(), scratch) != 0
+            fn claim(skb: Skb, key: &FlowKey<$addr>, reply: &MasqueradeKey<$addr>) -> bool {
+                $claim(skb.raw(), key, reply) != 0
             }
         }
     };

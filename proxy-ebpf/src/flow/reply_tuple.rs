@@ -7,23 +7,31 @@ use proxy_common::{
 
 use crate::{
     flow::{record::Record, table},
-    maps::{prefilter, scratch::Scratch, tables::Tables},
+    maps::{prefilter, tables::Tables},
     packet::headers::Headers,
 };
 
-/// Returns whether the packet in scratch memory is a reply that is translated by its
-/// reply tuple.
+/// Returns whether a packet is a reply that is translated by its reply tuple. Sets tuple
+/// and key.
 #[inline(never)]
-pub fn is_reply<F: Tables>(scratch: &mut Scratch<F::Addr>) -> bool {
-    client_of::<F>(scratch)
+pub fn is_reply<F: Tables>(
+    headers: &Headers<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+) -> bool {
+    client_of::<F>(headers, reply, key)
         .is_some_and(|record| record.flow().flags & Flow::<F::Addr>::OUTGOING == 0)
 }
 
-/// The flow that the packet in scratch memory answers; its key is put there.
+/// The flow that a packet answers. Sets the tuple to the packet's, and the key to the
+/// flow's.
 #[inline(always)]
-pub fn client_of<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
-    let headers = &scratch.headers;
-    scratch.reply = MasqueradeKey {
+pub fn client_of<F: Tables>(
+    headers: &Headers<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+) -> Option<Record<F>> {
+    *reply = MasqueradeKey {
         backend_addr: headers.ip.src,
         masquerade_addr: headers.ip.dst,
         backend_port: headers.src_port,
@@ -31,20 +39,24 @@ pub fn client_of<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>>
         protocol: headers.ip.protocol,
         zero: [0; 3],
     };
-    client::<F>(scratch)
+    client::<F>(reply, key)
 }
 
-/// The flow whose packet to the backend, with a changed port, is the one in
-/// scratch memory; its key is put there.
+/// The flow whose packet to the backend, with a changed port, is this one. Sets the tuple
+/// to the packet's, and the key to the flow's.
 #[inline(always)]
-pub fn with_changed_port<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
-    scratch.reply = request_tuple::<F>(&scratch.headers);
-    if !prefilter::slow::may_be_masquerade::<F>(&scratch.reply.masquerade_addr) {
+pub fn with_changed_port<F: Tables>(
+    headers: &Headers<F::Addr>,
+    reply: &mut MasqueradeKey<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+) -> Option<Record<F>> {
+    *reply = request_tuple::<F>(headers);
+    if !prefilter::slow::may_be_masquerade::<F>(&reply.masquerade_addr) {
         return None;
     }
-    let record = client::<F>(scratch)?;
+    let record = client::<F>(reply, key)?;
     let flow = record.flow();
-    (!is_masquerade::<F>(flow, &scratch.reply)).then_some(record)
+    (!is_masquerade::<F>(flow, reply)).then_some(record)
 }
 
 /// Returns whether a flow may have changed the port of this packet to a backend.
@@ -75,15 +87,17 @@ pub fn is_masquerade<F: Tables>(flow: &Flow<F::Addr>, reply: &MasqueradeKey<F::A
     flow.masquerade_addr == reply.masquerade_addr && flow.masquerade_port == reply.masquerade_port
 }
 
-/// The flow that has the reply tuple in scratch memory; its key is put there.
+/// The flow that has this reply tuple. Sets the key to the flow's.
 #[inline(never)]
-pub fn client<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
-    let reply = &scratch.reply;
+pub fn client<F: Tables>(
+    reply: &MasqueradeKey<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
+) -> Option<Record<F>> {
     // SAFETY: the value is copied at once, and the flow it names is compared
     // with the tuple below.
-    scratch.key = *unsafe { F::masquerades().get(reply) }?;
-    let record = table::get::<F>(&scratch.key)?;
-    has_reply::<F>(&scratch.key, record.flow(), reply).then_some(record)
+    *key = *unsafe { F::masquerades().get(reply) }?;
+    let record = table::get::<F>(key)?;
+    has_reply::<F>(key, record.flow(), reply).then_some(record)
 }
 
 /// Returns whether a reply tuple is one of this flow's.

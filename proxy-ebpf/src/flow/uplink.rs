@@ -16,17 +16,17 @@ use proxy_common::{device::Device, flow::Flow, vlan::Vlan};
 
 use crate::{
     flow::record::Record,
-    maps::{node, scratch::Scratch, tables::Tables},
+    maps::{node, tables::Tables},
     packet::{
         skb::{ETH_LEN, Skb},
         verdict::Outcome,
     },
 };
 
-/// Notes in the scratch flow by which uplink the packet there came in.
+/// [`entered_by`] on the slow path.
 #[inline(never)]
-pub fn remember<A>(skb: &Skb, scratch: &mut Scratch<A>) {
-    scratch.flow.uplink = entered_by(*skb, scratch.headers.l3);
+pub fn entered_by_slowly(skb: &Skb, l3: u32) -> u32 {
+    entered_by(*skb, l3)
 }
 
 /// The uplink that a packet came in by; 0 if it is none, or has more than one VLAN

@@ -171,7 +171,10 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
             hint::keep(skb, Hint::None);
             return tail_call::go_slow(skb, F::SLOW.host);
         }
-    } else if frontend && is_routed(skb) && F::look_up(scratch) == Destination::Service {
+    } else if frontend
+        && is_routed(skb)
+        && F::look_up(&scratch.headers, &mut scratch.frontend) == Destination::Service
+    {
         // A forwarded packet to a frontend that no ingress program
         // translated: its device got its programs too late. Letting it go
         // would give the client's flow a way around us that it keeps (E23);
@@ -189,10 +192,10 @@ fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint
     scratch.key = table::reply_key::<F>(headers);
     let (src, port) = (&headers.ip.src, headers.src_port);
     if table::to_backend::<F>(&mut scratch.key, src, port).is_some()
-        || reply_tuple::is_reply::<F>(scratch)
+        || reply_tuple::is_reply::<F>(&scratch.headers, &mut scratch.reply, &mut scratch.key)
         || hint == Hint::None
             && (skb.is_host_originated() || is_routed(*skb))
-            && frontend::may_be_meant::<F>(scratch)
+            && frontend::may_be_meant::<F>(&scratch.headers, &mut scratch.frontend)
     {
         return Outcome::drop(Counter::Unreadable);
     }

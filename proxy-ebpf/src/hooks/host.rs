@@ -65,7 +65,7 @@ pub fn slow<F: Datapath>(skb: Skb) -> i32 {
 /// Service is dropped, as at ingress; the filter takes more than that for ours.
 #[inline(never)]
 fn unknown_fragment<F: Datapath>(scratch: &mut Scratch<F::Addr>) -> Outcome {
-    if F::look_up(scratch) == Destination::NotOurs {
+    if F::look_up(&scratch.headers, &mut scratch.frontend) == Destination::NotOurs {
         Outcome::NEXT
     } else {
         Outcome::drop(Counter::FragmentUnknown)
@@ -113,7 +113,7 @@ fn follow_route<F: Datapath>(record: Record<F>, uplink: u32) {
 /// there is none. `Some`: there is no flow to follow.
 #[inline(never)]
 fn find_or_open<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
-    if open::existing::<F>(scratch).is_some() {
+    if open::existing::<F>(&scratch.headers, &mut scratch.key, &mut scratch.frontend).is_some() {
         return None;
     }
     if scratch.headers.ip.part == Part::Later {
@@ -180,7 +180,14 @@ fn to_itself<F: Datapath>(
     record.add_flags(Flow::<F::Addr>::FRONTEND_ADDRESS);
     let flow = record.flow();
     let frontend = flow.frontend_addr;
-    let Some(masquerade_port) = ports::allocate::<F>(skb, scratch, record, &frontend) else {
+    scratch.reply.masquerade_addr = frontend;
+    let Some(masquerade_port) = ports::allocate::<F>(
+        skb,
+        &scratch.headers,
+        &scratch.key,
+        &mut scratch.reply,
+        record,
+    ) else {
         return Ok(Outcome::drop(Counter::MasqueradePortsExhausted));
     };
     let headers = &mut scratch.headers;

@@ -164,31 +164,32 @@ fn to_frontend<F: Datapath>(
     {
         return outcome;
     }
-    let record = match open::existing::<F>(scratch) {
-        Some(record) => record,
-        None if scratch.headers.ip.part == Part::Later => {
-            return Outcome::drop(Counter::FragmentUnknown);
-        }
-        None => {
-            let opened = open::open::<F>(skb, scratch, Origin::Device);
-            open::log_opened::<F>(*skb, &scratch.headers, opened);
-            match opened {
-                Opened::Flow => {}
-                Opened::NotOurs => {
-                    enter::<F>(skb, scratch);
-                    return Outcome::NEXT;
+    let record =
+        match open::existing::<F>(&scratch.headers, &mut scratch.key, &mut scratch.frontend) {
+            Some(record) => record,
+            None if scratch.headers.ip.part == Part::Later => {
+                return Outcome::drop(Counter::FragmentUnknown);
+            }
+            None => {
+                let opened = open::open::<F>(skb, scratch, Origin::Device);
+                open::log_opened::<F>(*skb, &scratch.headers, opened);
+                match opened {
+                    Opened::Flow => {}
+                    Opened::NotOurs => {
+                        enter::<F>(skb, scratch);
+                        return Outcome::NEXT;
+                    }
+                    refused => {
+                        return refuse::answer::<F>(skb, scratch, refused, To::Sender);
+                    }
                 }
-                refused => {
-                    return refuse::answer::<F>(skb, scratch, refused, To::Sender);
+                let ip = &scratch.headers.ip;
+                match table::opened::<F>(&scratch.key, &ip.dst, scratch.headers.dst_port) {
+                    Some(record) => record,
+                    None => return Outcome::AGAIN,
                 }
             }
-            let ip = &scratch.headers.ip;
-            match table::opened::<F>(&scratch.key, &ip.dst, scratch.headers.dst_port) {
-                Some(record) => record,
-                None => return Outcome::AGAIN,
-            }
-        }
-    };
+        };
     fragment::remember::<F>(&scratch.headers, Hook::Ingress);
     if let Err(outcome) = masquerade::change_port::<F>(skb, scratch, record, To::Sender) {
         return outcome;
@@ -201,7 +202,8 @@ fn to_frontend<F: Datapath>(
 #[inline(never)]
 fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if Arrival::of(*skb) != Arrival::Foreign
-        && (frontend::may_be_meant::<F>(scratch) || reply_tuple::is_reply::<F>(scratch))
+        && (frontend::may_be_meant::<F>(&scratch.headers, &mut scratch.frontend)
+            || reply_tuple::is_reply::<F>(&scratch.headers, &mut scratch.reply, &mut scratch.key))
     {
         return Outcome::drop(Counter::Unreadable);
     }
@@ -215,7 +217,7 @@ fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome
 fn unknown_fragment<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if opaque(may_be_for_frontend::<F>(&scratch.headers))
         && Arrival::of(*skb) != Arrival::Foreign
-        && F::look_up(scratch) != Destination::NotOurs
+        && F::look_up(&scratch.headers, &mut scratch.frontend) != Destination::NotOurs
     {
         return Outcome::drop(Counter::FragmentUnknown);
     }
@@ -258,7 +260,14 @@ fn direct<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> bool {
     if flow.flags & (Flow::<F::Addr>::OUTGOING | Flow::<F::Addr>::HOST) != 0 {
         return false;
     }
-    if flow.flags & Flow::<F::Addr>::MASQUERADE != 0 && ports::set_apart::<F>(skb, scratch, record)
+    if flow.flags & Flow::<F::Addr>::MASQUERADE != 0
+        && ports::set_apart::<F>(
+            skb,
+            &scratch.headers,
+            &scratch.key,
+            &mut scratch.reply,
+            record,
+        )
     {
         return false;
     }

@@ -34,7 +34,11 @@ pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option
     scratch.key = table::client_key::<F>(headers);
     let record = match table::to_backend::<F>(&mut scratch.key, &headers.ip.dst, headers.dst_port) {
         Some(record) => record,
-        None => reply_tuple::with_changed_port::<F>(scratch)?,
+        None => reply_tuple::with_changed_port::<F>(
+            &scratch.headers,
+            &mut scratch.reply,
+            &mut scratch.key,
+        )?,
     };
     let flow = record.flow();
     let outgoing = flow.flags & Flow::<F::Addr>::OUTGOING != 0;
@@ -46,15 +50,21 @@ pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option
     if !outgoing {
         record.leave(&scratch.headers);
     }
-    let mut addr = flow.masquerade_addr;
+    let addr = &mut scratch.reply.masquerade_addr;
+    *addr = flow.masquerade_addr;
     if !outgoing && flow.masquerade_port == BePort::ZERO {
-        source::masquerade_source::<F>(skb, scratch);
-        addr = scratch.reply.masquerade_addr;
+        source::masquerade_source::<F>(skb, &scratch.headers.ip, addr);
         if addr.is_zero() {
             return Some(Outcome::drop(Counter::MasqueradeNoAddress));
         }
     }
-    let Some(port) = ports::allocate::<F>(skb, scratch, record, &addr) else {
+    let Some(port) = ports::allocate::<F>(
+        skb,
+        &scratch.headers,
+        &scratch.key,
+        &mut scratch.reply,
+        record,
+    ) else {
         // Of a process of the host the answer would have to look like the
         // frontend's; it was refused before, where it got its changed port.
         return Some(if flow.flags & Flow::<F::Addr>::HOST == 0 && !outgoing {
@@ -65,7 +75,13 @@ pub fn forward<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option
     };
     fragment::remember::<F>(&scratch.headers, Hook::Egress);
     Some(
-        match F::rewrite(*skb, &mut scratch.headers, Side::Source, &addr, port) {
+        match F::rewrite(
+            *skb,
+            &mut scratch.headers,
+            Side::Source,
+            &scratch.reply.masquerade_addr,
+            port,
+        ) {
             Ok(()) => Outcome::NEXT,
             Err(fault) => fault.into(),
         },
@@ -87,7 +103,13 @@ pub fn change_port<F: Datapath>(
         return Ok(());
     }
     let client = scratch.key.addr;
-    let Some(port) = ports::changed_port::<F>(skb, scratch, record) else {
+    let Some(port) = ports::changed_port::<F>(
+        skb,
+        &scratch.headers,
+        &scratch.key,
+        &mut scratch.reply,
+        record,
+    ) else {
         let refused = refuse::answer::<F>(skb, scratch, Opened::PortsExhausted, to);
         return Err(refused);
     };
@@ -99,10 +121,11 @@ pub fn change_port<F: Datapath>(
 #[inline(never)]
 pub fn reply<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
     let skb = *skb;
-    let record = reply_tuple::client_of::<F>(scratch)?;
+    let record =
+        reply_tuple::client_of::<F>(&scratch.headers, &mut scratch.reply, &mut scratch.key)?;
     let flow = record.flow();
     if flow.flags & Flow::<F::Addr>::OUTGOING != 0 {
-        return outgoing::reply::<F>(skb, scratch, record);
+        return outgoing::reply::<F>(skb, &mut scratch.headers, &scratch.key, record);
     }
     hint::set(skb, Hint::Entered);
     if !reply_tuple::is_masquerade::<F>(flow, &scratch.reply) {
@@ -128,7 +151,8 @@ pub fn reply<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<O
 /// port was changed, and those of this host to itself.
 #[inline(never)]
 pub fn reply_at_egress<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Option<Outcome> {
-    let record = reply_tuple::client_of::<F>(scratch)?;
+    let record =
+        reply_tuple::client_of::<F>(&scratch.headers, &mut scratch.reply, &mut scratch.key)?;
     fragment::remember_reply::<F>(&scratch.headers);
     Some(to_host::<F>(skb, scratch, record))
 }

@@ -4,12 +4,13 @@ use proxy_common::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::ticks_from_seconds,
+    frontend::Frontend,
     service::SessionAffinity,
 };
 
 use crate::{
     clock::now,
-    maps::{scratch::Scratch, tables::Tables},
+    maps::{self, tables::Tables},
 };
 
 /// The affinity of a row of `SERVICES`.
@@ -18,45 +19,41 @@ pub fn of<F: Tables>(service: u32) -> SessionAffinity {
     let Some(service) = F::services().get_ptr(service) else {
         return SessionAffinity::NONE;
     };
-    // SAFETY: a row of an array lives as long as the program; eight aligned
-    // bytes, read in one access.
-    unsafe {
-        core::mem::transmute::<u64, SessionAffinity>(
-            (&raw const (*service).session_affinity)
-                .cast::<u64>()
-                .read_volatile(),
-        )
+    // SAFETY: a field of a row; two numbers.
+    unsafe { maps::read_at_once(&raw const (*service).session_affinity) }
+}
+
+/// The key of what a client used by the frontend's set.
+#[inline(always)]
+pub fn key<A: Copy>(client: &A, frontend: Frontend) -> AffinityKey<A> {
+    AffinityKey {
+        client: *client,
+        service: frontend.service,
+        set: u32::from(frontend.flags & Frontend::LOCAL_SET != 0),
     }
 }
 
-/// The row of the backend that the client in scratch memory is to have again.
-/// What it used by this set comes first; what it used by the other one counts
-/// if this set has it too (S73).
+/// The row of the backend that a client is to have again. What it used by the key's set
+/// comes first; what it used by the other one counts if this set has it too (S73).
 #[inline(never)]
 pub fn recall<F: Tables>(
-    scratch: &mut Scratch<F::Addr>,
+    key: &mut AffinityKey<F::Addr>,
     session_affinity: SessionAffinity,
-    local: bool,
 ) -> Option<u32> {
-    let own = u32::from(local);
-    by_set::<F>(scratch, session_affinity, own, own)
-        .or_else(|| by_set::<F>(scratch, session_affinity, own ^ 1, own))
+    let own = key.set;
+    by_set::<F>(key, session_affinity, own).or_else(|| {
+        key.set = own ^ 1;
+        by_set::<F>(key, session_affinity, own)
+    })
 }
 
-/// What the client used by `set`, if `member` has it too.
+/// What the client used by the key's set, if `member` has it too.
 #[inline(never)]
 fn by_set<F: Tables>(
-    scratch: &mut Scratch<F::Addr>,
+    key: &AffinityKey<F::Addr>,
     session_affinity: SessionAffinity,
-    set: u32,
     member: u32,
 ) -> Option<u32> {
-    scratch.affinity_key = AffinityKey {
-        client: scratch.headers.ip.src,
-        service: scratch.frontend.service,
-        set,
-    };
-    let key = &scratch.affinity_key;
     // SAFETY: every field that is used is compared below with what it must be;
     // an entry that another client takes over meanwhile leads to a backend of
     // this very Service port or to none.
@@ -66,7 +63,7 @@ fn by_set<F: Tables>(
     } else {
         Backend::<F::Addr>::LOCAL
     };
-    row::<F>(affinity, session_affinity, scratch.frontend.service, wanted)
+    row::<F>(affinity, session_affinity, key.service, wanted)
 }
 
 /// The row of `BACKENDS` that an entry remembers, if it still counts: not for

@@ -11,8 +11,8 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::{node, scratch::Scratch, tables::Tables},
-    packet::{headers::Headers, verdict::Opened},
+    maps::{self, node, tables::Tables},
+    packet::headers::Headers,
 };
 
 /// Hash of the packet's tuple that decides the backend.
@@ -35,19 +35,45 @@ fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
     select::flow_hash(key, client, client, Protocol::ANY)
 }
 
-/// Puts the backend that `hash` picks, `skip` slots further on, into the
-/// scratch flow. [`Opened::Flow`] if there is one.
+/// How a flow gets its backend, if it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Choice {
+    /// No backend can serve.
+    NoEndpoint,
+    /// No backend of this node can serve, and the policy wants one.
+    NoLocalEndpoint,
+    /// The hash picks it.
+    Picked,
+    /// Session affinity remembers it.
+    Remembered,
+}
+
+impl Choice {
+    /// Returns whether there is no backend.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        matches!(self, Self::NoEndpoint | Self::NoLocalEndpoint)
+    }
+}
+
+/// Gives the flow the frontend's backend that `hash` picks, `skip` slots further on.
 #[inline(never)]
-pub fn choose<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -> Opened {
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    let Some(range) = slot_range::<F>(scratch.frontend.service, local) else {
-        return Opened::NoEndpoint;
+pub fn choose<F: Tables>(
+    frontend: Frontend,
+    flow: &mut Flow<F::Addr>,
+    hash: u64,
+    skip: u32,
+) -> Choice {
+    let local = frontend.flags & Frontend::LOCAL_SET != 0;
+    let Some(range) = slot_range::<F>(frontend.service, local) else {
+        return Choice::NoEndpoint;
     };
     if range.count == 0 {
         return if range.first == SlotRange::DROP {
-            Opened::NoLocalEndpoint
+            Choice::NoLocalEndpoint
         } else {
-            Opened::NoEndpoint
+            Choice::NoEndpoint
         };
     }
     let mut offset = select::slot(hash, range.count) + skip;
@@ -55,40 +81,36 @@ pub fn choose<F: Tables>(scratch: &mut Scratch<F::Addr>, hash: u64, skip: u32) -
         offset %= range.count;
     }
     let Some((row, _)) = in_slot::<F>(range.first.wrapping_add(offset)) else {
-        return Opened::NoEndpoint;
+        return Choice::NoEndpoint;
     };
-    take::<F>(scratch, row)
+    take::<F>(flow, row, Choice::Picked)
 }
 
-/// Puts the backend in this row into the scratch flow.
+/// Gives the flow the backend in this row, which was chosen so.
 #[inline(always)]
-pub fn take<F: Tables>(scratch: &mut Scratch<F::Addr>, row: u32) -> Opened {
+pub fn take<F: Tables>(flow: &mut Flow<F::Addr>, row: u32, choice: Choice) -> Choice {
     let Some(backend) = F::backends().get(row) else {
-        return Opened::NoEndpoint;
+        return Choice::NoEndpoint;
     };
-    let flow = &mut scratch.flow;
     flow.backend_addr = backend.addr;
     flow.backend_port = backend.port;
     flow.backend = row;
     flow.generation = backend.generation;
-    Opened::Flow
+    choice
 }
 
 /// The cluster set or the local set of a row of `SERVICES`.
 #[inline(always)]
 pub fn slot_range<F: Tables>(service: u32, local: bool) -> Option<SlotRange> {
     let service = F::services().get_ptr(service)?;
-    // SAFETY: a row of an array lives as long as the program. A range is eight
-    // aligned bytes, read in one access, so it is the old one or the new one.
-    let range = unsafe {
-        let range = if local {
+    // SAFETY: a field of a row; two numbers.
+    Some(unsafe {
+        maps::read_at_once(if local {
             &raw const (*service).local
         } else {
             &raw const (*service).cluster
-        };
-        core::mem::transmute::<u64, SlotRange>(range.cast::<u64>().read_volatile())
-    };
-    Some(range)
+        })
+    })
 }
 
 /// The backend that a slot holds, with its row.

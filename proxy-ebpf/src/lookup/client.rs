@@ -1,4 +1,4 @@
-//! Who opens a flow: what traffic policies and masquerading depend on.
+//! The client that opens a flow: traffic policies and masquerading depend on who it is.
 
 use aya_ebpf::{
     bindings::{
@@ -8,29 +8,33 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
 };
 use proxy_common::{
-    backend::Backend, config::Config, device::Device, explain::Client, frontend::Frontend,
-    local_addr::LocalAddr, source_range::SourceRange,
+    backend::Backend,
+    config::Config,
+    device::Device,
+    explain::{Client, Masquerade, Question},
+    flow::Flow,
+    frontend::Frontend,
+    local_addr::LocalAddr,
+    source_range::SourceRange,
 };
 
 use crate::{
-    maps::{node, scratch::Scratch, tables::Tables},
-    packet::skb::Skb,
+    maps::{node, tables::Tables},
+    packet::{barrier::opaque, headers::Ip, skb::Skb},
     route::{self, Route},
 };
 
-/// Tells who sends the packet in scratch memory, which came in by a device
-/// with these flags. `host`: it came from a process of this host.
+/// Tells who the sender of a packet is.
 #[inline(never)]
-pub fn of<F: Tables>(scratch: &Scratch<F::Addr>, device_flags: u32, host: bool) -> Client {
-    let client = &scratch.headers.ip.src;
-    if host || local_addr::<F>(client).is_some() {
+pub fn of<F: Tables>(client: &F::Addr, question: Question) -> Client {
+    if question.is_of_host() || local_addr::<F>(client).is_some() {
         return Client::Host;
     }
     let Some(config) = node::config() else {
         return Client::External;
     };
     let is_pod = if config.flags & Config::DETECT_DEVICE != 0 {
-        device_flags & Device::LOCAL_CLIENTS != 0
+        question.device_flags & Device::LOCAL_CLIENTS != 0
     } else {
         F::pods(config).is_some_and(|pods| pods.contains(client))
     };
@@ -47,14 +51,13 @@ pub fn device_flags(ifindex: u32) -> u32 {
     node::device(ifindex).map_or(0, |device| device.flags)
 }
 
-/// Makes the frontend in scratch memory use the set that this client gets:
-/// pods and this host are exempt from an external policy Local (S39). Returns
-/// whether the policy is Local all the same.
+/// Makes the frontend use the set that this client gets: pods and this host are exempt
+/// from an external policy Local (S39). Returns whether the policy is Local all the same.
 #[inline(never)]
-pub fn apply_policy<A>(scratch: &mut Scratch<A>, client: Client) -> bool {
-    let local = scratch.frontend.flags & Frontend::LOCAL_SET != 0;
-    if scratch.frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
-        scratch.frontend.flags &= !Frontend::LOCAL_SET;
+pub fn apply_policy(frontend: &mut Frontend, client: Client) -> bool {
+    let local = frontend.flags & Frontend::LOCAL_SET != 0;
+    if frontend.kind != Frontend::CLUSTER_IP && client != Client::External {
+        frontend.flags &= !Frontend::LOCAL_SET;
     }
     local
 }
@@ -74,11 +77,11 @@ pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {
     F::local_addrs().get(&key).copied()
 }
 
-/// Returns whether the client in scratch memory may use the frontend there (S58).
+/// Returns whether the sender of a packet may use the frontend that it is addressed to
+/// (S58).
 #[inline(never)]
-pub fn is_sender_admitted<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
-    let ip = &scratch.headers.ip;
-    is_admitted::<F>(scratch.frontend, &ip.src, &ip.dst)
+pub fn is_sender_admitted<F: Tables>(frontend: Frontend, ip: &Ip<F::Addr>) -> bool {
+    is_admitted::<F>(frontend, &ip.src, &ip.dst)
 }
 
 /// Returns whether this client may use a frontend, which has the address `dst` (S58).
@@ -94,16 +97,8 @@ pub fn is_admitted<F: Tables>(frontend: Frontend, client: &F::Addr, dst: &F::Add
     F::source_ranges().get(&key).is_some()
 }
 
-/// Whether the backend must not see the client's address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Masquerade {
-    No,
-    Yes,
-    UnlessRepliesPass,
-}
-
-/// Returns whether the scratch flow's backend must not see the client's address.
+/// Tells whose address the backend of a flow of this client's to this kind of frontend
+/// sees.
 ///
 /// A cluster IP's backend sees pods as they are and others masqueraded (S63);
 /// an external frontend's sees masqueraded clients under policy Cluster (S64)
@@ -115,33 +110,64 @@ pub enum Masquerade {
 /// of this node, the client keeps its address, which kube-proxy cannot do. And
 /// where they would not, because the detector takes a pod of another node for
 /// a local one, it is masqueraded also under policy Local (S69).
-#[inline(never)]
-pub fn masquerade<F: Tables>(
-    scratch: &Scratch<F::Addr>,
+///
+/// This host's own flows always are: their replies have to be told from those to its
+/// sockets (E5).
+#[inline(always)]
+pub fn masquerade<F: Route>(
+    skb: &Skb,
+    addr: &F::Addr,
+    flow: &Flow<F::Addr>,
+    kind: u8,
+    question: Question,
     client: Client,
     local_policy: bool,
-    device_flags: u32,
 ) -> Masquerade {
-    if scratch.headers.ip.src == scratch.flow.backend_addr {
-        return Masquerade::Yes;
+    if *addr == flow.backend_addr {
+        return Masquerade::Itself;
     }
-    if scratch.frontend.kind == Frontend::CLUSTER_IP {
+    match opaque(by_policy::<F>(kind, question, client, local_policy)) {
+        Some(masquerade) => masquerade,
+        None if !is_here::<F>(flow) => Masquerade::BackendElsewhere,
+        None if !question.has_none(Question::OFFLINE) => Masquerade::BackendIsHere,
+        None => opaque(by_route::<F>(skb, addr, &flow.backend_addr)),
+    }
+}
+
+/// Tells whose address a backend sees, unless that depends on which backend it is.
+#[inline(never)]
+fn by_policy<F: Tables>(
+    kind: u8,
+    question: Question,
+    client: Client,
+    local_policy: bool,
+) -> Option<Masquerade> {
+    if question.is_of_host() {
+        return Some(Masquerade::Host);
+    }
+    if kind == Frontend::CLUSTER_IP {
         let Some(config) = node::config() else {
-            return Masquerade::No;
+            return Some(Masquerade::NoDetector);
         };
         let detector = config.flags & Config::DETECT_DEVICE != 0 || F::pods(config).is_some();
-        return if config.flags & Config::MASQUERADE_ALL != 0 || detector && client != Client::Pod {
-            Masquerade::Yes
+        return Some(if config.flags & Config::MASQUERADE_ALL != 0 {
+            Masquerade::All
+        } else if client == Client::Pod {
+            Masquerade::Pod
+        } else if detector {
+            Masquerade::NotPod
         } else {
-            Masquerade::No
-        };
+            Masquerade::NoDetector
+        });
     }
     if client == Client::Host {
-        Masquerade::Yes
-    } else if local_policy && client == Client::External || is_pod_device(device_flags) {
-        Masquerade::No
+        Some(Masquerade::Host)
+    } else if local_policy && client == Client::External {
+        Some(Masquerade::LocalPolicy)
+    } else if is_pod_device(question.device_flags) {
+        Some(Masquerade::ClientIsHere)
     } else {
-        Masquerade::UnlessRepliesPass
+        None
     }
 }
 
@@ -154,34 +180,36 @@ fn is_pod_device(flags: u32) -> bool {
     flags & WANTED == WANTED
 }
 
-/// Returns whether the scratch flow's backend is on this node.
+/// Returns whether the flow's backend is on this node.
 #[inline(always)]
-pub fn is_here<F: Tables>(scratch: &Scratch<F::Addr>) -> bool {
+fn is_here<F: Tables>(flow: &Flow<F::Addr>) -> bool {
     F::backends()
-        .get(scratch.flow.backend)
+        .get(flow.backend)
         .is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0)
 }
 
-/// Returns whether the replies of the scratch flow's backend pass one of our hooks,
-/// whoever they are for (E19): it is on this node, and what leads to it is a
-/// device with programs.
+/// Tells whose address a backend on this node sees: the client's if its replies pass one
+/// of our hooks, whoever they are for (E19), because what leads to it is a device with
+/// programs.
 #[inline(never)]
-pub fn replies_pass<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
-    if !is_here::<F>(scratch) {
-        return false;
-    }
-    let mut route = F::route(
-        &scratch.headers.ip.src,
-        &scratch.flow.backend_addr,
-        skb.ifindex(),
-    );
+fn by_route<F: Route>(skb: &Skb, client: &F::Addr, backend: &F::Addr) -> Masquerade {
+    let mut route = F::route(client, backend, skb.ifindex());
     match route::look_up(skb, &mut route, 0) {
         // This packet may be too long for the device; those that follow are not.
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            is_pod_device(device_flags(route.ifindex))
+            let flags = device_flags(route.ifindex);
+            if is_pod_device(flags) {
+                Masquerade::BackendIsHere
+            } else if flags & Device::COVERED == 0 {
+                Masquerade::NoPrograms
+            } else {
+                Masquerade::NotPodDevice
+            }
         }
         // This host itself: its replies leave by the client's device.
-        BPF_FIB_LKUP_RET_NOT_FWDED => local_addr::<F>(&scratch.flow.backend_addr).is_some(),
-        _ => false,
+        BPF_FIB_LKUP_RET_NOT_FWDED if local_addr::<F>(backend).is_some() => {
+            Masquerade::BackendIsNode
+        }
+        _ => Masquerade::NoRoute,
     }
 }

@@ -9,7 +9,7 @@ use proxy_common::{
 
 use crate::{
     lookup::{client, service_range},
-    maps::{prefilter, scratch::Scratch, tables::Tables},
+    maps::{self, prefilter, tables::Tables},
     packet::{barrier::opaque, headers::Headers},
 };
 
@@ -23,7 +23,7 @@ pub enum Destination {
     UnknownPort,
     /// An address for cluster IPs that no Service has.
     Unallocated,
-    /// A Service port, which is in the scratch memory now.
+    /// A Service port.
     Service,
 }
 
@@ -39,27 +39,23 @@ impl Destination {
     }
 }
 
-/// Looks up what the packet in scratch memory is addressed to.
+/// Looks up what a packet is addressed to.
 #[inline(always)]
-fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Destination {
-    let Headers {
-        ip, ref dst_port, ..
-    } = scratch.headers;
+fn look_up<F: Tables>(headers: &Headers<F::Addr>, found: &mut Frontend) -> Destination {
+    let Headers { ip, dst_port, .. } = headers;
     if *dst_port != BePort::ZERO
         && let Some(frontend) = exact::<F>(&ip.dst, *dst_port, ip.protocol)
     {
-        scratch.frontend = frontend;
+        *found = frontend;
         return Destination::Service;
     }
     if let Some(frontend) = node_port::<F>(&ip.dst, *dst_port, ip.protocol) {
-        scratch.frontend = frontend;
+        *found = frontend;
         return Destination::Service;
     }
     match read::<F>(&FrontendKey::address(ip.dst)) {
-        Some(address) if is_answered_for::<F>(address.kind, &scratch.headers) => {
-            Destination::UnknownPort
-        }
-        None if service_range::is_entered::<F>(&scratch.headers)
+        Some(address) if is_answered_for::<F>(address.kind, headers) => Destination::UnknownPort,
+        None if service_range::is_entered::<F>(headers)
             && client::local_addr::<F>(&ip.dst).is_none() =>
         {
             Destination::Unallocated
@@ -68,24 +64,26 @@ fn look_up<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Destination {
     }
 }
 
-/// Returns whether what the packet in scratch memory is addressed to is a frontend of
-/// this row of `SERVICES`, and for its sender.
+/// Returns whether what a packet is addressed to is a frontend of this row of
+/// `SERVICES`, and for its sender.
 #[inline(never)]
-pub fn is_frontend_of<F: LookUp>(scratch: &mut Scratch<F::Addr>, service: u32) -> bool {
-    F::look_up(scratch) == Destination::Service
-        && scratch.frontend.service == service
-        && opaque(client::is_sender_admitted::<F>(scratch))
+pub fn is_frontend_of<F: LookUp>(
+    headers: &Headers<F::Addr>,
+    found: &mut Frontend,
+    service: u32,
+) -> bool {
+    F::look_up(headers, found) == Destination::Service
+        && found.service == service
+        && opaque(client::is_sender_admitted::<F>(*found, &headers.ip))
 }
 
-/// Returns whether the packet in scratch memory, whose ports may not be known, may be
-/// one to a Service. Where they are not known, those to an address of this node
-/// are left to it.
+/// Returns whether a packet, whose ports may not be known, may be one to a Service.
+/// Where they are not known, those to an address of this node are left to it.
 #[inline(never)]
-pub fn may_be_meant<F: LookUp>(scratch: &mut Scratch<F::Addr>) -> bool {
-    if F::look_up(scratch) != Destination::NotOurs {
+pub fn may_be_meant<F: LookUp>(headers: &Headers<F::Addr>, found: &mut Frontend) -> bool {
+    if F::look_up(headers, found) != Destination::NotOurs {
         return true;
     }
-    let headers = &scratch.headers;
     headers.dst_port == BePort::ZERO
         && read::<F>(&FrontendKey::address(headers.ip.dst)).is_some()
         && client::local_addr::<F>(&headers.ip.dst).is_none()
@@ -140,31 +138,34 @@ pub fn node_port<F: Tables>(addr: &F::Addr, port: BePort, protocol: Protocol) ->
 #[inline(always)]
 fn read<F: Tables>(key: &FrontendKey<F::Addr>) -> Option<Frontend> {
     let pointer = F::frontends().get_ptr(key)?;
-    // SAFETY: eight aligned bytes, read in one access; every bit pattern is a
-    // valid value, and the tag tells whether it is still this key's.
-    let frontend: Frontend = unsafe { core::mem::transmute(pointer.cast::<u64>().read_volatile()) };
+    // SAFETY: a value; numbers. The tag tells whether it is still this key's.
+    let frontend: Frontend = unsafe { maps::read_at_once(pointer) };
     (frontend.tag == key.tag()).then_some(frontend)
 }
 
 /// [`look_up`] as a function that the verifier looks at once.
 pub trait LookUp: Tables {
-    fn look_up(scratch: &mut Scratch<Self::Addr>) -> Destination;
+    /// Looks up what a packet is addressed to; puts the Service port there if it is one.
+    fn look_up(headers: &Headers<Self::Addr>, found: &mut Frontend) -> Destination;
 }
 
 macro_rules! family_look_up {
     ($family:ident, $addr:ident, $look_up:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $look_up(scratch: *mut Scratch<$addr>) -> u32 {
-            // SAFETY: the verifier sees to it that this is null or valid, and the
-            // caller has lent it.
-            unsafe { scratch.as_mut() }.map_or(0, |scratch| look_up::<$family>(scratch) as u32)
+        extern "C" fn $look_up(headers: *const Headers<$addr>, found: *mut Frontend) -> u32 {
+            // SAFETY: the verifier sees to it that these are null or valid, and the
+            // caller has lent them.
+            match unsafe { (headers.as_ref(), found.as_mut()) } {
+                (Some(headers), Some(found)) => look_up::<$family>(headers, found) as u32,
+                _ => 0,
+            }
         }
 
         impl LookUp for $family {
             #[inline(always)]
-            fn look_up(scratch: &mut Scratch<$addr>) -> Destination {
-                Destination::from_number($look_up(scratch))
+            fn look_up(headers: &Headers<$addr>, found: &mut Frontend) -> Destination {
+                Destination::from_number($look_up(headers, found))
             }
         }
     };

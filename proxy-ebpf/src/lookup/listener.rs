@@ -15,8 +15,8 @@ use proxy_common::{
 
 use crate::{
     lookup::client,
-    maps::{scratch::Scratch, tables::Tables},
-    packet::skb::Skb,
+    maps::tables::Tables,
+    packet::{headers::Headers, skb::Skb},
 };
 
 /// "The network namespace of this device or socket", as look-ups spell it.
@@ -65,11 +65,10 @@ impl Bound for V6 {
     }
 }
 
-/// Returns whether a process of this node has the very address and port that the packet
-/// in scratch memory is addressed to. One that listens on all addresses does not count.
+/// Returns whether a process of this node has the very address and port that a packet is
+/// addressed to. One that listens on all addresses does not count.
 #[inline(never)]
-pub fn takes_packet<F: Bound>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
-    let headers = &scratch.headers;
+pub fn takes_packet<F: Bound>(skb: &Skb, headers: &Headers<F::Addr>) -> bool {
     if client::local_addr::<F>(&headers.ip.dst).is_none() {
         return false;
     }

@@ -11,8 +11,8 @@ use proxy_common::net::{Address as _, BePort, Protocol};
 
 use crate::{
     lookup::frontend,
-    maps::{node, prefilter, scratch::Scratch},
-    packet::skb::Skb,
+    maps::{node, prefilter},
+    packet::{headers::Ip, skb::Skb},
     route::{self, Route},
 };
 
@@ -20,22 +20,21 @@ use crate::{
 #[unsafe(no_mangle)]
 static KERNEL_HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 
-/// Puts into scratch memory, as masquerade address of the reply tuple, the
-/// address of this node that the packet there gets as its source on this
-/// device; zero if there is none.
+/// Finds the address of this node that a packet gets as its source on this device; zero
+/// if there is none.
 ///
 /// It is the one that routing would choose for the packet's destination: by the
 /// route's own source, else by the next hop (IPv4) or the destination (IPv6, RFC
 /// 6724), as netfilter's MASQUERADE does. Where the kernel does not say, it is
 /// the device's, as the agent wrote it.
 #[inline(never)]
-pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
+pub fn masquerade_source<F: Route>(skb: &Skb, ip: &Ip<F::Addr>, found: &mut F::Addr) {
     let Some(device) = node::device(skb.ifindex()) else {
-        scratch.reply.masquerade_addr = F::Addr::ZERO;
+        *found = F::Addr::ZERO;
         return;
     };
     let own = F::masquerade_addr(device);
-    scratch.reply.masquerade_addr = own;
+    *found = own;
     if KERNEL_HAS_FIB_SOURCE.load() == 0 {
         return;
     }
@@ -45,7 +44,6 @@ pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     } else {
         device.bridge
     };
-    let ip = &scratch.headers.ip;
     let mut route = F::route(&ip.src, &ip.dst, routed);
     if !finds_source(skb, &mut route) {
         return;
@@ -55,7 +53,7 @@ pub fn masquerade_source<F: Route>(skb: &Skb, scratch: &mut Scratch<F::Addr>) {
     // another one's tomorrow.
     let is_replaced = F::are_of_one_subnet(&source, &own) && is_frontend::<F>(&source);
     if !source.is_zero() && !is_replaced {
-        scratch.reply.masquerade_addr = source;
+        *found = source;
     }
 }
 
@@ -68,19 +66,17 @@ fn finds_source(skb: &Skb, route: &mut bpf_fib_lookup) -> bool {
         || result == BPF_FIB_LKUP_RET_FRAG_NEEDED
 }
 
-/// Returns whether the backend of the scratch flow answers the client by way of this
-/// node, although both are reached by the bridge that the device is a port of:
+/// Returns whether a backend answers a client by way of this node, although both are reached by the bridge that the device is a port of:
 /// they are of different subnets there, of each of which the node has an
 /// address. Where the kernel does not say, they count as neighbours.
 #[inline(never)]
-pub fn is_gateway<F: Route>(skb: &Skb, scratch: &Scratch<F::Addr>) -> bool {
+pub fn is_gateway<F: Route>(skb: &Skb, client: &F::Addr, backend: &F::Addr) -> bool {
     let Some(device) = node::device(skb.ifindex()) else {
         return false;
     };
     if device.bridge == 0 || KERNEL_HAS_FIB_SOURCE.load() == 0 {
         return false;
     }
-    let (client, backend) = (&scratch.headers.ip.src, &scratch.flow.backend_addr);
     let mut route = F::route(client, backend, device.bridge);
     if !finds_source(skb, &mut route) {
         return false;

@@ -6,17 +6,19 @@
 //! makes it forget.
 
 /// The same value, of which the verifier knows no more than its type. For
-/// values of one byte: it does not follow those in memory.
+/// values of one byte: it does not follow those in memory, unless they are zero, so
+/// what is there has another bit set.
 #[inline(always)]
 pub fn opaque<T: Copy>(value: T) -> T {
+    const MARK: u8 = 0x80;
     const { assert!(size_of::<T>() == 1) };
-    let mut memory = value;
-    let pointer = &raw mut memory;
-    // SAFETY: a valid, aligned local. Volatile, so that the value really
-    // passes through memory.
+    // SAFETY: a type of one byte without padding, back and forth; a valid, aligned local.
+    // Volatile, so that the value really passes through memory.
     unsafe {
-        pointer.write_volatile(value);
-        pointer.read_volatile()
+        let mut memory = core::mem::transmute_copy::<T, u8>(&value) ^ MARK;
+        let pointer = &raw mut memory;
+        pointer.write_volatile(memory);
+        core::mem::transmute_copy(&(pointer.read_volatile() ^ MARK))
     }
 }
 

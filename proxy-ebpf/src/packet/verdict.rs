@@ -2,7 +2,7 @@
 
 use core::num::NonZeroI32;
 
-use proxy_common::counter::Counter;
+use proxy_common::{counter::Counter, explain::Decision};
 
 use crate::counters::count;
 
@@ -46,6 +46,23 @@ impl Opened {
             Self::PortsExhausted => Some(Counter::MasqueradePortsExhausted),
             Self::Denied => Some(Counter::SourceRangeDenied),
             Self::Unallocated => Some(Counter::Unallocated),
+        }
+    }
+}
+
+impl From<Decision> for Opened {
+    #[inline(always)]
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Pass | Decision::Listener | Decision::Loopback => Self::NotOurs,
+            Decision::Forward => Self::Flow,
+            Decision::NoEndpoint => Self::NoEndpoint,
+            Decision::NoLocalEndpoint => Self::NoLocalEndpoint,
+            Decision::UnknownPort => Self::UnknownPort,
+            Decision::Denied => Self::Denied,
+            Decision::Unallocated => Self::Unallocated,
+            Decision::Reset => Self::Reset,
+            Decision::TooManyFrontends => Self::TooManyFrontends,
         }
     }
 }

@@ -48,7 +48,7 @@ pub fn answer<F: ReplyFamily>(
     };
     if !is_request
         || !has_plain_header::<F>(&scratch.headers)
-        || F::look_up(scratch) != Destination::UnknownPort
+        || F::look_up(&scratch.headers, &mut scratch.frontend) != Destination::UnknownPort
     {
         return None;
     }

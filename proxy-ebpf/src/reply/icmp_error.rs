@@ -119,7 +119,7 @@ pub fn ingress<F: Tables>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome 
     // From the backend's side, about a masqueraded request.
     if prefilter::slow::may_be_masquerade::<F>(&scratch.headers.ip.dst) {
         scratch.look_for_request();
-        if let Some(record) = reply_tuple::client::<F>(scratch) {
+        if let Some(record) = reply_tuple::client::<F>(&scratch.reply, &mut scratch.key) {
             let flow = record.flow();
             let kept_its_port = flow.flags & Flow::<F::Addr>::OUTGOING != 0
                 && scratch.key.port == scratch.reply.masquerade_port;
@@ -186,7 +186,7 @@ fn about<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
         }
         if prefilter::slow::may_be_masquerade::<F>(&quote.ip.src) {
             scratch.look_for_request();
-            let found = reply_tuple::client::<F>(scratch);
+            let found = reply_tuple::client::<F>(&scratch.reply, &mut scratch.key);
             if found.is_some() {
                 return found;
             }
@@ -203,7 +203,7 @@ fn about<F: Tables>(scratch: &mut Scratch<F::Addr>) -> Option<Record<F>> {
         }
         if prefilter::slow::may_be_masquerade::<F>(&quote.ip.dst) {
             scratch.look_for_reply();
-            return reply_tuple::client::<F>(scratch);
+            return reply_tuple::client::<F>(&scratch.reply, &mut scratch.key);
         }
     }
     None

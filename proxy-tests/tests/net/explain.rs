@@ -1,5 +1,7 @@
 //! `proxy-agent explain`, as people and scripts run it.
 
+mod decisions;
+
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output, Stdio};
@@ -405,8 +407,13 @@ fn without_cgroup_programs_no_call_is_promised() -> Result<()> {
 
 /// Asks with no more than the capabilities of the container.
 fn ask(node: &Node, from: IpAddr, to: SocketAddr) -> Result<Value> {
-    let (from, to) = (from.to_string(), to.to_string());
-    let arguments = ["explain", "--from", &from, "--to", &to, "-o", "json"];
+    ask_with(node, &["--from", &from.to_string()], to)
+}
+
+/// [`ask`] with these arguments for the client.
+fn ask_with(node: &Node, from: &[&str], to: SocketAddr) -> Result<Value> {
+    let to = to.to_string();
+    let arguments = [&["explain", "--to", &to, "-o", "json"], from].concat();
     let output = agent::command_in_container(node, &arguments)?;
     serde_json::from_slice(&output.stdout).with_context(|| said(&output.stderr))
 }

@@ -19,6 +19,7 @@ use proxy_agent::{
     dataplane::load::Sizes,
     source::manifests,
 };
+use proxy_common::explain::Masquerade;
 use proxy_tests::Family;
 
 use self::{
@@ -117,7 +118,7 @@ fn agree(explanation: &Explanation, expected: &Expected) -> bool {
         Some(chosen) => expected.endpoints.contains(chosen),
         None => expected.endpoints.is_empty(),
     };
-    let masquerade = chosen.is_some_and(|chosen| expected.masqueraded.contains(&chosen));
+    let masquerade = chosen.and_then(|chosen| expected.masquerade.get(&chosen).copied());
     explanation.verdict.name() == expected.verdict
         && explanation.service == expected.service
         && explanation.frontend == expected.frontend
@@ -125,13 +126,14 @@ fn agree(explanation: &Explanation, expected: &Expected) -> bool {
         && endpoints.len() == explanation.endpoints.len()
         && explanation.endpoints.is_sorted()
         && chosen_is_one
-        && explanation.masquerade == masquerade
+        && explanation.facts.masquerade == masquerade
+        && explanation.masquerade == masquerade.is_some_and(Masquerade::hides_client)
 }
 
 /// The flows asked about are worth it.
 #[test]
-fn the_model_meets_every_verdict() {
-    let verdicts = RefCell::new(BTreeSet::new());
+fn the_model_meets_every_verdict_and_reason() {
+    let (mut verdicts, mut reasons) = (BTreeSet::new(), BTreeSet::new());
     let mut runner = TestRunner::deterministic();
     for _ in 0..100 {
         let cluster = cluster::cluster()
@@ -142,25 +144,18 @@ fn the_model_meets_every_verdict() {
             let Expected {
                 verdict,
                 frontend,
-                masqueraded,
+                masquerade,
                 ..
             } = model::expect(&cluster, &flow);
             let Flow { place, .. } = flow;
-            verdicts.borrow_mut().insert((
-                verdict,
-                frontend,
-                place.name(),
-                !masqueraded.is_empty(),
-            ));
+            verdicts.insert((verdict, frontend, place.name()));
+            reasons.extend(masquerade.into_values().map(|reason| reason as u8));
         }
     }
-    let verdicts = verdicts.into_inner();
     for kind in ["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"] {
         for verdict in ["forward", "reject", "drop"] {
             for place in ["pod", "node", "external"] {
-                let met = [false, true].iter().any(|masquerade| {
-                    verdicts.contains(&(verdict, Some(kind), place, *masquerade))
-                });
+                let met = verdicts.contains(&(verdict, Some(kind), place));
                 // This node is exempt from the external policy, and no
                 // source range restricts NodePorts and external IPs.
                 let impossible = verdict == "drop"
@@ -169,5 +164,16 @@ fn the_model_meets_every_verdict() {
                 assert_ne!(met, impossible, "{verdict} of {kind} from {place}");
             }
         }
+    }
+    for reason in Masquerade::ALL {
+        // Devices and routes, which there are none of.
+        let impossible = matches!(
+            reason,
+            Masquerade::BackendIsNode
+                | Masquerade::NoPrograms
+                | Masquerade::NotPodDevice
+                | Masquerade::NoRoute
+        );
+        assert_ne!(reasons.contains(&(reason as u8)), impossible, "{reason:?}");
     }
 }

@@ -6,10 +6,8 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use proxy_common::{
     backend::Backend,
-    config::Config,
-    explain::{Answer, Client, Decision},
-    frontend::{Frontend, FrontendKey},
-    net::BePort,
+    explain::{Answer, Client, Decision, Masquerade},
+    frontend::Frontend,
 };
 use serde::Serialize;
 
@@ -18,7 +16,7 @@ use super::{
     reason,
 };
 use crate::{
-    dataplane::tables::{KernelFamily, KernelTables, TableError},
+    dataplane::tables::{KernelFamily, KernelTables},
     model::{IpFamily, ServicePortName},
     select::FrontendKind,
 };
@@ -63,10 +61,14 @@ pub enum Verdict {
 impl From<Decision> for Verdict {
     fn from(decision: Decision) -> Self {
         match decision {
-            Decision::Pass => Self::Pass,
+            Decision::Pass | Decision::Listener | Decision::Loopback => Self::Pass,
             Decision::Forward => Self::Forward,
             Decision::NoEndpoint | Decision::UnknownPort => Self::Reject,
-            Decision::NoLocalEndpoint | Decision::Denied | Decision::Unallocated => Self::Drop,
+            Decision::NoLocalEndpoint
+            | Decision::Denied
+            | Decision::Unallocated
+            | Decision::Reset
+            | Decision::TooManyFrontends => Self::Drop,
         }
     }
 }
@@ -100,23 +102,15 @@ pub struct Facts {
     pub chosen: Option<SocketAddr>,
     /// The chosen endpoint is on this node.
     pub chosen_here: bool,
-    pub masquerade: bool,
+    /// Whose address the chosen endpoint sees, if there is one.
+    pub masquerade: Option<Masquerade>,
     /// Session affinity remembers the client.
     pub remembered: bool,
-    pub masquerade_all: bool,
-    /// Something tells pods from others in this family.
-    pub detector: bool,
-    /// The address that the client connects to is one of this node.
-    pub own_address: bool,
 }
 
 impl Facts {
     /// A flow that is not ours, as far as is known.
-    pub fn new(flow: Flow, via: Via, config: &Config) -> Self {
-        let by_prefix = match IpFamily::of(flow.to.ip()) {
-            IpFamily::V4 => Config::DETECT_PREFIX_V4,
-            IpFamily::V6 => Config::DETECT_PREFIX_V6,
-        };
+    pub const fn new(flow: Flow, via: Via) -> Self {
         Self {
             flow,
             via,
@@ -125,15 +119,12 @@ impl Facts {
             kind: None,
             service: None,
             local_policy: false,
-            own_address: false,
             local_set: false,
             endpoints: Vec::new(),
             chosen: None,
             chosen_here: false,
-            masquerade: false,
+            masquerade: None,
             remembered: false,
-            masquerade_all: config.flags & Config::MASQUERADE_ALL != 0,
-            detector: config.flags & (by_prefix | Config::DETECT_DEVICE) != 0,
         }
     }
 
@@ -142,32 +133,29 @@ impl Facts {
         self.decision = Decision::Pass;
         self.endpoints.clear();
         self.chosen = None;
-        self.masquerade = false;
+        self.masquerade = None;
+    }
+
+    /// Returns whether the chosen endpoint sees an address of this node.
+    pub fn is_masqueraded(&self) -> bool {
+        self.masquerade.is_some_and(Masquerade::hides_client)
     }
 }
 
-/// Adds what the programs answered about a flow to `ip`.
+/// Adds what the programs answered about a flow.
 pub fn answer<F: KernelFamily>(
     facts: &mut Facts,
     tables: &KernelTables<F>,
-    ip: F::Ip,
     answer: &Answer,
 ) -> anyhow::Result<()> {
-    facts.decision = Decision::ALL
-        .into_iter()
-        .find(|decision| *decision as u8 == answer.decision)
-        .with_context(|| format!("the program answers {}, which is unknown", answer.decision))?;
-    if answer.frontend.service == Frontend::NO_SERVICE {
+    facts.decision = known(Decision::ALL, |code| code as u8, answer.decision)?;
+    if !facts.decision.has_frontend() {
         return Ok(());
     }
-    facts.client = Client::ALL
-        .into_iter()
-        .find(|client| *client as u8 == answer.client)
-        .unwrap_or(Client::External);
     facts.kind = FrontendKind::from_code(answer.frontend.kind);
     facts.service = tables.name(answer.frontend.service)?;
     facts.local_set = answer.frontend.flags & Frontend::LOCAL_SET != 0;
-    facts.local_policy = facts.local_set || is_local_policy(facts, tables, ip)?;
+    facts.local_policy = answer.flags & Answer::LOCAL_POLICY != 0;
     if facts.decision != Decision::Forward {
         return Ok(());
     }
@@ -176,8 +164,10 @@ pub fn answer<F: KernelFamily>(
     let chosen = tables.backend(answer.backend);
     facts.chosen = chosen.map(address);
     facts.chosen_here = chosen.is_some_and(|backend| backend.flags & Backend::<F::Addr>::HERE != 0);
-    facts.masquerade = answer.masquerade != 0;
-    facts.remembered = answer.remembered != 0;
+    facts.client = known(Client::ALL, |code| code as u8, answer.client)?;
+    let masquerade = known(Masquerade::ALL, |code| code as u8, answer.masquerade)?;
+    facts.masquerade = Some(masquerade);
+    facts.remembered = answer.flags & Answer::REMEMBERED != 0;
     facts.endpoints = if facts.remembered {
         facts.chosen.into_iter().collect()
     } else {
@@ -192,20 +182,15 @@ pub fn answer<F: KernelFamily>(
     Ok(())
 }
 
-/// Returns whether the policy is Local, also for clients that are exempt from it.
-fn is_local_policy<F: KernelFamily>(
-    facts: &Facts,
-    tables: &KernelTables<F>,
-    ip: F::Ip,
-) -> Result<bool, TableError> {
-    let port = BePort::new(facts.flow.to.port());
-    let protocol = facts.flow.transport.number();
-    let key = match facts.kind {
-        Some(FrontendKind::NodePort) => FrontendKey::node_port(port, protocol),
-        _ => FrontendKey::new(F::addr(ip), port, protocol),
-    };
-    let frontend = tables.frontend(&key)?;
-    Ok(frontend.is_some_and(|frontend| frontend.flags & Frontend::LOCAL_SET != 0))
+/// Reads a code of the program's.
+fn known<T: Copy, const N: usize>(
+    all: [T; N],
+    number: impl Fn(T) -> u8,
+    code: u8,
+) -> anyhow::Result<T> {
+    all.into_iter()
+        .find(|one| number(*one) == code)
+        .with_context(|| format!("the program answers {code}, which is unknown"))
 }
 
 impl From<Facts> for Explanation {
@@ -221,7 +206,7 @@ impl From<Facts> for Explanation {
             frontend: facts.kind.map(FrontendKind::name),
             endpoints: facts.endpoints.iter().map(ToString::to_string).collect(),
             chosen: facts.chosen,
-            masquerade: facts.masquerade,
+            masquerade: facts.is_masqueraded(),
             reason: reason::sentence(&facts),
             facts,
         }

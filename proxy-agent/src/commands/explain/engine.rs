@@ -1,6 +1,10 @@
 //! Asks the programs, and reads in the tables what their answers name.
 
-use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
+use std::{
+    cell::OnceCell,
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxy_common::{
     backend::Backend,
@@ -11,7 +15,7 @@ use proxy_common::{
 };
 
 use super::{
-    decode::{self, Explanation, Facts},
+    decode::{self, Explanation, Facts, Verdict},
     flow::{Flow, Transport, Via},
     packet,
 };
@@ -113,23 +117,20 @@ impl Engine {
     pub fn explain(&mut self, flow: &Flow) -> anyhow::Result<Explanation> {
         let config = self.config.get(0).unwrap_or_default();
         let via = flow.via.unwrap_or_else(|| self.suggested(flow, &config));
-        let mut facts = Facts::new(*flow, via, &config);
-        // Such packets never leave the client.
-        if flow.to.ip().is_loopback() && via != Via::Node {
-            return Ok(facts.into());
-        }
-        let (question, ifindex) = self.question(via);
+        // This node's own packets to its own addresses go by the loopback device, which
+        // has no programs: such calls are served, or nothing is.
+        let is_call = via == Via::Node && self.is_own(flow.to.ip());
+        let (question, ifindex) = self.question(via, is_call);
         let answer = self
             .explainer
             .ask(question, &packet::first(flow), ifindex)?;
-        match flow.to.ip() {
-            IpAddr::V4(ip) => decode::answer::<V4>(&mut facts, &self.v4.tables, ip, &answer)?,
-            IpAddr::V6(ip) => decode::answer::<V6>(&mut facts, &self.v6.tables, ip, &answer)?,
+        let mut facts = Facts::new(*flow, via);
+        match flow.to {
+            SocketAddr::V4(_) => decode::answer(&mut facts, &self.v4.tables, &answer)?,
+            SocketAddr::V6(_) => decode::answer(&mut facts, &self.v6.tables, &answer)?,
         }
-        facts.own_address = self.is_own(flow.to.ip());
-        let is_served_in_calls = self.serves_calls && flow.transport != Transport::Sctp;
-        if via == Via::Node && !is_served_in_calls && facts.own_address {
-            // They go by the loopback device, which has no programs.
+        let is_served = self.serves_calls && flow.transport != Transport::Sctp;
+        if is_call && !is_served && Verdict::from(facts.decision) != Verdict::Pass {
             facts.leave();
         }
         Ok(facts.into())
@@ -152,7 +153,7 @@ impl Engine {
     }
 
     /// How a packet comes to the programs, and by which device if there is one.
-    fn question(&self, via: Via) -> (Question, u32) {
+    fn question(&self, via: Via, is_call: bool) -> (Question, u32) {
         let (usual, wanted, mask) = match via {
             Via::Node => (0, 0, 0),
             Via::Pod => (
@@ -174,7 +175,9 @@ impl Engine {
             .max_by_key(|(_, device)| device.flags & Device::LOCAL_CLIENTS);
         let question = Question {
             device_flags: device.map_or(usual, |(_, device)| device.flags),
-            flags: flag(via == Via::Node, Question::HOST) | flag(self.offline, Question::OFFLINE),
+            flags: flag(via == Via::Node && !is_call, Question::HOST)
+                | flag(is_call, Question::CALL)
+                | flag(self.offline, Question::OFFLINE),
         };
         (question, device.map_or(0, |(ifindex, _)| *ifindex))
     }

@@ -1,23 +1,14 @@
 //! Why a flow is treated as it is, in sentences.
 
-use proxy_common::explain::{Client, Decision};
+use proxy_common::explain::{Client, Decision, Masquerade};
 
-use super::{
-    decode::Facts,
-    flow::{Transport, Via},
-};
+use super::{decode::Facts, flow::Transport};
 use crate::select::FrontendKind;
 
 /// Returns why the flow gets the verdict it gets, in one sentence or a few.
 pub fn sentence(facts: &Facts) -> String {
     let to = facts.flow.to;
     match facts.decision {
-        Decision::Pass if to.ip().is_loopback() && facts.via != Via::Node => {
-            format!(
-                "{} is a loopback address: what a client sends there never leaves it.",
-                to.ip()
-            )
-        }
         Decision::Pass if facts.service.is_some() => format!(
             "{} has {to} {}, but not for this node's own processes: their packets to its own addresses go by the loopback device, which has no programs, and {}.",
             service(facts),
@@ -32,7 +23,19 @@ pub fn sentence(facts: &Facts) -> String {
             "No Service has {to} {}: the host's routing decides.",
             protocol(facts)
         ),
-        Decision::Forward => format!("{} {}{}", set(facts), masquerade(facts), listener(facts)),
+        Decision::Listener => format!(
+            "{to} is {}, but the cluster IP is an address of this node, too, and a process of this node listens at this very address and port: it answers instead.",
+            service(facts)
+        ),
+        Decision::Loopback => format!(
+            "{} is a loopback address: only this node's own processes reach {} there.",
+            to.ip(),
+            service(facts)
+        ),
+        Decision::Forward => match facts.masquerade {
+            Some(reason) => format!("{} {}", set(facts), masquerade(reason)),
+            None => set(facts),
+        },
         Decision::NoEndpoint => format!(
             "{} has no endpoint that is ready, nor one that still serves while it terminates, on any node: the client is told at once.",
             service(facts)
@@ -56,15 +59,14 @@ pub fn sentence(facts: &Facts) -> String {
             "{} is in a range of cluster IPs, but no Service has it.",
             to.ip()
         ),
-    }
-}
-
-/// Who may answer in the place of all endpoints.
-fn listener(facts: &Facts) -> &'static str {
-    if facts.own_address && facts.kind == Some(FrontendKind::ClusterIp) {
-        " The cluster IP is an address of this node, too: a process that listens at this very address and port answers instead."
-    } else {
-        ""
+        Decision::Reset => format!(
+            "No connection from {} to {to} is known that this could reset.",
+            facts.flow.from
+        ),
+        Decision::TooManyFrontends => format!(
+            "{} has flows to as many frontends as one client port can have; it can have another one when one of them ends.",
+            facts.flow.from
+        ),
     }
 }
 
@@ -89,31 +91,39 @@ pub fn set(facts: &Facts) -> String {
     }
 }
 
-/// Returns whether the endpoint sees the client's address, and why.
-pub fn masquerade(facts: &Facts) -> String {
-    let same = facts.chosen.map(|chosen| chosen.ip()) == Some(facts.flow.from.ip);
-    let external = facts.kind != Some(FrontendKind::ClusterIp);
-    let why = match (facts.masquerade, external) {
-        (true, _) if same => "the client is the endpoint itself and would answer itself directly",
-        (true, _) if facts.client == Client::Host => {
+/// Returns whose address the endpoint sees, and why.
+fn masquerade(reason: Masquerade) -> String {
+    let why = match reason {
+        Masquerade::Pod => "pods are seen as they are",
+        Masquerade::NoDetector => "no local detector tells who is no pod",
+        Masquerade::LocalPolicy => "externalTrafficPolicy Local keeps it",
+        Masquerade::ClientIsHere => "the client is a pod of this node, so replies pass here anyway",
+        Masquerade::BackendIsHere => {
+            "the endpoint is on this node, behind a device with programs, so replies pass here anyway"
+        }
+        Masquerade::BackendIsNode => {
+            "the endpoint is this node itself, so replies pass here anyway"
+        }
+        Masquerade::Itself => "the client is the endpoint itself and would answer itself directly",
+        Masquerade::Host => {
             "the client is this node itself, and replies must come back from the frontend"
         }
-        (true, false) if facts.masquerade_all => "--masquerade-all",
-        (true, false) => {
+        Masquerade::All => "--masquerade-all",
+        Masquerade::NotPod => {
             "the local detector knows the client as no pod, so replies might take another way"
         }
-        (true, true) => "the endpoint is on another node, and its replies must come back here",
-        (false, false) if facts.client == Client::Pod => "pods are seen as they are",
-        (false, false) => "no local detector tells who is no pod",
-        (false, true) if facts.local_policy && facts.client == Client::External => {
-            "externalTrafficPolicy Local keeps it"
+        Masquerade::BackendElsewhere => {
+            "the endpoint is on another node, and its replies must come back here"
         }
-        (false, true) if facts.via == Via::Pod => {
-            "the client is a pod of this node, so replies pass here anyway"
+        Masquerade::NoPrograms => {
+            "the endpoint is on this node, but behind a device without programs, which its replies would pass unseen"
         }
-        (false, true) => "the endpoint is on this node, so replies pass here anyway",
+        Masquerade::NotPodDevice => {
+            "the endpoint is on this node, but routing leads to it by a device that is not known to lead to pods, and its replies might come by another one"
+        }
+        Masquerade::NoRoute => "the endpoint is on this node, but no route leads to it",
     };
-    if facts.masquerade {
+    if reason.hides_client() {
         format!("The endpoint sees an address of this node: {why}.")
     } else {
         format!("The endpoint sees the client's address: {why}.")

@@ -37,7 +37,10 @@ pub fn render(explanation: &Explanation) -> String {
     if facts.decision == Decision::Forward {
         line("endpoints", &endpoints(&explanation.endpoints));
         line("chosen", &chosen(facts));
-        line("masquerade", if facts.masquerade { "yes" } else { "no" });
+        line(
+            "masquerade",
+            if facts.is_masqueraded() { "yes" } else { "no" },
+        );
     }
     line("because", &explanation.reason);
     if facts.decision == Decision::Forward {
@@ -110,7 +113,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
         "there",
         format!("{there}: destination {frontend} becomes {chosen}"),
     )];
-    if facts.masquerade {
+    if facts.is_masqueraded() {
         rewrites.push((
             "",
             format!(
@@ -124,7 +127,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
             ),
         ));
     }
-    let name = if facts.masquerade { "" } else { "back" };
+    let name = if facts.is_masqueraded() { "" } else { "back" };
     rewrites.push((name, format!("{back}: source {chosen} becomes {frontend}")));
     rewrites
 }
@@ -133,7 +136,7 @@ fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
 mod tests {
     use std::net::SocketAddr;
 
-    use proxy_common::{config::Config, net::Protocol};
+    use proxy_common::{explain::Masquerade, net::Protocol};
     use rstest::rstest;
 
     use super::*;
@@ -147,7 +150,7 @@ mod tests {
         let from = from.parse().expect("a client");
         let to = to.parse().expect("a destination");
         let flow = Flow::new(from, to, Transport::Tcp, Some(via)).expect("one family");
-        Facts::new(flow, via, &Config::default())
+        Facts::new(flow, via)
     }
 
     /// A flow to an external frontend of policy Local.
@@ -166,7 +169,10 @@ mod tests {
             local_set: client == Client::External,
             endpoints: vec![endpoint],
             chosen: Some(endpoint),
-            masquerade: client == Client::Host,
+            masquerade: Some(match client {
+                Client::Host => Masquerade::Host,
+                _ => Masquerade::LocalPolicy,
+            }),
             ..facts(from, to, via)
         }
     }
@@ -248,6 +254,14 @@ mod tests {
     #[case(Decision::UnknownPort, "reject", "no Service has port 80 TCP there")]
     #[case(Decision::Denied, "drop", "loadBalancerSourceRanges")]
     #[case(Decision::Unallocated, "drop", "range of cluster IPs")]
+    #[case(Decision::Listener, "pass", "listens at this very address and port")]
+    #[case(Decision::Loopback, "pass", "only this node's own processes")]
+    #[case(Decision::Reset, "drop", "could reset")]
+    #[case(
+        Decision::TooManyFrontends,
+        "drop",
+        "as many frontends as one client port"
+    )]
     fn refusals_say_why(#[case] decision: Decision, #[case] verdict: &str, #[case] why: &str) {
         for (from, to) in [("10.0.0.1", "10.96.0.1:80"), ("fd00::1", "[fd00:96::1]:80")] {
             let facts = Facts {

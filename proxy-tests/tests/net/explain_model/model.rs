@@ -1,8 +1,12 @@
 //! A model of the treatment of new flows, straight from the rules S1–S70, with no regard
 //! to how long it takes.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use proxy_common::explain::Masquerade;
 use proxy_tests::Family;
 
 use super::{
@@ -17,8 +21,8 @@ pub(crate) struct Expected {
     pub service: Option<String>,
     pub frontend: Option<&'static str>,
     pub endpoints: BTreeSet<String>,
-    /// Endpoints that must see an address of the node.
-    pub masqueraded: BTreeSet<String>,
+    /// Whose address each of them sees, and why.
+    pub masquerade: BTreeMap<String, Masquerade>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +45,9 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
         service: None,
         frontend: None,
         endpoints: BTreeSet::new(),
-        masqueraded: BTreeSet::new(),
+        masquerade: BTreeMap::new(),
     };
     let family = Family::of(flow.to.ip());
-    if flow.to.ip().is_loopback() && flow.place != Place::Node {
-        return nothing("pass");
-    }
     let Some(destination) = destination(cluster, flow, family) else {
         return nothing(without_port(cluster, flow.to.ip(), family));
     };
@@ -60,6 +61,10 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
         frontend: Some(kind),
         ..nothing(verdict)
     };
+    // S56: what others send there never leaves them.
+    if flow.to.ip().is_loopback() && flow.place != Place::Node {
+        return refused("pass");
+    }
     // By the loopback device, and calls of SCTP have no hooks.
     if flow.protocol == "sctp" && flow.place == Place::Node && is_own(flow.to.ip(), family) {
         return refused("pass");
@@ -93,27 +98,39 @@ pub(crate) fn expect(cluster: &Cluster, flow: &Flow) -> Expected {
         let address = (e.ip(family), target_port(port, e.slice));
         std::net::SocketAddr::from(address).to_string()
     };
-    let masqueraded = chosen_from.iter().filter(|endpoint| {
+    let masquerade = |endpoint: &Endpoint| {
         if endpoint.ip(family) == flow.from {
-            return true; // S65
+            return Masquerade::Itself; // S65
+        }
+        if flow.place == Place::Node {
+            return Masquerade::Host; // S39, E5
         }
         if kind == "ClusterIP" {
             // Traffic to cluster IPs is masqueraded (S63).
-            let detector = cluster.detector.contains(&family);
-            return cluster.masquerade_all || detector && client != Client::Pod;
+            return match (cluster.masquerade_all, cluster.detector.contains(&family)) {
+                (true, _) => Masquerade::All,
+                (false, false) => Masquerade::NoDetector,
+                (false, true) if client == Client::Pod => Masquerade::Pod,
+                (false, true) => Masquerade::NotPod,
+            };
         }
-        if client == Client::Host {
-            return true; // S39
-        }
-        if is_local_policy && client == Client::External {
-            return false; // S39
+        // S39
+        match client {
+            Client::Host => return Masquerade::Host,
+            Client::External if is_local_policy => return Masquerade::LocalPolicy,
+            _ => {}
         }
         // S64 and S69, but the source stays where the replies come here anyway.
-        flow.place != Place::Pod && !is_here(endpoint)
-    });
+        match (flow.place, is_here(endpoint)) {
+            (Place::Pod, _) => Masquerade::ClientIsHere,
+            (_, true) => Masquerade::BackendIsHere,
+            (_, false) => Masquerade::BackendElsewhere,
+        }
+    };
+    let masquerade = chosen_from.iter().map(|e| (name(e), masquerade(e)));
     Expected {
         endpoints: chosen_from.iter().map(|e| name(e)).collect(),
-        masqueraded: masqueraded.map(|e| name(e)).collect(),
+        masquerade: masquerade.collect(),
         ..refused("forward")
     }
 }
