@@ -42,6 +42,7 @@ pub mod packet;
 pub mod pod;
 pub mod pod_network;
 pub mod poll;
+pub mod served;
 pub mod settings;
 pub mod topology;
 pub mod traffic;
@@ -56,5 +57,6 @@ pub use manifest::{ECHO_PORT, ECHO_TARGET, Endpoint, ManifestDir, Policy, Servic
 pub use node::Node;
 pub use pod::Pod;
 pub use poll::eventually;
+pub use served::Served;
 pub use topology::{PodNetwork, Topology, UnderlayKind, Wiring};
 pub use tunnel::TunnelHost;

@@ -1,5 +1,6 @@
 //! `lint`: what must hold before a change is merged, tests aside.
 
+mod imports;
 mod parity;
 
 use std::process::Command;
@@ -16,6 +17,7 @@ pub(crate) fn run() -> Result<()> {
     exec::timed("clippy, host", || clippy_host(&cache))?;
     exec::timed("clippy, BPF", || clippy_bpf(&cache))?;
     exec::timed("documentation", || documentation(&cache))?;
+    exec::timed("imports", || imports::check(workspace::root()))?;
     exec::timed("parity", || parity::check(workspace::root()))?;
     dependencies(&cache)
 }

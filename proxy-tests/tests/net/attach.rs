@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use proxy_tests::kernel::can_attach;
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology};
+use proxy_tests::traffic::{TcpClient, ask_tcp, ask_udp};
+use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Topology};
 use rstest::rstest;
 
 /// Pods, the node's processes and clients outside reach backends on both nodes.
@@ -19,9 +19,7 @@ fn services_work(
     let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
     let remote = lab.nodes[1].add_pod("remote")?;
     let backends = [local, remote];
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::with(&["--attach", attach]))?;
 
     for &family in lab.families().list() {

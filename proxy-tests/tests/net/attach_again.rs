@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proxy_agent::dataplane::pins::Pins;
 use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
+use proxy_tests::traffic::{ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually, kernel,
+    AgentOptions, ECHO_PORT, Host, Lab, Node, Service, Topology, eventually, kernel,
 };
 use rstest::rstest;
 
@@ -26,9 +26,7 @@ fn a_foreign_filter_in_our_place_is_not_replaced() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     node.exec("tc", &["qdisc", "add", "dev", "eth0", "clsact"])?;
     node.feed("tc", &["-batch", "-"], FOREIGN)?;
 
@@ -66,9 +64,7 @@ fn filters_without_pins_are_still_ours() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let options = AgentOptions::with(&["--attach", "clsact"]);
     for _ in 0..2 {
         let agent = Agent::start(node, &lab, &options)?;
@@ -96,9 +92,7 @@ fn the_way_of_attaching_can_change() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     for mode in ["tcx", "clsact", "tcx"] {
         let agent = Agent::start(node, &lab, &AgentOptions::with(&["--attach", mode]))?;
         agent.wait_ready()?;
@@ -135,9 +129,7 @@ fn programs_that_somebody_takes_off_come_back(#[values("tcx", "clsact")] mode: &
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let options = AgentOptions::with(&["--attach", mode, "--audit-period", "200ms"]);
     let agents = lab.start_agents(&options)?;
     expect_service(&client, &lab, &service)?;

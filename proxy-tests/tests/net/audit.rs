@@ -11,8 +11,8 @@ use proxy_agent::plan::write::Write;
 use proxy_common::family::{V4, V6};
 use proxy_common::net::Protocol;
 use proxy_common::prefilter;
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+use proxy_tests::traffic::{TcpClient, ask_tcp};
+use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Service, Topology, eventually};
 
 /// Several comparisons.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
@@ -24,9 +24,7 @@ fn what_somebody_deletes_comes_back() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms"]))?;
 
     let pins = Pins::new(node.pins().path());
@@ -75,9 +73,7 @@ fn the_filters_forget_what_nobody_needs() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::with(&["--audit-period", "200ms"]))?;
     let pins = Pins::new(node.pins().path());
     expect_bits::<V4>(&pins, [1, 2])?;

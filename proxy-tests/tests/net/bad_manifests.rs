@@ -49,9 +49,7 @@ fn bad_files() -> [(&'static str, String, &'static str); 8] {
 fn other_objects_work(#[values(true, false)] before_start: bool) -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let [client, backend] = lab.nodes[0].add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let write_all = || {
         bad_files()
             .iter()

@@ -38,9 +38,7 @@ fn pods_reach_pods_on_the_bridge(
     let lab = Lab::start(BRIDGE)?;
     let node = &lab.nodes[0];
     let [client, server] = node.add_pods(["client", "server"])?;
-    let _server = Server::start(&server, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&server);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&server])?;
     let owner = if owner == client.name() {
         &client
     } else {

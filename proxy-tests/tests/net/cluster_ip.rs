@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, spread_tcp, spread_udp};
+use proxy_tests::traffic::{TcpClient, UdpClient, ask_tcp, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Families, Family, Host, Lab, PodNetwork, Service,
     Topology, Wiring,
@@ -50,9 +50,7 @@ fn pods_reach_local_and_remote_backends(#[case] topology: Topology) -> Result<()
     let [client, local] = lab.nodes[0].add_pods(["client", "local"])?;
     let remote = lab.nodes[1].add_pod("remote")?;
     let backends = [local, remote];
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     let both: BTreeSet<_> = backends.iter().map(|pod| pod.name().to_owned()).collect();
@@ -108,9 +106,7 @@ fn flows_spread_evenly() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let client = lab.nodes[0].add_pod("client")?;
     let backends = lab.nodes[0].add_pods(["a", "b", "c"])?;
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
@@ -133,9 +129,7 @@ fn flows_spread_evenly() -> Result<()> {
 fn mapped_addresses_reach_ipv4_services() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let [client, backend] = lab.nodes[0].add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     let mapped = mapped(service.at(Family::V4, ECHO_PORT));

@@ -32,9 +32,7 @@ fn foreign_filters_keep_running(
     let lab = Lab::start(topology)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let devices = [client.node_device(), backend.node_device(), "eth0"];
 
     let options = AgentOptions::with(&["--attach", attach]);

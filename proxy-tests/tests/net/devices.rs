@@ -44,9 +44,7 @@ fn renamed_devices_stay_served(
     let lab = Lab::start(topology)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     expect_service(&client, &lab, &service)?;
@@ -71,9 +69,7 @@ fn node_addresses_may_come_later() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let node = &lab.nodes[0];
     let remote = lab.nodes[1].add_pod("remote")?;
-    let _server = Server::start(&remote, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&remote);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&remote])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
     for &family in lab.families().list() {
         let (old, length) = (

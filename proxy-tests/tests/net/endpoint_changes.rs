@@ -17,9 +17,7 @@ fn flows_of_removed_endpoints() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let client = lab.nodes[0].add_pod("client")?;
     let backends = [lab.nodes[0].add_pod("a")?, lab.nodes[1].add_pod("b")?];
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let all = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&all)?;
+    let all = lab.serve(&backends)?;
     let agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {

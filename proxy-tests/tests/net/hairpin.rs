@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, ask_udp, spread_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring};
+use proxy_tests::traffic::{TcpClient, UdpClient, ask_tcp, ask_udp, spread_udp};
+use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Topology, Wiring};
 use rstest::rstest;
 
 /// Bytes of a transfer.
@@ -28,9 +28,7 @@ fn a_pod_reaches_itself(#[case] topology: Topology) -> Result<()> {
     let lab = Lab::start(topology)?;
     let node = &lab.nodes[0];
     let pod = node.add_pod("pod")?;
-    let _server = Server::start(&pod, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&pod);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&pod])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
@@ -68,9 +66,7 @@ fn a_pod_is_one_of_several_endpoints(#[case] topology: Topology) -> Result<()> {
     let [pod, neighbour] = lab.nodes[0].add_pods(["pod", "neighbour"])?;
     let remote = lab.nodes[1].add_pod("remote")?;
     let backends = [pod, neighbour, remote];
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     let pod = &backends[0];

@@ -4,10 +4,8 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{OpenFlows, Server, TcpClient, UdpClient};
-use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, Wiring, addressing,
-};
+use proxy_tests::traffic::{OpenFlows, TcpClient, UdpClient};
+use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Topology, Wiring, addressing};
 use rstest::rstest;
 
 const BRIDGE: Topology = Topology {
@@ -25,9 +23,7 @@ fn open_flows_follow_the_route(
     let lab = Lab::start(topology)?;
     let node = &lab.nodes[0];
     let backend = lab.nodes[place].add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let switch = lab.underlay.switch();
     switch.ip(&format!(
         "link add p-second type veth peer name eth1 netns {}\n\
@@ -72,9 +68,7 @@ fn service_and_backend_share_a_port(
     let lab = Lab::start(topology)?;
     let node = &lab.nodes[0];
     let backend = lab.nodes[1].add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {
@@ -101,9 +95,7 @@ fn privileged_ports_stay() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let node = &lab.nodes[0];
     let backend = lab.nodes[1].add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {

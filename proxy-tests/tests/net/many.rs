@@ -63,9 +63,7 @@ fn a_node_with_many_devices_serves_a_new_pod() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let backend = node.add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     add_pairs(node, 550)?;
     let agents = lab.start_agents(&AgentOptions::default())?;
     let client = node.add_pod("client")?;
@@ -84,9 +82,7 @@ fn devices_without_room_are_told_of_once() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     add_pairs(node, 10)?;
     make_small_tables(node, 8, 1024)?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;

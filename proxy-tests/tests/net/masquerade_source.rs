@@ -152,9 +152,7 @@ fn link_local_addresses_do_where_there_are_no_others() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let pod = node.add_pod("pod")?;
-    let _server = Server::start(&pod, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&pod);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&pod])?;
     let uplink = node.address(Family::V6);
     node.ip(&format!(
         "addr del {uplink}/{} dev eth0",

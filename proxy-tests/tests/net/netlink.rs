@@ -6,8 +6,8 @@ use std::{io, thread};
 
 use anyhow::{Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
-use proxy_tests::traffic::{Server, ask_tcp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Topology};
+use proxy_tests::traffic::ask_tcp;
+use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology};
 
 /// Sequence numbers of others' requests: those that the agent uses, too, as
 /// both begin to count at one.
@@ -24,9 +24,7 @@ fn requests_of_others_are_not_taken_for_answers() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let devices = (0..DEVICES).map(|number| format!("link add device{number} type bridge\n"));
     node.ip(&devices.collect::<String>())?;
     let agents = lab.start_agents(&AgentOptions::default())?;

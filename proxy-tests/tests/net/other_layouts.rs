@@ -289,9 +289,7 @@ fn flows_of_an_unknown_layout_are_not_read() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     for &family in lab.families().list() {

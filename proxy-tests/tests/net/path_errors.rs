@@ -123,9 +123,7 @@ fn expired_packets_are_reported(#[case] topology: Topology) -> Result<()> {
     let lab = Lab::start(topology)?;
     let client = lab.nodes[0].add_pod("client")?;
     let remote = lab.nodes[1].add_pod("remote")?;
-    let _server = Server::start(&remote, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&remote);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&remote])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
-use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Sockets, Topology, eventually,
-};
+use proxy_tests::traffic::{TcpClient, ask_tcp, ask_udp};
+use proxy_tests::{AgentOptions, ECHO_PORT, Host, Lab, Service, Sockets, Topology, eventually};
 use rstest::rstest;
 
 /// From the loss to its repair, well before the next audit.
@@ -35,9 +33,7 @@ fn removed_pins_come_back(
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::with_sockets(sockets))?;
     agent.wait_ready()?;
     let clients = [&*client, &**node];
@@ -79,9 +75,7 @@ fn the_end_restores_pins_first() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     fs::remove_dir_all(node.pins().path().join("v2/maps"))?;
@@ -95,9 +89,7 @@ fn a_removed_root_is_made_again() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     let pins = node.pins().pins()?;
@@ -116,9 +108,7 @@ fn cleanup_beside_an_agent_has_to_be_forced() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
 

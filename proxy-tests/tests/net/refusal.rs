@@ -60,9 +60,7 @@ fn refused_at_once(
 fn refuses_while_endpoints_are_gone() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let [client, backend] = lab.nodes[0].add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {

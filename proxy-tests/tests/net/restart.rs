@@ -93,9 +93,7 @@ fn the_end_leaves_forwarding_and_cleanup_removes_it(
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::with_sockets(sockets))?;
     agent.wait_ready()?;
 
@@ -139,9 +137,7 @@ fn the_end_waits_for_no_manifest() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let agent = Agent::start(node, &lab, &AgentOptions::default())?;
     agent.wait_ready()?;
     agent.crash()?;

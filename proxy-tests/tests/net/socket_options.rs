@@ -16,9 +16,7 @@ fn sockets_bound_to_a_device_go_by_packets() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let backend = node.add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
@@ -60,9 +58,7 @@ fn sockets_bound_to_an_address_go_by_packets() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let node = &lab.nodes[0];
     let backend = lab.nodes[1].add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     node.ip("addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:51::7/128 dev lo nodad")?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
@@ -98,9 +94,7 @@ fn fast_open_is_served() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
@@ -163,9 +157,7 @@ fn mptcp_sockets_reach_services() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {

@@ -39,9 +39,7 @@ fn both_paths_answer_alike(
     let [client, local] = node.add_pods(["client", "local"])?;
     let remote = lab.nodes[1].add_pod("remote")?;
     let backends = [local, remote];
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(sockets))?;
 
     let both: BTreeSet<_> = backends.iter().map(|pod| pod.name().to_owned()).collect();
@@ -169,9 +167,7 @@ fn sockets_that_move_on_are_told_the_truth() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for &family in lab.families().list() {
@@ -215,9 +211,7 @@ fn sockets_of_removed_udp_backends_are_ended() -> Result<()> {
     let node = &lab.nodes[0];
     let client = node.add_pod("client")?;
     let backends = node.add_pods(["a", "b"])?;
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
     for host in [&*client, &**node] {
@@ -267,9 +261,7 @@ fn sockets_that_cannot_be_ended_change_backends() -> Result<()> {
     let node = &lab.nodes[0];
     let client = node.add_pod("client")?;
     let backends = node.add_pods(["a", "b"])?;
-    let _servers = Server::start_all(&backends, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoints(&backends);
-    lab.manifests.write(&service)?;
+    let service = lab.serve(&backends)?;
     let agent = Agent::start_by(node, &lab, || {
         capabilities::drop_sys_admin()?;
         Agent::command(node, &lab, &AgentOptions::with_sockets(Sockets::All))

@@ -9,10 +9,10 @@ use proxy_tests::agent::{self, Agent};
 use proxy_tests::cgroup::Cgroup;
 use proxy_tests::foreign::PortGuard;
 use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpTalker, ask_tcp, ask_udp};
+use proxy_tests::traffic::{PATIENCE, TcpClient, UdpTalker, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, PodNetwork, Service, Sockets,
-    Topology, Wiring, addressing, eventually,
+    AgentOptions, ECHO_PORT, Family, Host, Lab, Node, PodNetwork, Sockets, Topology, Wiring,
+    addressing, eventually,
 };
 use rstest::rstest;
 
@@ -30,9 +30,7 @@ fn macvlan_pods_reach_services() -> Result<()> {
         unreachable!("two nodes were asked for");
     };
     let backend = other.add_pod("backend")?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let client = macvlan_pod(&lab, node, other)?;
     let _agents = lab.start_agents(&AgentOptions::with_sockets(Sockets::All))?;
 
@@ -83,9 +81,7 @@ fn foreign_programs_keep_running(#[values(true, false)] foreign_first: bool) -> 
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let options = AgentOptions::with_sockets(Sockets::All);
     let cgroup = node.cgroup().path();
 
@@ -128,9 +124,7 @@ fn excluded_cgroups_go_by_packets() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let early = node.cgroup().create_within("early-mesh")?;
     let options = AgentOptions {
         arguments: ["--sockets-exclude-cgroup", "*-mesh,late/sidecar-*"]
@@ -175,9 +169,7 @@ fn the_mode_can_be_changed() -> Result<()> {
     let lab = Lab::start(Topology::default())?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
 
     for (sockets, pod_flows, host_flows) in [
         (Sockets::All, 0, 0),

@@ -155,9 +155,7 @@ fn service_and_backend_from_one_port(
 ) -> Result<()> {
     let lab = Lab::start(topology)?;
     let [client, backend] = lab.nodes[0].add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
 
     for &family in lab.families().list() {

@@ -97,9 +97,7 @@ fn what_listens_at_a_cluster_ip_is_found() -> Result<()> {
     let lab = Lab::start(Topology::ONE_NODE)?;
     let node = &lab.nodes[0];
     let [client, backend] = node.add_pods(["client", "backend"])?;
-    let _server = Server::start(&backend, ECHO_TARGET)?;
-    let service = Service::echo(lab.families()).endpoint(&backend);
-    lab.manifests.write(&service)?;
+    let service = lab.serve([&backend])?;
     node.ip(
         "link add nodelocaldns type veth peer cache-peer\nlink set nodelocaldns up\nlink set cache-peer up",
     )?;
