@@ -1,12 +1,12 @@
 //! The commands of `proxy-agent`, one file each.
 
-pub mod check;
-pub mod cleanup;
-pub mod completions;
+pub(crate) mod check;
+pub(crate) mod cleanup;
+pub(crate) mod completions;
 pub mod explain;
-pub mod get;
-pub mod man;
-pub mod run;
+pub(crate) mod get;
+pub(crate) mod man;
+pub(crate) mod run;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The settings of `run`, checked and typed.
 
-pub mod node_ports;
+pub(crate) mod node_ports;
 pub mod table_sizes;
 
 use std::{

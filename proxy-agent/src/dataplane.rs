@@ -15,27 +15,27 @@
 //! them in link by link.
 
 pub mod attach;
-pub mod bpf;
-pub mod cgroup;
+pub(crate) mod bpf;
+pub(crate) mod cgroup;
 mod copy;
 pub mod counters;
 pub mod devices;
-pub mod explain;
+pub(crate) mod explain;
 pub mod growth;
-pub mod held;
-pub mod hooks;
+pub(crate) mod held;
+pub(crate) mod hooks;
 pub mod load;
-pub mod local_addrs;
-pub mod log;
+pub(crate) mod local_addrs;
+pub(crate) mod log;
 pub mod mapped;
 pub mod maps;
 #[cfg(any(test, feature = "test-programs"))]
 mod memory;
-pub mod other_layouts;
+pub(crate) mod other_layouts;
 pub mod pins;
-pub mod serving;
-pub mod shares;
-pub mod stale;
+pub(crate) mod serving;
+pub(crate) mod shares;
+pub(crate) mod stale;
 pub mod sweep;
 pub mod tables;
 pub mod vlans;

@@ -10,28 +10,34 @@
 //! ```
 //!
 //! [`node`] does the same for devices, addresses and settings of the node.
+
+#![expect(
+    unreachable_pub,
+    reason = "modules are public where other crates use them; `pub` in the others is the crate's"
+)]
+
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod dataplane;
-pub mod escape;
+mod escape;
 #[cfg(test)]
 mod golden;
-pub mod health;
-pub mod http;
-pub mod index;
-pub mod metrics;
+mod health;
+mod http;
+mod index;
+mod metrics;
 pub mod model;
 pub mod node;
-pub mod notice;
-pub mod ownership;
+mod notice;
+mod ownership;
 pub mod plan;
-pub mod predecessors;
+mod predecessors;
 pub mod reconcile;
-pub mod retry;
+mod retry;
 pub mod select;
-pub mod socket_lb;
+mod socket_lb;
 pub mod source;
 pub mod sys;
 pub mod table_sync;
-pub mod telemetry;
+mod telemetry;

@@ -8,16 +8,16 @@
 //! stays in force.
 
 pub mod address;
-pub mod api;
-pub mod endpoint_slice;
+pub(crate) mod api;
+pub(crate) mod endpoint_slice;
 #[cfg(test)]
-pub mod generators;
-pub mod name;
-pub mod node;
-pub mod placement;
+pub(crate) mod generators;
+pub(crate) mod name;
+pub(crate) mod node;
+pub(crate) mod placement;
 mod pool;
-pub mod service;
-pub mod service_cidr;
+pub(crate) mod service;
+pub(crate) mod service_cidr;
 
 use std::{fmt, time::SystemTime};
 

@@ -14,15 +14,15 @@
 //!          └─► pins          ─► what is pinned below the bpf root
 //! ```
 
-pub mod addresses;
+pub(crate) mod addresses;
 mod attempts;
 mod datapath;
-pub mod devices;
+pub(crate) mod devices;
 pub mod flow_sweeper;
-pub mod netlink;
+pub(crate) mod netlink;
 mod pins;
 mod routes;
-pub mod service_cidrs;
+pub(crate) mod service_cidrs;
 pub mod settings;
 mod start;
 mod watch;

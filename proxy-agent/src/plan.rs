@@ -13,11 +13,11 @@
 //! them back ([`Planner::adopt`]) and plans everything again; the same happens
 //! when an agent starts on tables that another one left.
 
-pub mod adopt;
-pub mod alloc;
+pub(crate) mod adopt;
+pub(crate) mod alloc;
 mod backends;
 mod claims;
-pub mod filter;
+pub(crate) mod filter;
 #[cfg(any(test, feature = "test-programs"))]
 pub mod memory;
 mod place;

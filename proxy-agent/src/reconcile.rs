@@ -9,9 +9,9 @@
 //! that goes wrong in one delays the other. From time to time every family's
 //! real tables are compared with what they should be.
 
-pub mod family;
+pub(crate) mod family;
 pub mod growth;
-pub mod pace;
+pub(crate) mod pace;
 
 use std::{
     collections::BTreeSet,

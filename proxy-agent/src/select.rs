@@ -7,8 +7,8 @@
 //! terminating endpoints; this file puts their verdicts together.
 
 mod addresses;
-pub mod categorize;
-pub mod frontend;
+pub(crate) mod categorize;
+pub(crate) mod frontend;
 
 use std::collections::BTreeMap;
 

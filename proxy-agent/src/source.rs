@@ -5,7 +5,7 @@
 //! one bounded channel. A source never gives up: while it cannot read, the last
 //! state stays in force (S98).
 
-pub mod kubernetes;
+pub(crate) mod kubernetes;
 pub mod manifests;
 
 use std::path::PathBuf;

@@ -1,11 +1,11 @@
 //! The host: what it must offer, and the system calls that no crate wraps.
 
-pub mod allocator;
-pub mod capabilities;
-pub mod filesystems;
+pub(crate) mod allocator;
+pub(crate) mod capabilities;
+pub(crate) mod filesystems;
 pub mod kernel;
-pub mod memory;
-pub mod netns;
+pub(crate) mod memory;
+pub(crate) mod netns;
 
 use std::{io, path::PathBuf};
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer};
 
 pub(crate) use self::fields::api_fields;
 pub use self::{
-    field::{Field, FromJson, JsonType, List, Malformed, Mismatch},
+    field::{Field, FromJson, JsonType, List, Malformed},
     fields::read_entry,
     metadata::{Metadata, Wanted},
 };
