@@ -1,27 +1,28 @@
 //! The agent under test, as a process on a node.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use proxy_agent::dataplane::{counters::Counters, pins::Pins};
 use proxy_common::counter::Counter;
 
-use crate::addressing::cluster_cidr;
-use crate::capabilities;
-use crate::family::Family;
-use crate::host::Host;
-use crate::lab::Lab;
-use crate::node::Node;
-use crate::poll::eventually;
+use crate::{
+    addressing::cluster_cidr, capabilities, family::Family, host::Host, lab::Lab, node::Node,
+    poll::eventually,
+};
 
 /// The agent's log line when one family's tables are complete for the first
 /// time.

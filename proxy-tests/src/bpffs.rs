@@ -1,11 +1,15 @@
 //! The BPF file system, where each node's agent pins its maps and links.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+};
 
 /// The usual mount point.
 const MOUNT_POINT: &str = "/sys/fs/bpf";

@@ -1,8 +1,10 @@
 //! Control groups: what runs on a node runs in the node's own cgroup, where
 //! the agent of that node attaches its socket programs.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use nix::unistd::gettid;

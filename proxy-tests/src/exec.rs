@@ -1,9 +1,11 @@
 //! Runs the system's tools (`ip`, `bridge`, `tc`, `nft`) and turns a failure
 //! into an error that shows what the tool said.
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 

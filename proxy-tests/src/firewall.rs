@@ -1,7 +1,9 @@
 //! Netfilter rules other software leaves on a node.
 
-use crate::addressing::{cluster_cidr, pod_cidr};
-use crate::family::Family;
+use crate::{
+    addressing::{cluster_cidr, pod_cidr},
+    family::Family,
+};
 
 /// A stateful forward chain that drops what conntrack cannot place: the rule
 /// firewalld, kube-router and old kube-proxies have.

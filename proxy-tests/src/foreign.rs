@@ -1,10 +1,12 @@
 //! Somebody else's program on a cgroup: it forbids IPv4 and IPv6 connections to
 //! one port, so that a test sees whether it still runs.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 

@@ -1,16 +1,20 @@
 //! A test host: a network namespace, and the ways to do something in it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::panic::resume_unwind;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    panic::resume_unwind,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
 use anyhow::{Context, Result};
 
-use crate::cgroup::Cgroup;
-use crate::exec;
-use crate::family::{Families, Family};
-use crate::netns::Netns;
+use crate::{
+    cgroup::Cgroup,
+    exec,
+    family::{Families, Family},
+    netns::Netns,
+};
 
 /// The addresses a host is known by, one of each family it has.
 #[derive(Clone, Copy, Debug, Default)]

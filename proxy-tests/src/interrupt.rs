@@ -1,8 +1,10 @@
 //! Ctrl-C: noted by a signal handler, acted upon between two commands, so that
 //! everything is removed in order.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::Result;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};

@@ -1,12 +1,10 @@
 //! Features of the kernel under test: the suite also runs under older ones
 //! (`cargo xtask test --kernel`).
 
-use std::io::Write;
-use std::thread;
+use std::{io::Write, thread};
 
 use anyhow::Result;
-use proxy_agent::dataplane::attach::TCX_SINCE;
-use proxy_agent::sys::kernel::version as kernel_version;
+use proxy_agent::{dataplane::attach::TCX_SINCE, sys::kernel::version as kernel_version};
 
 use crate::host::Host;
 

@@ -5,17 +5,19 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::agent::{Agent, AgentOptions};
-use crate::family::{Families, Family};
-use crate::host::{Addresses, Host};
-use crate::manifest::ManifestDir;
-use crate::name;
-use crate::netns::Netns;
-use crate::node::Node;
-use crate::pod_network;
-use crate::topology::Topology;
-use crate::tunnel::TunnelHost;
-use crate::underlay::{Underlay, route_services};
+use crate::{
+    agent::{Agent, AgentOptions},
+    family::{Families, Family},
+    host::{Addresses, Host},
+    manifest::ManifestDir,
+    name,
+    netns::Netns,
+    node::Node,
+    pod_network,
+    topology::Topology,
+    tunnel::TunnelHost,
+    underlay::{Underlay, route_services},
+};
 
 /// The first external client's number on the LAN; node n has number 10 + n.
 const EXTERNAL: u8 = 100;

@@ -5,19 +5,18 @@ mod endpoint;
 mod lease;
 mod service;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
-
-use crate::addressing::pod_cidr;
-use crate::family::Family;
-use crate::node::Node;
-
 pub use endpoint::Endpoint;
 pub use lease::Lease;
+use serde_json::{Value, json};
 pub use service::{ECHO_PORT, ECHO_TARGET, Policy, Service};
+
+use crate::{addressing::pod_cidr, family::Family, node::Node};
 
 /// A directory of manifests. Each file replaces its predecessor by rename, so
 /// that readers see one change however many objects it holds.

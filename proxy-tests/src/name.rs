@@ -1,7 +1,9 @@
 //! Names that tests and demo give to things of the kernel.
 
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 /// A short name that nobody else on this machine gives:
 /// `tandem-<process>-<counter>`. `cargo xtask clean --leftovers` removes what

@@ -1,11 +1,15 @@
 //! Named network namespaces.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
-use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, setns},
+};
 
 use crate::exec;
 

@@ -1,23 +1,29 @@
 //! A node of the cluster: routes pods' packets, runs the agent.
 
-use std::fmt::Write;
-use std::net::IpAddr;
-use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use anyhow::{Context, Result};
 
-use crate::addressing::{pod, subnet_length};
-use crate::bpffs::PinDirectory;
-use crate::cgroup::Cgroup;
-use crate::family::Family;
-use crate::firewall;
-use crate::host::{Addresses, Host};
-use crate::netns::Netns;
-use crate::pod::Pod;
-use crate::topology::{Topology, Wiring};
-use crate::underlay::forward;
+use crate::{
+    addressing::{pod, subnet_length},
+    bpffs::PinDirectory,
+    cgroup::Cgroup,
+    family::Family,
+    firewall,
+    host::{Addresses, Host},
+    netns::Netns,
+    pod::Pod,
+    topology::{Topology, Wiring},
+    underlay::forward,
+};
 
 /// A node. Dereferences to its [`Host`]; what runs there is a host process,
 /// like a pod with `hostNetwork`.

@@ -1,19 +1,17 @@
 //! A pod: a namespace joined to its node by a routed veth or the bridge.
 
-use std::fmt::Write;
-use std::ops::Deref;
-use std::sync::Arc;
+use std::{fmt::Write, ops::Deref, sync::Arc};
 
 use anyhow::Result;
 
-use crate::addressing::{
-    LINK_LOCAL_GATEWAY, VETH_GATEWAY_V6, VETH_MAC, host_length, pod, subnet_length,
+use crate::{
+    addressing::{LINK_LOCAL_GATEWAY, VETH_GATEWAY_V6, VETH_MAC, host_length, pod, subnet_length},
+    family::Family,
+    host::{Addresses, Host},
+    netns::Netns,
+    node::Node,
+    topology::{Topology, Wiring},
 };
-use crate::family::Family;
-use crate::host::{Addresses, Host};
-use crate::netns::Netns;
-use crate::node::Node;
-use crate::topology::{Topology, Wiring};
 
 /// A pod. Dereferences to its [`Host`]; dropping it deletes the pod.
 #[derive(Debug)]

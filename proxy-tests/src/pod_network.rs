@@ -1,14 +1,15 @@
 //! Routes and tunnels from a node to the pods of the other nodes.
 
-use std::fmt::Write;
-use std::net::IpAddr;
+use std::{fmt::Write, net::IpAddr};
 
 use anyhow::Result;
 
-use crate::addressing::{host_length, pod, pod_cidr};
-use crate::family::Family;
-use crate::node::Node;
-use crate::topology::{PodNetwork, UnderlayKind};
+use crate::{
+    addressing::{host_length, pod, pod_cidr},
+    family::Family,
+    node::Node,
+    topology::{PodNetwork, UnderlayKind},
+};
 
 /// Joins `node` with its `peers`.
 pub fn join(network: PodNetwork, node: &Node, peers: &[&Node]) -> Result<()> {

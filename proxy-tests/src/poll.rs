@@ -1,9 +1,11 @@
 //! Waiting without sleeping for a fixed time.
 
-use std::env;
-use std::sync::LazyLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    env,
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 

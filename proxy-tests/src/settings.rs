@@ -4,10 +4,14 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData};
-use proxy_agent::dataplane::mapped::{Access, Mapped};
-use proxy_agent::dataplane::pins::Pins;
-use proxy_common::config::{Config, ConfigFamily, Prefix};
-use proxy_common::family::{V4, V6};
+use proxy_agent::dataplane::{
+    mapped::{Access, Mapped},
+    pins::Pins,
+};
+use proxy_common::{
+    config::{Config, ConfigFamily, Prefix},
+    family::{V4, V6},
+};
 
 use crate::node::Node;
 

@@ -2,25 +2,31 @@
 //! on the node, as VPNs have it, and one in the host, with threads of the test
 //! that carry packets from one to the other.
 
-use std::ffi::c_short;
-use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write as _};
-use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::{
+    ffi::c_short,
+    fmt::Write as _,
+    fs::{File, OpenOptions},
+    io::{Read, Write as _},
+    ops::Deref,
+    os::fd::{AsFd, AsRawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
 
 use anyhow::{Context, Result};
 use libc::{IFF_NO_PI, IFF_TUN, TUNSETIFF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::addressing::host_length;
-use crate::family::Family;
-use crate::host::{Addresses, Host};
-use crate::netns::Netns;
-use crate::node::Node;
+use crate::{
+    addressing::host_length,
+    family::Family,
+    host::{Addresses, Host},
+    netns::Netns,
+    node::Node,
+};
 
 /// The device in the host.
 const DEVICE: &str = "tun0";

@@ -5,11 +5,13 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::addressing::{self, lan, subnet_length};
-use crate::family::{Families, Family};
-use crate::host::{Addresses, Host};
-use crate::netns::Netns;
-use crate::topology::{Topology, UnderlayKind};
+use crate::{
+    addressing::{self, lan, subnet_length},
+    family::{Families, Family},
+    host::{Addresses, Host},
+    netns::Netns,
+    topology::{Topology, UnderlayKind},
+};
 
 /// The switch everybody is plugged in, directly or through a router.
 #[derive(Debug)]

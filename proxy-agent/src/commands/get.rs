@@ -12,7 +12,10 @@ pub mod render;
 pub mod services;
 
 use anyhow::Context as _;
-use proxy_common::family::{V4, V6};
+use proxy_common::{
+    family::{V4, V6},
+    table::Table,
+};
 
 use crate::{
     cli::{GetArgs, Resource},
@@ -29,7 +32,6 @@ use crate::{
     model::IpFamily,
     sys,
 };
-use proxy_common::table::Table;
 
 /// Shows one kind of table on standard output.
 pub fn get(args: &GetArgs) -> anyhow::Result<()> {

@@ -8,14 +8,16 @@
 
 mod services;
 
-pub use self::services::{ServiceGrowthError, carry_services_over};
-
 use std::{fs, io};
 
 use aya::maps::{MapData, MapError};
-use proxy_common::family::{V4, V6};
+use proxy_common::{
+    family::{V4, V6},
+    table::Table,
+};
 use tracing::{info, warn};
 
+pub use self::services::{ServiceGrowthError, carry_services_over};
 use crate::dataplane::{
     copy::{CopyError, copy},
     load::{FixedSizes, Sizes},
@@ -23,7 +25,6 @@ use crate::dataplane::{
     pins::{self, Pins},
     tables::{self, KernelFamily, TableError},
 };
-use proxy_common::table::Table;
 
 /// Tables that programs write to, without the family's suffix.
 const FLOW_TABLES: [Table; 3] = [Table::Flows, Table::Masquerades, Table::Affinity];

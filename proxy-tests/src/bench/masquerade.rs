@@ -4,15 +4,16 @@
 
 mod stand;
 
-use std::fmt::Display;
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use anyhow::{Context, Result};
 
 pub use self::stand::{Proxy, Stand};
 use super::{machine, table::Table};
-use crate::Family;
-use crate::traffic::{HeldFlows, Round, ShortConnections, ShortReport, Transport};
+use crate::{
+    Family,
+    traffic::{HeldFlows, Round, ShortConnections, ShortReport, Transport},
+};
 
 /// Connections per second that must be served without loss.
 const GOAL: u32 = 2000;

@@ -5,9 +5,11 @@ use std::ops::Deref;
 use anyhow::Result;
 
 use super::{ControlPlane, Kubectl, Namespace, ServiceRanges};
-use crate::agent::{Agent, AgentOptions, Source};
-use crate::lab::Lab;
-use crate::topology::Topology;
+use crate::{
+    agent::{Agent, AgentOptions, Source},
+    lab::Lab,
+    topology::Topology,
+};
 
 /// A working cluster. Fields are dropped in this order.
 #[derive(Debug)]

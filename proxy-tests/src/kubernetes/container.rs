@@ -5,21 +5,27 @@
 //! The image is the agent alone; as it may be built for development, the
 //! machine's shared libraries are there too. There is no seccomp profile.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{chdir, chroot};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    unistd::{chdir, chroot},
+};
 use serde_json::Value;
 
 use super::ControlPlane;
-use crate::agent::{self, Agent};
-use crate::capabilities;
-use crate::lab::Lab;
-use crate::node::Node;
+use crate::{
+    agent::{self, Agent},
+    capabilities,
+    lab::Lab,
+    node::Node,
+};
 
 /// The image's entry point, and the only program in it.
 const PROGRAM: &str = "proxy-agent";

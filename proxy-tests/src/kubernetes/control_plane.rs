@@ -1,22 +1,26 @@
 //! etcd, the API server and the controller manager on a host of the lab.
 
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::{Credentials, Kubectl, Process, User};
-use crate::addressing::service_cidr;
-use crate::family::{Families, Family};
-use crate::host::Host;
-use crate::lab::Lab;
-use crate::manifest::node_object;
-use crate::poll::eventually;
+use crate::{
+    addressing::service_cidr,
+    family::{Families, Family},
+    host::Host,
+    lab::Lab,
+    manifest::node_object,
+    poll::eventually,
+};
 
 /// The API server's port.
 const API_PORT: u16 = 6443;

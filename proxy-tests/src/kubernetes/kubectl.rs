@@ -1,7 +1,6 @@
 //! `kubectl`, run on a host of the lab.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Result;
 use serde_json::Value;

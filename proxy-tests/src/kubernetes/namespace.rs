@@ -1,19 +1,16 @@
 //! A Kubernetes namespace of one test, and what it puts there.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{ContainerPort, Kubectl, objects};
-use crate::agent;
-use crate::family::Family;
-use crate::lab::Lab;
-use crate::pod::Pod;
-use crate::traffic::Server;
-use crate::{ECHO_PORT, ECHO_TARGET};
+use crate::{ECHO_PORT, ECHO_TARGET, agent, family::Family, lab::Lab, pod::Pod, traffic::Server};
 
 /// The label all backends have, unless told otherwise: `app: echo`.
 const APP: &str = "echo";

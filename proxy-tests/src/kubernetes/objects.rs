@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::host::Addresses;
-use crate::pod::Pod;
+use crate::{host::Addresses, pod::Pod};
 
 /// A port a pod names, so that Services can refer to it.
 #[derive(Clone, Debug)]

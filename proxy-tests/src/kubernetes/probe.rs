@@ -1,19 +1,22 @@
 //! Checks that clients reach a Service, and which backends they reach.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::addressing::is_pod_of;
-use crate::family::Family;
-use crate::host::Host;
-use crate::node::Node;
-use crate::poll::eventually;
-use crate::traffic::{Answer, TcpClient, UdpClient};
+use crate::{
+    addressing::is_pod_of,
+    family::Family,
+    host::Host,
+    node::Node,
+    poll::eventually,
+    traffic::{Answer, TcpClient, UdpClient},
+};
 
 /// One of two backends is missed this many times in a row once in 10^9.
 const ASKS: usize = 30;

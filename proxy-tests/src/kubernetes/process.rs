@@ -1,9 +1,11 @@
 //! One program of the control plane.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 

@@ -4,10 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::host::Addresses;
-use crate::node::Node;
-use crate::pod::Pod;
-use crate::tunnel::TunnelHost;
+use crate::{host::Addresses, node::Node, pod::Pod, tunnel::TunnelHost};
 
 /// An endpoint: the same pod in the slices of both families.
 #[derive(Clone, Debug)]

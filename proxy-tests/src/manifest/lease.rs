@@ -1,9 +1,11 @@
 //! A file that takes long to open.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 

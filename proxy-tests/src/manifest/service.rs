@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::Endpoint;
-use crate::addressing::cluster_ip;
-use crate::family::{Families, Family};
-use crate::host::Addresses;
+use crate::{
+    addressing::cluster_ip,
+    family::{Families, Family},
+    host::Addresses,
+};
 
 /// A Service, dual-stack and of type ClusterIP unless told otherwise, with the
 /// endpoints behind it.

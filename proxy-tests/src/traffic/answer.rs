@@ -1,7 +1,6 @@
 //! The server's answer, which names the server and the client's address.
 
-use std::io;
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 

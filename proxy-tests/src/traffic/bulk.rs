@@ -1,8 +1,10 @@
 //! Large transfers. The bytes follow a pattern that both sides know, so the
 //! receiver compares every byte and can name the first wrong one.
 
-use std::io::{self, Read, Write};
-use std::sync::LazyLock;
+use std::{
+    io::{self, Read, Write},
+    sync::LazyLock,
+};
 
 /// A prime, so that no power-of-two shift of the stream looks right.
 const PERIOD: usize = 1_048_573;

@@ -1,8 +1,10 @@
 //! Many small conversations at a time, from one thread: a byte goes and comes back.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use socket2::{Domain, Socket, Type};

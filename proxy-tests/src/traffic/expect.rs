@@ -1,8 +1,10 @@
 //! Checks of what a client hears.
 
-use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 

@@ -1,16 +1,21 @@
 //! Many flows that are open at a time.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 
-use super::crowd::{Crowd, Transport};
-use super::{Sources, descriptors};
+use super::{
+    Sources,
+    crowd::{Crowd, Transport},
+    descriptors,
+};
 use crate::host::Host;
 
 /// Questions at a time: fewer than any socket has room for.

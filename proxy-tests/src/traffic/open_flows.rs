@@ -1,13 +1,11 @@
 //! A TCP connection and a UDP socket that talk to one frontend for a while.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Connection, PATIENCE, TcpClient, UdpClient};
-use crate::eventually;
-use crate::host::Host;
+use crate::{eventually, host::Host};
 
 /// From a question to its answer, where there is one.
 const BRIEFLY: Duration = Duration::from_millis(300);

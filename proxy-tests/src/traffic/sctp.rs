@@ -2,19 +2,25 @@
 //! data come back: few kernels of test machines have the protocol itself. Every
 //! packet that is received must have the checksum that a sender would give it.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::family::Family;
-use crate::host::Host;
-use crate::packet::{chunk, crc32c};
+use crate::{
+    family::Family,
+    host::Host,
+    packet::{chunk, crc32c},
+};
 
 const HEADER: usize = 12;
 /// An INIT's value: tag, window, two numbers of streams, first TSN.

@@ -2,10 +2,12 @@
 //! one line: `echo` (bytes come back until the client closes), `take N` (reads
 //! N bytes of the bulk pattern, says `ok`), or `send N` (sends them).
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, SockRef, Socket, Type};

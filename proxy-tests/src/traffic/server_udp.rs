@@ -1,9 +1,13 @@
 //! The UDP server: each datagram comes back behind the line of an [`Answer`].
 
-use std::net::{Shutdown, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::{
+    net::{Shutdown, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
 
 use anyhow::{Context, Result};
 use socket2::SockRef;

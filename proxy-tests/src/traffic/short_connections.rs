@@ -1,16 +1,19 @@
 //! Short TCP connections, one after the other and many at a time: connect, a byte
 //! each way, close.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 
-use super::Sources;
-use super::crowd::{Crowd, Transport};
+use super::{
+    Sources,
+    crowd::{Crowd, Transport},
+};
 use crate::host::Host;
 
 /// Connections at a time.

@@ -1,9 +1,7 @@
 //! Socket options, and what is done like them, that the standard library has no
 //! name for.
 
-use std::io;
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
+use std::{io, net::UdpSocket, os::fd::AsRawFd};
 
 use libc::{
     IP_MTU, IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_MTU,

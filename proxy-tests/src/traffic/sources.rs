@@ -1,7 +1,9 @@
 //! Source addresses and ports of many connections.
 
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 /// Ports that an unprivileged client may use.
 const PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
@@ -40,8 +42,10 @@ impl Iterator for Sources {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::{
+        collections::BTreeSet,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
 
     use super::*;
 

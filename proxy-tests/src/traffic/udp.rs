@@ -1,19 +1,22 @@
 //! UDP clients.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::Result;
 use socket2::SockRef;
 
-use super::path_error::{self, PathError};
-use super::server_udp::LARGEST;
-use super::{Answer, PATIENCE, UdpTalker, socket_option};
-use crate::addressing::unspecified;
-use crate::eventually;
-use crate::family::Family;
+use super::{
+    Answer, PATIENCE, UdpTalker,
+    path_error::{self, PathError},
+    server_udp::LARGEST,
+    socket_option,
+};
+use crate::{addressing::unspecified, eventually, family::Family};
 
 /// A connected UDP socket.
 #[derive(Debug)]

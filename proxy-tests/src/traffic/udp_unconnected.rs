@@ -1,13 +1,13 @@
 //! UDP clients that name whom they send to with each datagram.
 
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
-use super::server_udp::LARGEST;
-use super::{Answer, PATIENCE};
-use crate::addressing::unspecified;
-use crate::family::Family;
+use super::{Answer, PATIENCE, server_udp::LARGEST};
+use crate::{addressing::unspecified, family::Family};
 
 /// An unconnected UDP socket.
 #[derive(Debug)]

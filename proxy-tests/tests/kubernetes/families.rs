@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::{ApiPod, Namespace, Probe, shared};
-use proxy_tests::traffic::Heartbeat;
-use proxy_tests::{ECHO_PORT, Family, Host, eventually};
+use proxy_tests::{
+    ECHO_PORT, Family, Host, eventually,
+    kubernetes::{ApiPod, Namespace, Probe, shared},
+    traffic::Heartbeat,
+};
 use rstest::{Context, rstest};
 use serde_json::json;
 

@@ -1,11 +1,12 @@
 //! A dual-stack cluster whose default family is IPv6.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::{Cluster, Probe, ServiceRanges};
-use proxy_tests::{ECHO_PORT, Family, Topology, eventually};
+use proxy_tests::{
+    ECHO_PORT, Family, Topology, eventually,
+    kubernetes::{Cluster, Probe, ServiceRanges},
+};
 
 #[test]
 fn ipv6_is_the_default_and_ipv4_the_other() -> Result<()> {

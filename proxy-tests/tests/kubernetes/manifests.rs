@@ -1,14 +1,18 @@
 //! `kubectl apply -k manifests/`: the API server takes every object, and the
 //! pods that come of it serve, with the rights and the settings they are given.
 
-use std::fs;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_tests::kubernetes::{ControlPlane, Kubectl, Namespace, Probe, ServiceRanges, container};
-use proxy_tests::{ECHO_PORT, Family, Lab, Node, Topology, eventually};
+use proxy_tests::{
+    ECHO_PORT, Family, Lab, Node, Topology, eventually,
+    kubernetes::{ControlPlane, Kubectl, Namespace, Probe, ServiceRanges, container},
+};
 use rstest::rstest;
 use serde_json::{Value, json};
 

@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::agent::{Agent, Source};
-use proxy_tests::kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges};
-use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Family, Lab, Topology,
+    agent::{Agent, Source},
+    eventually,
+    kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges},
+};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(45);

@@ -4,10 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::agent::{Agent, Source};
-use proxy_tests::kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges};
-use proxy_tests::traffic::{ConnectLoad, Heartbeat};
-use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Family, Lab, Topology,
+    agent::{Agent, Source},
+    eventually,
+    kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges},
+    traffic::{ConnectLoad, Heartbeat},
+};
 
 /// The agent's log line when it has lost the API server.
 const LOST: &str = "the last state stays in force";

@@ -13,9 +13,11 @@ mod types;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::{Namespace, Probe};
-use proxy_tests::traffic::HeartbeatReport;
-use proxy_tests::{ECHO_PORT, Family, Host};
+use proxy_tests::{
+    ECHO_PORT, Family, Host,
+    kubernetes::{Namespace, Probe},
+    traffic::HeartbeatReport,
+};
 
 const DUAL: &str = "ipFamilyPolicy: RequireDualStack";
 const NODE_PORT: &str = "ipFamilyPolicy: RequireDualStack, type: NodePort";

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::addressing::service_cidr;
-use proxy_tests::kubernetes::{Cluster, ServiceRanges};
-use proxy_tests::{Family, Topology, eventually, settings};
+use proxy_tests::{
+    Family, Topology,
+    addressing::service_cidr,
+    eventually,
+    kubernetes::{Cluster, ServiceRanges},
+    settings,
+};
 use serde_json::json;
 
 /// From `kubectl` to the last node's settings, on a busy machine.

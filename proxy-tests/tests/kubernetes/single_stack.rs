@@ -2,8 +2,10 @@
 //! address of the other.
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::{Cluster, Probe, ServiceRanges};
-use proxy_tests::{ECHO_PORT, Families, Family, Host, Topology};
+use proxy_tests::{
+    ECHO_PORT, Families, Family, Host, Topology,
+    kubernetes::{Cluster, Probe, ServiceRanges},
+};
 use rstest::rstest;
 
 #[rstest]

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::agent::{self, Agent, Source};
-use proxy_tests::cgroup::Cgroup;
-use proxy_tests::kubernetes::{ControlPlane, Namespace, ServiceRanges};
-use proxy_tests::traffic::{ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Node, Sockets, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Family, Lab, Node, Sockets, Topology,
+    agent::{self, Agent, Source},
+    cgroup::Cgroup,
+    eventually,
+    kubernetes::{ControlPlane, Namespace, ServiceRanges},
+    traffic::{ask_tcp, ask_udp},
+};
 use serde_json::json;
 
 const LABEL: &str = "tandem-proxy.github.io/sockets";

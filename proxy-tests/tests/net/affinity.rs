@@ -1,13 +1,15 @@
 //! Session affinity: a client comes back to the endpoint it had (S71–S76).
 
-use std::net::SocketAddr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Answer, Server, ask_tcp, ask_udp_patiently, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Pod, Service, Topology, eventually,
+    traffic::{Answer, Server, ask_tcp, ask_udp_patiently, spread_tcp, spread_udp},
 };
 use rstest::rstest;
 

@@ -1,9 +1,11 @@
 //! The basic traffic with each way to attach the programs.
 
 use anyhow::{Context, Result};
-use proxy_tests::kernel::can_attach;
-use proxy_tests::traffic::{TcpClient, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Topology};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Lab, Topology,
+    kernel::can_attach,
+    traffic::{TcpClient, ask_tcp, ask_udp},
+};
 use rstest::rstest;
 
 /// Pods, the node's processes and clients outside reach backends on both nodes.

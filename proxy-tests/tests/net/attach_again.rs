@@ -1,14 +1,14 @@
 //! Programs and filters that an earlier agent, or somebody else, has left on the devices.
 
-use std::fs;
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use proxy_agent::dataplane::pins::Pins;
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, Host, Lab, Node, Service, Topology, eventually, kernel,
+    AgentOptions, ECHO_PORT, Host, Lab, Node, Service, Topology,
+    agent::{self, Agent},
+    eventually, kernel,
+    traffic::{ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

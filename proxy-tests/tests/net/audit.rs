@@ -3,16 +3,24 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_agent::dataplane::Dataplane;
-use proxy_agent::dataplane::mapped::Access;
-use proxy_agent::dataplane::pins::Pins;
-use proxy_agent::dataplane::tables::{KernelFamily, KernelTables, open_flows};
-use proxy_agent::plan::write::Write;
-use proxy_common::family::{V4, V6};
-use proxy_common::net::Protocol;
-use proxy_common::prefilter;
-use proxy_tests::traffic::{TcpClient, ask_tcp};
-use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Service, Topology, eventually};
+use proxy_agent::{
+    dataplane::{
+        Dataplane,
+        mapped::Access,
+        pins::Pins,
+        tables::{KernelFamily, KernelTables, open_flows},
+    },
+    plan::write::Write,
+};
+use proxy_common::{
+    family::{V4, V6},
+    net::Protocol,
+    prefilter,
+};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Lab, Service, Topology, eventually,
+    traffic::{TcpClient, ask_tcp},
+};
 
 /// Several comparisons.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);

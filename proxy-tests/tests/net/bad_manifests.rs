@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually,
+    traffic::{Server, ask_tcp, ask_udp},
+};
 use rstest::rstest;
 use serde_json::json;
 

@@ -1,16 +1,15 @@
 //! Bridges that have the MAC address of one of their ports, as they get it from
 //! Linux unless somebody sets it (E2): a host's `br0` has that of `eth0`.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::host::Addresses;
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Server, expect_everything};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Policy, Service, Topology,
     Wiring, addressing,
+    host::Addresses,
+    manifest::Endpoint,
+    traffic::{Server, expect_everything},
 };
 use rstest::rstest;
 

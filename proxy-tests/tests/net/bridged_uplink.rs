@@ -4,11 +4,11 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Server, expect_everything};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Service, Topology, Wiring,
     addressing,
+    manifest::Endpoint,
+    traffic::{Server, expect_everything},
 };
 use rstest::rstest;
 

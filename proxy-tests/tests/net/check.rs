@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::addressing::lan;
-use proxy_tests::family::Families;
-use proxy_tests::traffic::{PATIENCE, TcpClient};
 use proxy_tests::{
-    Agent, AgentOptions, ECHO_PORT, Family, Lab, Service, Topology, agent, eventually,
+    Agent, AgentOptions, ECHO_PORT, Family, Lab, Service, Topology,
+    addressing::lan,
+    agent, eventually,
+    family::Families,
+    traffic::{PATIENCE, TcpClient},
 };
 use rstest::rstest;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{TcpClient, UdpClient, ask_tcp, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Families, Family, Host, Lab, PodNetwork, Service,
     Topology, Wiring,
+    traffic::{TcpClient, UdpClient, ask_tcp, spread_tcp, spread_udp},
 };
 use rstest::rstest;
 

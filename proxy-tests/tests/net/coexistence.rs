@@ -1,14 +1,16 @@
 //! Others live here too: programs on the same devices, and packets that only
 //! pass by.
 
-use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result};
-use proxy_tests::kernel::can_attach;
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, Wiring,
+    kernel::can_attach,
+    traffic::{Server, TcpClient, ask_tcp, ask_udp, ask_udp_patiently},
 };
 use rstest::rstest;
 

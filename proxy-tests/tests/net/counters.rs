@@ -1,15 +1,14 @@
 //! The programs' counters outlive the agent that made the table.
 
-use std::fs;
-use std::process::Command;
-use std::time::Duration;
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 use aya::maps::MapInfo;
 use proxy_agent::dataplane::pins::Pins;
 use proxy_common::counter::Counter;
-use proxy_tests::traffic::TcpClient;
-use proxy_tests::{Agent, AgentOptions, ECHO_PORT, Lab, Service, Topology, exec};
+use proxy_tests::{
+    Agent, AgentOptions, ECHO_PORT, Lab, Service, Topology, exec, traffic::TcpClient,
+};
 
 /// Counters that an earlier agent knew, before there was [`Counter::NoEndpoint`].
 const KNOWN: u32 = 3;

@@ -1,12 +1,12 @@
 //! The flags of devices in `DEVICES`: which lead away, and whose packets
 //! pass the programs (E19).
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::lan;
-use proxy_tests::{AgentOptions, Family, Lab, Node, Topology, Wiring, agent, eventually};
+use proxy_tests::{
+    AgentOptions, Family, Lab, Node, Topology, Wiring, addressing::lan, agent, eventually,
+};
 use serde::Deserialize;
 
 /// From a change of routes to its effect; routes are read once a second.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring, eventually,
+    traffic::{Server, TcpClient, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -1,12 +1,13 @@
 //! Endpoints come and go: what happens to flows that are under way, and to new
 //! ones.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use proxy_tests::traffic::{ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Topology, eventually,
+    traffic::{ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp},
+};
 
 const SOON: Duration = Duration::from_secs(2);
 

@@ -2,16 +2,19 @@
 
 mod decisions;
 
-use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Output, Stdio};
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    process::{Command, Output, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 use proxy_agent::dataplane::pins::Pins;
-use proxy_tests::bpffs::PinDirectory;
-use proxy_tests::traffic::{Server, ask_tcp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring, agent, name,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring, agent,
+    bpffs::PinDirectory,
+    name,
+    traffic::{Server, ask_tcp},
 };
 use rstest::rstest;
 use serde_json::{Value, json};

@@ -1,14 +1,18 @@
 //! One client takes the whole flow table, and another one comes.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{ByteServer, Heartbeat, Server};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, eventually,
+    traffic::{ByteServer, Heartbeat, Server},
+};
 
 /// Flows of one family at a time.
 const SIZE: usize = 2048;

@@ -1,16 +1,18 @@
 //! A flow table that is too small for what comes.
 
-use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Heartbeat, Server, ask_tcp, ask_udp};
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Pod, Service, Topology, Wiring,
     eventually,
+    traffic::{Heartbeat, Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 use socket2::{Domain, Socket, Type};

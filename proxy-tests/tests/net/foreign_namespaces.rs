@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::public;
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{Server, Way};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Sockets, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Sockets, Topology,
+    addressing::public,
+    eventually,
+    host::Addresses,
+    traffic::{Server, Way},
 };
 
 const NODE_PORT: u16 = 30_080;

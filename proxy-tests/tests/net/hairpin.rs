@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{TcpClient, UdpClient, ask_tcp, ask_udp, spread_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Topology, Wiring};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Lab, Topology, Wiring,
+    traffic::{TcpClient, UdpClient, ask_tcp, ask_udp, spread_udp},
+};
 use rstest::rstest;
 
 /// Bytes of a transfer.

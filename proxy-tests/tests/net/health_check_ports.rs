@@ -1,9 +1,11 @@
 //! Health check ports: load balancers learn which nodes have endpoints (S12,
 //! S62, S111–S113).
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_tests::{AgentOptions, Family, Host, Lab, Topology, eventually};

@@ -1,13 +1,12 @@
 //! Topology hints: which endpoints clients get by zone and node (S34, S35, S42).
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Server, spread_tcp, spread_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Endpoint, Host, Lab, Pod, Policy, Service, Topology,
     eventually,
+    traffic::{Server, spread_tcp, spread_udp},
 };
 
 /// From a change to its effect.

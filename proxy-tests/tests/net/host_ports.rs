@@ -1,11 +1,12 @@
 //! Processes of the node as clients, whose ports and routes the kernel chooses.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{OpenFlows, TcpClient, UdpClient};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Topology, Wiring, addressing};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Topology, Wiring, addressing,
+    traffic::{OpenFlows, TcpClient, UdpClient},
+};
 use rstest::rstest;
 
 const BRIDGE: Topology = Topology {

@@ -1,14 +1,18 @@
 //! The lab itself: in every topology, traffic flows without Tandem. When one
 //! of these fails, so does everything else, and not because of the datapath.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{
-    ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, ping,
+use proxy_tests::{
+    Families, Lab, PodNetwork, Topology, UnderlayKind, Wiring,
+    traffic::{
+        ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, ping,
+    },
 };
-use proxy_tests::{Families, Lab, PodNetwork, Topology, UnderlayKind, Wiring};
 use rstest::rstest;
 
 const PORT: u16 = 8080;

@@ -1,15 +1,16 @@
 //! Devices without Ethernet header, such as those of VPNs: clients and backends
 //! behind them.
 
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::{io::ErrorKind, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::addressing::{lan, pod};
-use proxy_tests::kernel::can_attach;
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, TunnelHost};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, TunnelHost,
+    addressing::{lan, pod},
+    kernel::can_attach,
+    manifest::Endpoint,
+    traffic::{Server, TcpClient, UdpClient, ask_tcp, ask_udp},
+};
 use rstest::rstest;
 
 const FIREWALL: Topology = Topology {

@@ -2,20 +2,20 @@
 //! which backends, who may, and what happens when policies change (S7–S9, S39,
 //! S40, S43, S46, S57, S58, S60, S62–S70).
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::{host_length, public};
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{
-    Answer, OpenFlows, Server, TcpClient, UdpClient, ask_tcp, expect_refusal, expect_silence,
-    spread_tcp, spread_udp,
-};
-use proxy_tests::underlay::route_public;
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, Policy, Service,
-    Topology, Wiring, eventually,
+    Topology, Wiring,
+    addressing::{host_length, public},
+    eventually,
+    host::Addresses,
+    traffic::{
+        Answer, OpenFlows, Server, TcpClient, UdpClient, ask_tcp, expect_refusal, expect_silence,
+        spread_tcp, spread_udp,
+    },
+    underlay::route_public,
 };
 use rstest::rstest;
 

@@ -1,15 +1,17 @@
 //! The table of the node's own addresses follows the kernel (E25, S52–S55).
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData};
-use proxy_agent::dataplane::pins::Pins;
-use proxy_agent::dataplane::tables::KernelFamily;
-use proxy_common::family::{V4, V6};
-use proxy_common::local_addr::LocalAddr;
+use aya::maps::{
+    Map, MapData,
+    lpm_trie::{Key, LpmTrie},
+};
+use proxy_agent::dataplane::{pins::Pins, tables::KernelFamily};
+use proxy_common::{
+    family::{V4, V6},
+    local_addr::LocalAddr,
+};
 use proxy_tests::{AgentOptions, Family, Lab, Node, Topology, agent, eventually};
 use rstest::rstest;
 use serde::Deserialize;

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::traffic::{Server, ask_tcp, expect_silence};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Policy, Service, Topology, eventually,
+    traffic::{Server, ask_tcp, expect_silence},
 };
 use serde_json::json;
 

@@ -1,17 +1,18 @@
 //! Nodes with more devices or addresses than usual.
 
-use std::fmt::Write;
-use std::fs;
-use std::time::Duration;
+use std::{fmt::Write, fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
-use proxy_agent::dataplane::pins::Pins;
+use proxy_agent::dataplane::{
+    load::{self, LoadOptions, Sizes},
+    pins::Pins,
+};
 use proxy_common::masquerade::PortRange;
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Topology,
+    agent::{self, Agent},
+    eventually,
+    traffic::{Server, ask_tcp, ask_udp},
 };
 
 const SERVED_WITHIN: Duration = Duration::from_secs(30);

@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::Family;
-use proxy_tests::bench::masquerade::{self, Proxy, Stand};
-use proxy_tests::traffic::Transport;
+use proxy_tests::{
+    Family,
+    bench::masquerade::{self, Proxy, Stand},
+    traffic::Transport,
+};
 use rstest::rstest;
 
 const TIME: Duration = Duration::from_secs(2);

@@ -2,15 +2,18 @@
 //! MASQUERADE takes on the same node, however many addresses a card has and
 //! whenever they were assigned.
 
-use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::{host_length, lan, pod, pod_cidr, subnet_length};
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{PATIENCE, Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Service, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Service, Topology,
+    addressing::{host_length, lan, pod, pod_cidr, subnet_length},
+    eventually,
+    host::Addresses,
+    traffic::{PATIENCE, Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
+    manifest::Endpoint,
+    traffic::{Server, TcpClient, UdpClient, ask_udp_patiently},
 };
 use rstest::rstest;
 

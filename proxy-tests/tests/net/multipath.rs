@@ -1,15 +1,15 @@
 //! Nodes with two uplinks and a default route over both of them.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::addressing::{host_length, lan, pod, pod_cidr, subnet_length};
-use proxy_tests::host::Addresses;
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{PATIENCE, Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Pod, Service, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Pod, Service, Topology,
+    addressing::{host_length, lan, pod, pod_cidr, subnet_length},
+    eventually,
+    host::Addresses,
+    manifest::Endpoint,
+    traffic::{PATIENCE, Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -1,13 +1,15 @@
 //! The agent listens to netlink while others use it, too.
 
-use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::{io, thread};
+use std::{
+    io,
+    os::fd::AsRawFd as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use anyhow::{Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
-use proxy_tests::traffic::ask_tcp;
-use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology};
+use proxy_tests::{AgentOptions, ECHO_PORT, Family, Lab, Topology, traffic::ask_tcp};
 
 /// Sequence numbers of others' requests: those that the agent uses, too, as
 /// both begin to count at one.

@@ -1,17 +1,19 @@
 //! `NodePorts`: who reaches which backends, and whom the backends see (S39,
 //! S40, S43, S52, S55, S63–S70).
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{
-    Answer, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
-    expect_silence, spread_tcp,
-};
 use proxy_tests::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Endpoint, Family, Host, Lab, Node, Policy,
     Service, Topology, UnderlayKind, Wiring, eventually,
+    traffic::{
+        Answer, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
+        expect_silence, spread_tcp,
+    },
 };
 use rstest::rstest;
 

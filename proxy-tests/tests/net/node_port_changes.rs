@@ -1,16 +1,12 @@
 //! Endpoints of a NodePort come, drain and go under traffic (S32, S33, S77–S79).
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{
-    OpenFlows, Server, expect_refusal, expect_silence, spread_tcp, spread_udp,
-};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Endpoint, Family, Host, Lab, Pod, Policy, Service,
     Topology, Wiring, eventually,
+    traffic::{OpenFlows, Server, expect_refusal, expect_silence, spread_tcp, spread_udp},
 };
 use rstest::rstest;
 

@@ -1,18 +1,17 @@
 //! Devices that real hosts have between them and the network: VLANs, bonds, VRFs and
 //! `WireGuard` tunnels. Not every kernel has them.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::addressing::{cluster_cidr, lan, public, subnet_length};
-use proxy_tests::host::Addresses;
-use proxy_tests::kernel::can_make;
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Service, Sockets, Topology,
+    addressing::{cluster_cidr, lan, public, subnet_length},
+    host::Addresses,
+    kernel::can_make,
+    manifest::Endpoint,
+    netns::Netns,
+    traffic::{Server, TcpClient, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -1,21 +1,20 @@
 //! An agent takes over from one of another layout version. The folder of an
 //! agent's tables gets another name for that: its programs stay in place.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::time::Duration;
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use proxy_common::flow::Flow;
-use proxy_common::net::{AddrV4, AddrV6};
-use proxy_common::{FORMER_FLOW_LAYOUT, LAYOUT_VERSION};
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{Heartbeat, HeartbeatReport, Server, TcpClient, UdpClient, ask_tcp};
+use proxy_common::{
+    FORMER_FLOW_LAYOUT, LAYOUT_VERSION,
+    flow::Flow,
+    net::{AddrV4, AddrV6},
+};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Sockets, Topology, eventually,
-    kernel,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Node, Service, Sockets, Topology,
+    agent::{self, Agent},
+    eventually, kernel,
+    traffic::{Heartbeat, HeartbeatReport, Server, TcpClient, UdpClient, ask_tcp},
 };
 use rstest::rstest;
 

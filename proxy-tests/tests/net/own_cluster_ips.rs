@@ -1,12 +1,12 @@
 //! Cluster IPs that a node has as addresses of its own.
 
-use std::net::Ipv6Addr;
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Sockets, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Sockets, Topology,
+    eventually,
+    traffic::{Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -1,22 +1,26 @@
 //! One agent at a time writes below a bpf root; others stand by.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
-use proxy_agent::dataplane::Dataplane;
-use proxy_agent::dataplane::mapped::Access;
-use proxy_agent::dataplane::pins::Pins;
-use proxy_agent::dataplane::tables::{KernelFamily, KernelTables};
+use proxy_agent::dataplane::{
+    Dataplane,
+    mapped::Access,
+    pins::Pins,
+    tables::{KernelFamily, KernelTables},
+};
 use proxy_common::family::{V4, V6};
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{ConnectLoad, Heartbeat, Server};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, ManifestDir, Pod, Service, Topology,
+    agent::{self, Agent},
     eventually,
+    traffic::{ConnectLoad, Heartbeat, Server},
 };
 
 /// Time until an agent that stands by or takes over has seen a change, loaded its

@@ -1,18 +1,19 @@
 //! ICMP errors about translated packets reach the sender of the packet, with the addresses
 //! that it knows.
 
-use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::{
+    io::{self, ErrorKind},
+    net::SocketAddr,
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing;
-use proxy_tests::traffic::{
-    PATIENCE, PathError, Redirects, Server, TcpClient, UdpClient, ask_tcp, ask_udp,
-    ask_udp_patiently,
-};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, UnderlayKind,
-    Wiring, eventually,
+    Wiring, addressing, eventually,
+    traffic::{
+        PATIENCE, PathError, Redirects, Server, TcpClient, UdpClient, ask_tcp, ask_udp,
+        ask_udp_patiently,
+    },
 };
 use rstest::rstest;
 

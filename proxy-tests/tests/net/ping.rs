@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::ping_with;
-use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Service, Topology, Wiring};
+use proxy_tests::{AgentOptions, ECHO_PORT, Lab, Service, Topology, Wiring, traffic::ping_with};
 use rstest::rstest;
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,12 +1,14 @@
 //! Pins that somebody removes while an agent runs.
 
-use std::fs;
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::traffic::{TcpClient, ask_tcp, ask_udp};
-use proxy_tests::{AgentOptions, ECHO_PORT, Host, Lab, Service, Sockets, Topology, eventually};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, Host, Lab, Service, Sockets, Topology,
+    agent::{self, Agent},
+    eventually,
+    traffic::{TcpClient, ask_tcp, ask_udp},
+};
 use rstest::rstest;
 
 /// From the loss to its repair, well before the next audit.

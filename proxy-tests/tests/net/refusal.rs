@@ -1,13 +1,15 @@
 //! A Service nobody serves refuses at once; it never lets a client wait.
 
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Service, Topology, Wiring, eventually,
+    traffic::{Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::manifest::Lease;
-use proxy_tests::traffic::{ConnectLoad, Heartbeat, Server, TcpClient, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Sockets, Topology, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Service, Sockets, Topology,
+    agent::{self, Agent},
+    eventually,
+    manifest::Lease,
+    traffic::{ConnectLoad, Heartbeat, Server, TcpClient, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{SctpServer, ask_sctp};
-use proxy_tests::{AgentOptions, Lab, Service, Topology, Wiring};
+use proxy_tests::{
+    AgentOptions, Lab, Service, Topology, Wiring,
+    traffic::{SctpServer, ask_sctp},
+};
 use rstest::rstest;
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,16 +1,15 @@
 //! Clients outside that come by a device without a route to a gateway: a second
 //! network of the nodes, or a virtual router's address on a macvlan.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result};
-use proxy_tests::addressing::{host_length, lan, subnet_length};
-use proxy_tests::agent;
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{Server, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
+    addressing::{host_length, lan, subnet_length},
+    agent,
+    host::Addresses,
+    traffic::{Server, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

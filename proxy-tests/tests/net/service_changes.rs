@@ -1,16 +1,12 @@
 //! Services come, go and change under traffic: the one that changes does so at
 //! once, and no other notices.
 
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::traffic::{
-    Answer, ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp,
-};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Host, Lab, Pod, Service, Topology, eventually,
+    traffic::{Answer, ConnectLoad, Heartbeat, Server, TcpClient, UdpClient, ask_tcp, ask_udp},
 };
 use serde_json::json;
 

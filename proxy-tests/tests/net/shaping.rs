@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Server, expect_everything};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Lab, Node, Pod, Service, Topology, Wiring,
+    traffic::{Server, expect_everything},
 };
 use rstest::rstest;
 

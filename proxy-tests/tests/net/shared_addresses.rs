@@ -5,15 +5,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::{host_length, public};
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{
-    PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal,
-};
-use proxy_tests::underlay::route_public;
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Policy, Service, Topology, Wiring,
+    addressing::{host_length, public},
     eventually,
+    host::Addresses,
+    traffic::{PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp_patiently, expect_refusal},
+    underlay::route_public,
 };
 use rstest::rstest;
 

@@ -1,13 +1,17 @@
 //! Sockets with options that change what a call may translate.
 
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io::Read,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::unspecified;
-use proxy_tests::agent::{self};
-use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpTalker};
-use proxy_tests::{AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Sockets, Topology};
+use proxy_tests::{
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Sockets, Topology,
+    addressing::unspecified,
+    agent,
+    traffic::{PATIENCE, Server, TcpClient, UdpTalker},
+};
 
 /// Processes of the node that bind their sockets to its uplink reach a pod of the
 /// node all the same: their packets are translated where they leave.

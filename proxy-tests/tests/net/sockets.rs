@@ -1,19 +1,21 @@
 //! The socket LB: calls are translated, not packets, and no client can
 //! tell the difference.
 
-use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::public;
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::capabilities;
-use proxy_tests::traffic::{PATIENCE, Server, TcpClient, UdpClient, UdpTalker, Way, mapped};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, PodNetwork, Service,
-    Sockets, Topology, Wiring, eventually,
+    Sockets, Topology, Wiring,
+    addressing::public,
+    agent::{self, Agent},
+    capabilities, eventually,
+    traffic::{PATIENCE, Server, TcpClient, UdpClient, UdpTalker, Way, mapped},
 };
 use rstest::rstest;
 

@@ -1,17 +1,18 @@
 //! External frontends and the socket LB: what the host reaches, also on
 //! its loopback, what pods reach, and what is the packet path's.
 
-use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use proxy_tests::agent;
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, Way, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Service, Sockets,
-    Topology, Wiring,
+    Topology, Wiring, agent,
+    traffic::{Server, TcpClient, UdpClient, Way, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 use serde_json::json;

@@ -1,18 +1,17 @@
 //! The processes that the socket programs serve, and other programs beside ours.
 
-use std::fmt::Write;
-use std::io::ErrorKind;
-use std::sync::Arc;
+use std::{fmt::Write, io::ErrorKind, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::agent::{self, Agent};
-use proxy_tests::cgroup::Cgroup;
-use proxy_tests::foreign::PortGuard;
-use proxy_tests::netns::Netns;
-use proxy_tests::traffic::{PATIENCE, TcpClient, UdpTalker, ask_tcp, ask_udp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, Family, Host, Lab, Node, PodNetwork, Sockets, Topology, Wiring,
-    addressing, eventually,
+    addressing,
+    agent::{self, Agent},
+    cgroup::Cgroup,
+    eventually,
+    foreign::PortGuard,
+    netns::Netns,
+    traffic::{PATIENCE, TcpClient, UdpTalker, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

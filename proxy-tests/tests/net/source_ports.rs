@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use proxy_tests::manifest::Endpoint;
-use proxy_tests::traffic::{Server, TcpClient, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring,
+    manifest::Endpoint,
+    traffic::{Server, TcpClient, UdpClient},
 };
 use rstest::rstest;
 

@@ -1,14 +1,13 @@
 //! Packets with somebody else's source, which nobody has checked where they come
 //! in. IPv6 has no reverse-path filter, and bridges have none for either family.
 
-use std::net::UdpSocket;
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::{Server, UdpClient};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Service, Topology, Wiring, addressing,
     eventually,
+    traffic::{Server, UdpClient},
 };
 use rstest::rstest;
 

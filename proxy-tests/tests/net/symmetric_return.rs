@@ -3,16 +3,19 @@
 
 mod scene;
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::{lan, public, subnet_length};
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{PATIENCE, TcpClient, UdpClient, ask_tcp, ask_udp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Policy, Service, agent, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Policy, Service,
+    addressing::{lan, public, subnet_length},
+    agent, eventually,
+    host::Addresses,
+    traffic::{PATIENCE, TcpClient, UdpClient, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 

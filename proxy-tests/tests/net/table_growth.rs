@@ -1,20 +1,23 @@
 //! Larger sizes of tables take effect while flows are open.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_agent::dataplane::{maps::Maps as _, pins::Pins};
-use proxy_tests::addressing::public;
-use proxy_tests::agent::Agent;
-use proxy_tests::host::Addresses;
-use proxy_tests::traffic::{Heartbeat, Server, ask_tcp};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Node, Pod, Policy, Service, Sockets,
-    Topology, eventually,
+    Topology,
+    addressing::public,
+    agent::Agent,
+    eventually,
+    host::Addresses,
+    traffic::{Heartbeat, Server, ask_tcp},
 };
 use rstest::rstest;
 use serde_json::json;

@@ -1,12 +1,11 @@
 //! Large transfers and odd datagrams arrive as they were sent.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result};
-use proxy_tests::traffic::{Server, TcpClient, UdpClient, ask_udp_patiently};
 use proxy_tests::{
     AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Service, Topology, Wiring,
+    traffic::{Server, TcpClient, UdpClient, ask_udp_patiently},
 };
 use rstest::rstest;
 

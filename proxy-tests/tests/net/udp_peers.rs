@@ -1,12 +1,15 @@
 //! Peers that talk to each other through Services, each from one port: gossip
 //! protocols, NTP and IKE do. Netfilter's NAT, as kube-proxy uses it, is the control.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::traffic::ping;
-use proxy_tests::{AgentOptions, Family, Lab, Pod, Service, Sockets, Topology, Wiring, eventually};
+use proxy_tests::{
+    AgentOptions, Family, Lab, Pod, Service, Sockets, Topology, Wiring, eventually, traffic::ping,
+};
 use rstest::rstest;
 
 const PORT: u16 = 7946;

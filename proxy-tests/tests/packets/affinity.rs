@@ -1,7 +1,6 @@
 //! Session affinity by client address (S71–S76).
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use proxy_common::local_addr::LocalAddr;
 use proxy_tests::{

@@ -1,8 +1,10 @@
 //! `NodePorts`, external IPs and load balancers' addresses: who gets which
 //! backends, and whose address the backend sees (S39, S43, S51, S58, S63–S70).
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxy_common::{
     config::Config, counter::Counter, device::Device, local_addr::LocalAddr, net::Protocol,

@@ -5,11 +5,12 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::Program;
-use proxy_agent::dataplane::load::{self, LoadOptions, Sizes};
-use proxy_agent::dataplane::pins::Pins;
+use proxy_agent::dataplane::{
+    load::{self, LoadOptions, Sizes},
+    pins::Pins,
+};
 use proxy_common::masquerade::PortRange;
-use proxy_tests::bpffs::PinDirectory;
-use proxy_tests::name;
+use proxy_tests::{bpffs::PinDirectory, name};
 use rstest::rstest;
 
 /// Instructions that the verifier may look at.

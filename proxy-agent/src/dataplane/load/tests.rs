@@ -1,5 +1,4 @@
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use aya_obj::{Object, maps::Map};
 use proxy_common::table::Scope;

@@ -1,14 +1,16 @@
 //! The lab that masquerading is measured in.
 
-use std::fmt::{self, Write as _};
-use std::net::SocketAddr;
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
 
 use anyhow::Result;
 
-use crate::addressing::{lan, subnet_length};
-use crate::traffic::{ByteServer, Sources};
 use crate::{
     Agent, AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Pod, Service, Topology,
+    addressing::{lan, subnet_length},
+    traffic::{ByteServer, Sources},
 };
 
 const NODE_PORT: u16 = 30_080;

@@ -7,8 +7,10 @@ mod stage;
 mod story;
 mod web;
 
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use proxy_tests::interrupt::{self, Interrupted};
 

@@ -1,11 +1,12 @@
 //! Says what happens: steps, and commands with what they print. Every command
 //! shown is the one that runs, so it can be typed again.
 
-use std::io::{self, Write};
-use std::process::{Command, Stdio};
+use std::{
+    io::{self, Write},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
-
 use proxy_tests::interrupt::{self, Interrupted};
 
 /// The part of a command's output to print.

@@ -1,19 +1,22 @@
 //! Publishes the Service to the agents: in a directory of manifests, or by
 //! an API server that `kubectl` talks to.
 
-use std::fmt::Write;
-use std::net::IpAddr;
-use std::time::Duration;
+use std::{fmt::Write, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::cluster_ip;
-use proxy_tests::agent::Source;
-use proxy_tests::kubernetes::{ApiPod, ControlPlane, Namespace};
-use proxy_tests::{AgentOptions, Family, Lab, Node, eventually};
+use proxy_tests::{
+    AgentOptions, Family, Lab, Node,
+    addressing::cluster_ip,
+    agent::Source,
+    eventually,
+    kubernetes::{ApiPod, ControlPlane, Namespace},
+};
 
-use crate::narrator::{self, Show};
-use crate::stage::Stage;
-use crate::web::PORT;
+use crate::{
+    narrator::{self, Show},
+    stage::Stage,
+    web::PORT,
+};
 
 /// The cluster IPs the manifests give.
 const NUMBER: u8 = 80;

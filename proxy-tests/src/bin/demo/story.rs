@@ -1,21 +1,26 @@
 //! The steps of the demo.
 
-use std::io::stdin;
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::process::Command;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io::stdin,
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use proxy_tests::kubernetes::{ControlPlane, ServiceRanges};
-use proxy_tests::{Agent, Family, Host, Lab, Topology, eventually};
+use proxy_tests::{
+    Agent, Family, Host, Lab, Topology, eventually, interrupt,
+    kubernetes::{ControlPlane, ServiceRanges},
+};
 
-use crate::Options;
-use crate::narrator::{self, Show};
-use crate::publisher::{NODE_PORT, Publisher};
-use crate::stage::{Stage, agent, curl, map_dump, on};
-use proxy_tests::interrupt;
+use crate::{
+    Options,
+    narrator::{self, Show},
+    publisher::{NODE_PORT, Publisher},
+    stage::{Stage, agent, curl, map_dump, on},
+};
 
 /// From a change to the last node's tables, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);

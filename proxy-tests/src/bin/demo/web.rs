@@ -1,11 +1,13 @@
 //! A small web server in a pod: answers every request with its name and the
 //! client's address, and closes the connection.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use proxy_tests::{Family, Pod};

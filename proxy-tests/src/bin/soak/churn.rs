@@ -1,11 +1,12 @@
 //! Changes under traffic: Services, endpoints and devices come and go.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
-use proxy_tests::Node;
-use proxy_tests::kubernetes::{ApiPod, Namespace};
+use proxy_tests::{
+    Node,
+    kubernetes::{ApiPod, Namespace},
+};
 
 /// Services that come and go.
 const SERVICES: u64 = 8;

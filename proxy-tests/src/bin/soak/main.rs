@@ -6,8 +6,7 @@ mod run;
 mod samples;
 mod traffic;
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use proxy_tests::interrupt;
 

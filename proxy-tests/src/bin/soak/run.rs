@@ -1,16 +1,19 @@
 //! The stage, the clock and the report.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
-use proxy_tests::agent::{Agent, Source};
-use proxy_tests::kubernetes::{ControlPlane, Namespace, ServiceRanges};
-use proxy_tests::{AgentOptions, Family, Lab, Sockets, Topology, eventually, interrupt};
+use proxy_tests::{
+    AgentOptions, Family, Lab, Sockets, Topology,
+    agent::{Agent, Source},
+    eventually, interrupt,
+    kubernetes::{ControlPlane, Namespace, ServiceRanges},
+};
 
-use crate::churn::Churn;
-use crate::samples::Samples;
-use crate::traffic::Traffic;
+use crate::{churn::Churn, samples::Samples, traffic::Traffic};
 
 /// Time between two changes.
 const TICK: Duration = Duration::from_secs(1);

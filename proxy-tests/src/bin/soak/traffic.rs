@@ -1,15 +1,14 @@
 //! Traffic that must not notice: flows that stay open, and new ones all the
 //! time, in both families, from everywhere.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
-use proxy_tests::kubernetes::ServiceView;
-use proxy_tests::traffic::{ConnectLoad, Heartbeat, ask_tcp, ask_udp};
-use proxy_tests::{ECHO_PORT, Family, Host, Lab, Pod};
+use proxy_tests::{
+    ECHO_PORT, Family, Host, Lab, Pod,
+    kubernetes::ServiceView,
+    traffic::{ConnectLoad, Heartbeat, ask_tcp, ask_udp},
+};
 
 /// Time between two messages of an open flow.
 const BEAT: Duration = Duration::from_millis(20);

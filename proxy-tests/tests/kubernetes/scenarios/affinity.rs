@@ -1,8 +1,10 @@
 //! Session affinity is switched on and off under clients of every kind.
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::Host;
-use proxy_tests::kubernetes::{Namespace, Probe, Protocol, shared};
+use proxy_tests::{
+    Host,
+    kubernetes::{Namespace, Probe, Protocol, shared},
+};
 use serde_json::json;
 
 use super::{NODE_PORT, cluster_ips, from_outside, node_ports, reach};

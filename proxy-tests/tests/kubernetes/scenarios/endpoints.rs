@@ -1,12 +1,16 @@
 //! Endpoints come and go, by the controller's hand and by the API server's.
 
-use std::net::{IpAddr, TcpStream};
-use std::time::Duration;
+use std::{
+    net::{IpAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::kubernetes::{Probe, shared};
-use proxy_tests::traffic::{TcpClient, UdpClient};
-use proxy_tests::{ECHO_PORT, Family, Host, eventually};
+use proxy_tests::{
+    ECHO_PORT, Family, Host, eventually,
+    kubernetes::{Probe, shared},
+    traffic::{TcpClient, UdpClient},
+};
 
 use super::{DUAL, LIMIT, NODE_PORT, cluster_ips, from_outside, reach};
 

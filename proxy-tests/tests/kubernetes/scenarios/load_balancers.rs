@@ -1,13 +1,17 @@
 //! A load balancer's addresses come by the status, as a cloud provider writes
 //! it; source ranges and health check ports by the spec.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::kubernetes::{ApiPod, Namespace, Probe, Protocol, shared};
-use proxy_tests::{ECHO_PORT, Family, Host, eventually};
+use proxy_tests::{
+    ECHO_PORT, Family, Host, eventually,
+    kubernetes::{ApiPod, Namespace, Probe, Protocol, shared},
+};
 use serde_json::json;
 
 use super::{LIMIT, cluster_ips, reach};

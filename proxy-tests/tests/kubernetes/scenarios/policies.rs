@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{Namespace, Probe, shared};
-use proxy_tests::traffic::Heartbeat;
-use proxy_tests::{ECHO_PORT, Family, Host};
+use proxy_tests::{
+    ECHO_PORT, Family, Host,
+    kubernetes::{Namespace, Probe, shared},
+    traffic::Heartbeat,
+};
 use serde_json::json;
 
 use super::{NODE_PORT, cluster_ips, from_outside, node_ports, reach, undisturbed};

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{ApiPod, ContainerPort, Namespace, Probe, Protocol, shared};
-use proxy_tests::traffic::Heartbeat;
-use proxy_tests::{ECHO_PORT, ECHO_TARGET, Family, Host, Pod};
+use proxy_tests::{
+    ECHO_PORT, ECHO_TARGET, Family, Host, Pod,
+    kubernetes::{ApiPod, ContainerPort, Namespace, Probe, Protocol, shared},
+    traffic::Heartbeat,
+};
 use serde_json::json;
 
 use super::{DUAL, NODE_PORT, cluster_ips, from_outside, node_ports, reach, undisturbed};

@@ -2,8 +2,10 @@
 //! ready where the Service wants them.
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{Probe, shared};
-use proxy_tests::{ECHO_PORT, Family, Host};
+use proxy_tests::{
+    ECHO_PORT, Family, Host,
+    kubernetes::{Probe, shared},
+};
 use serde_json::json;
 
 use super::{NODE_PORT, cluster_ips, from_outside, reach};

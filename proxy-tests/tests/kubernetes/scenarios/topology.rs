@@ -3,8 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::kubernetes::{Namespace, shared};
-use proxy_tests::{Host, Node, eventually};
+use proxy_tests::{
+    Host, Node, eventually,
+    kubernetes::{Namespace, shared},
+};
 use serde_json::{Value, json};
 
 use super::{DUAL, LIMIT, NODE_PORT, cluster_ips, from_outside, reach};

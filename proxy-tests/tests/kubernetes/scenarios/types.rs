@@ -1,8 +1,10 @@
 //! A Service changes its type, and its proxy.
 
 use anyhow::Result;
-use proxy_tests::kubernetes::{Namespace, Probe, shared};
-use proxy_tests::{ECHO_PORT, ECHO_TARGET, Host};
+use proxy_tests::{
+    ECHO_PORT, ECHO_TARGET, Host,
+    kubernetes::{Namespace, Probe, shared},
+};
 
 use super::{DUAL, NODE_PORT, cluster_ips, from_outside, reach};
 

@@ -2,14 +2,14 @@
 //! depends on devices and routes, on processes that listen, and on the other flows of
 //! a client's port.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::addressing::{cluster_cidr, host_length, lan};
-use proxy_tests::traffic::{Server, TcpClient, ask_tcp};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Topology, agent, eventually,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Lab, Service, Topology,
+    addressing::{cluster_cidr, host_length, lan},
+    agent, eventually,
+    traffic::{Server, TcpClient, ask_tcp},
 };
 use serde_json::{Value, json};
 

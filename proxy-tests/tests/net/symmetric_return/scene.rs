@@ -1,16 +1,15 @@
 //! Two nodes, of which the first has two cards, and a client behind the router.
 
-use std::fmt::Write;
-use std::net::SocketAddr;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::Result;
-use proxy_tests::addressing::{lan, public, subnet_length};
-use proxy_tests::host::Addresses;
-use proxy_tests::netns::Netns;
-use proxy_tests::traffic::Server;
-use proxy_tests::underlay::route_public;
 use proxy_tests::{
     ECHO_PORT, ECHO_TARGET, Family, Host, Lab, Node, Pod, Policy, Service, Topology,
+    addressing::{lan, public, subnet_length},
+    host::Addresses,
+    netns::Netns,
+    traffic::Server,
+    underlay::route_public,
 };
 
 pub(crate) const NODE_PORT: u16 = 30_080;
