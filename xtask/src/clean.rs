@@ -143,7 +143,7 @@ fn name(path: &Path) -> &OsStr {
 }
 
 /// Ends all processes of a network namespace.
-fn kill_within(namespace: &Path) -> Result<()> {
+pub(crate) fn kill_within(namespace: &Path) -> Result<()> {
     let mut list = Command::new("ip");
     list.args(["netns", "pids"]).arg(name(namespace));
     for process in exec::output(&mut list)?.lines() {
@@ -158,7 +158,7 @@ fn kill(number: &str) {
 }
 
 /// Ends the processes of a control group, then removes it with those below.
-fn remove_cgroup(group: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup(group: &Path) -> Result<()> {
     let kill = group.join("cgroup.kill");
     // A group whose members are threads cannot be killed as a whole.
     if fs::write(&kill, "1").is_err() {
@@ -176,7 +176,7 @@ fn kill_threads(group: &Path) -> Result<()> {
 }
 
 /// The files of a control group cannot be removed, so it goes folder by folder.
-fn remove_cgroup_tree(group: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup_tree(group: &Path) -> Result<()> {
     let entries = fs::read_dir(group).with_context(|| format!("read {}", group.display()))?;
     for entry in entries {
         let path = entry

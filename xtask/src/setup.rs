@@ -5,6 +5,7 @@
 
 mod bpf_linker;
 mod debian;
+pub(crate) mod go;
 mod kernel;
 pub(crate) mod kubernetes;
 mod lint_tools;
@@ -85,6 +86,12 @@ pub(crate) fn tools(cache: &Cache) -> Result<()> {
     machine::ensure()?;
     packages::install(cache, packages::NETWORK)?;
     packages::bpftool(cache)
+}
+
+/// What running nodes with containers needs.
+pub(crate) fn nodes(cache: &Cache) -> Result<()> {
+    tools(cache)?;
+    packages::install(cache, packages::NODES)
 }
 
 /// What running tests in a virtual machine needs, whatever this machine's own

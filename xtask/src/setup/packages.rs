@@ -44,6 +44,21 @@ pub(super) const NETWORK: &[Package] = &[
     package("tcpdump", "tcpdump"),
 ];
 
+/// For nodes with containers. The plugins of container networking are not on
+/// anybody's `PATH`.
+pub(super) const NODES: &[Package] = &[
+    package("bash", "bash"),
+    package("busybox", "busybox-static"),
+    package("jq", "jq"),
+    package("ldd", "libc-bin"),
+    package("nsenter", "util-linux"),
+    package("openssl", "openssl"),
+    package("runc", "runc"),
+    package("strip", "binutils"),
+    package("wget", "wget"),
+    package("/usr/lib/cni/ptp", "containernetworking-plugins"),
+];
+
 /// For a virtual machine with another kernel.
 pub(super) const EMULATOR: &[Package] = &[
     package("busybox", "busybox-static"),
