@@ -118,7 +118,7 @@ pub(crate) fn plugins(spec: &Spec, number: u8) -> Value {
         Cni::Bridge | Cni::FlannelVxlan | Cni::FlannelHostGw => json!({
             "type": "bridge",
             "bridge": "cni0",
-            "isDefaultGateway": true,
+            "isGateway": true,
             "hairpinMode": true,
             "mtu": mtu,
             "ipam": ipam,

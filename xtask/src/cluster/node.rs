@@ -120,6 +120,8 @@ impl Nodes<'_> {
         }
         let kubeconfig = credentials.kubeconfig(&node_name(number));
         cache::link(&kubeconfig, &folder.join("kubeconfig"))?;
+        let kubeconfig = credentials.kubeconfig("flannel");
+        cache::link(&kubeconfig, &folder.join("flannel.kubeconfig"))?;
         for hierarchy in hierarchies {
             let group = self.group(number, hierarchy);
             cache::create(&group)?;

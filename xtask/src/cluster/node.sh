@@ -88,7 +88,7 @@ launch() {
         ctr --namespace k8s.io images import "$image"
     done >/var/log/images.log 2>&1
     if [ -e "$NODE_FOLDER/flannel.json" ]; then
-        flannel --kube-subnet-mgr --kubeconfig-file "$NODE_FOLDER/kubeconfig" \
+        flannel --kubeconfig-file "$NODE_FOLDER/flannel.kubeconfig" \
             --net-config-path "$NODE_FOLDER/flannel.json" --iface eth0 \
             >/var/log/flannel.log 2>&1 </dev/null &
     fi

@@ -32,14 +32,15 @@ pub(crate) const COREDNS: Source = Source {
     main: Some(include_str!("coredns.go")),
 };
 
-/// What joins nodes by tunnels or routes.
+/// What joins nodes by tunnels or routes. The network is made of its packages:
+/// its own program wants the libraries of all clouds.
 pub(crate) const FLANNEL: Source = Source {
     name: "flannel",
     module: "github.com/flannel-io/flannel",
     version: Version::new(0, 28, 10),
-    packages: &[""],
+    packages: &[],
     tags: "",
-    main: None,
+    main: Some(include_str!("flannel.go")),
 };
 
 /// Programs of one module.
