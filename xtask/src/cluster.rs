@@ -5,17 +5,17 @@ mod addresses;
 mod check;
 mod config;
 mod control_plane;
-mod credentials;
+pub(crate) mod credentials;
 mod dns;
-mod down;
-mod images;
-mod kubectl;
-mod node;
-mod place;
+pub(crate) mod down;
+pub(crate) mod images;
+pub(crate) mod kubectl;
+pub(crate) mod node;
+pub(crate) mod place;
 mod process;
 mod programs;
 mod proxy;
-mod spec;
+pub(crate) mod spec;
 mod status;
 mod underlay;
 
@@ -93,7 +93,7 @@ pub(crate) struct Up {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum AgentProfile {
+pub(crate) enum AgentProfile {
     Dev,
     Release,
 }
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cache = Cache::locate()?;
     let place = Place::new(&cache, name)?;
     match verb {
-        Verb::Up(args) => up(&cache, &place, args),
+        Verb::Up(args) => up(&cache, &place, &args.spec()?, args.profile, &[]),
         Verb::Down => exec::timed("removal of the cluster", || down::run(&place)),
         Verb::Kubectl { arguments } => {
             place.running()?;
@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn kubectl<'a>(cache: &Cache, place: &'a Place) -> Kubectl<'a> {
+pub(crate) fn kubectl<'a>(cache: &Cache, place: &'a Place) -> Kubectl<'a> {
     Kubectl::new(place, &kubernetes::folder(cache))
 }
 
@@ -135,17 +135,29 @@ fn enter(cache: &Cache, place: &Place, node: u8, command: &[OsString]) -> Result
     exec::foreground(nodes.enter(node, Path::new(program))?.args(arguments))
 }
 
-/// Makes a cluster. What fails is left as it is, to be looked at.
-fn up(cache: &Cache, place: &Place, args: &Up) -> Result<()> {
-    let &Up {
-        nodes,
-        families,
-        cni,
-        proxy,
-        ref nodes_with,
-        profile,
-    } = args;
-    let spec = Spec::new(nodes, families, cni, proxy, nodes_with)?;
+impl Up {
+    fn spec(&self) -> Result<Spec> {
+        let &Self {
+            nodes,
+            families,
+            cni,
+            proxy,
+            ref nodes_with,
+            profile: _,
+        } = self;
+        Spec::new(nodes, families, cni, proxy, nodes_with)
+    }
+}
+
+/// Makes a cluster whose nodes have the images of archives `more`, too. What
+/// fails is left as it is, to be looked at.
+pub(crate) fn up(
+    cache: &Cache,
+    place: &Place,
+    spec: &Spec,
+    profile: AgentProfile,
+    more: &[PathBuf],
+) -> Result<()> {
     ensure!(
         place.namespaces().is_empty() && !place.folder().exists(),
         "there is such a cluster, or a part of one: cargo xtask cluster down removes it"
@@ -158,43 +170,62 @@ fn up(cache: &Cache, place: &Place, args: &Up) -> Result<()> {
         AgentProfile::Release => build::static_agent(cache)?,
     };
     let kubernetes = kubernetes.finish()?;
-    let programs = node_programs(cache, &spec)?;
+    let programs = node_programs(cache, spec)?;
     let coredns = programs::COREDNS.ensure(cache)?;
     let images = images::ensure(cache, &kubernetes, &coredns)?;
 
     cache::create(place.folder())?;
     spec.write(&place.spec())?;
     exec::timed("the agent's image", || {
-        provide_images(place, &images, &agent)
+        provide_images(place, &images, more, &agent)
     })?;
     exec::timed("network and credentials", || {
-        underlay::create(place, &spec)?;
-        Credentials::of(place.folder()).create(cache, &spec)
+        underlay::create(place, spec)?;
+        Credentials::of(place.folder()).create(cache, spec)
     })?;
     exec::timed("control plane", || {
-        control_plane::start(place, &spec, &kubernetes)
+        control_plane::start(place, spec, &kubernetes)
     })?;
     let kubectl = Kubectl::new(place, &kubernetes);
     let nodes = Nodes {
         place,
-        spec: &spec,
+        spec,
         programs: &programs,
     };
     exec::timed("nodes", || nodes.start(&kubectl))?;
-    exec::timed("proxies", || proxy::start(place, &spec, &nodes, &kubectl))?;
+    exec::timed("proxies", || proxy::start(place, spec, &nodes, &kubectl))?;
     if spec.nodes.iter().any(|proxy| *proxy != Proxy::None) {
         exec::timed("DNS", || {
-            kubectl.apply("dns", &dns::objects(&spec))?;
-            kubectl.rolled_out("deployment/coredns", Duration::from_mins(4))
+            kubectl.apply("dns", &dns::objects(spec))?;
+            kubectl.rolled_out("deployment/coredns", Duration::from_mins(2))
         })?;
     }
-    eprintln!("xtask: {}", status::summary(&spec));
+    eprintln!("xtask: {}", status::summary(spec));
     eprintln!("xtask: try cargo xtask cluster kubectl get pods --all-namespaces");
     Ok(())
 }
 
+/// A cluster in one line.
+pub(crate) fn summary(spec: &Spec) -> String {
+    status::summary(spec)
+}
+
+/// The name of a proxy on the command line.
+pub(crate) fn proxy_name(proxy: Proxy) -> String {
+    status::name(&proxy)
+}
+
+/// What nodes run besides Kubernetes, for people.
+pub(crate) fn versions() -> String {
+    format!(
+        "containerd {}, CoreDNS {}",
+        programs::CONTAINERD.version,
+        programs::COREDNS.version
+    )
+}
+
 /// The folders of what nodes run, built if need be.
-fn node_programs(cache: &Cache, spec: &Spec) -> Result<Vec<PathBuf>> {
+pub(crate) fn node_programs(cache: &Cache, spec: &Spec) -> Result<Vec<PathBuf>> {
     let mut folders = vec![
         programs::CONTAINERD.ensure(cache)?,
         kubernetes::folder(cache),
@@ -206,12 +237,17 @@ fn node_programs(cache: &Cache, spec: &Spec) -> Result<Vec<PathBuf>> {
 }
 
 /// Puts the archives of all images where nodes look for them.
-fn provide_images(place: &Place, images: &Path, agent: &Path) -> Result<()> {
+fn provide_images(place: &Place, images: &Path, more: &[PathBuf], agent: &Path) -> Result<()> {
     let folder = place.file("images");
     cache::create(&folder)?;
-    for entry in std::fs::read_dir(images).context("list the images")? {
-        let entry = entry.context("list the images")?;
-        cache::link(&entry.path(), &folder.join(entry.file_name()))?;
+    let entries = std::fs::read_dir(images).context("list the images")?;
+    let archives = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .context("list the images")?;
+    for archive in archives.iter().chain(more) {
+        let name = archive.file_name().context("an image has no name")?;
+        cache::link(archive, &folder.join(name))?;
     }
     images::agent(agent, proxy::IMAGE, &folder)
 }

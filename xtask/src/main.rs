@@ -11,6 +11,7 @@ mod cache;
 mod clean;
 mod cluster;
 mod demo;
+mod e2e;
 mod exec;
 mod fuzz;
 mod image;
@@ -58,6 +59,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// A Kubernetes cluster of several nodes on this machine
     Cluster(cluster::Args),
+    /// Run Kubernetes' own tests of Services against Tandem, on real nodes
+    E2e(e2e::Args),
     /// Build the container image
     Image(image::Args),
     /// Remove build output and what an aborted run left on the machine
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Soak(args) => soak::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Cluster(args) => cluster::run(args),
+        Verb::E2e(args) => e2e::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Clean(args) => clean::run(args),
     };

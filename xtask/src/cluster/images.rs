@@ -22,17 +22,22 @@ pub(crate) const AGNHOST: &str = "localhost/agnhost:1";
 pub(crate) const TOOLS: &str = "localhost/tools:1";
 /// A small shell, and a web server.
 pub(crate) const BUSYBOX: &str = "localhost/busybox:1";
+/// The web server, serving.
+pub(crate) const WEB: &str = "localhost/web:1";
+/// Kubernetes' program that looks for a fault of connection tracking.
+pub(crate) const REGRESSION: &str = "localhost/regression:1";
 pub(crate) const COREDNS_IMAGE: &str = "localhost/coredns:1";
 
 /// Raised whenever images of the same programs are to be made anew.
-const REVISION: u8 = 2;
+const REVISION: u8 = 4;
 
 /// What tests start in a container besides busybox's. The first one is the
 /// shell, because busybox's prefers its own programs to all others.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 18] = [
     "bash",
     "conntrack",
     "curl",
+    "dig",
     "getent",
     "ip",
     "ip6tables",
@@ -40,6 +45,7 @@ const PROGRAMS: [&str; 16] = [
     "iptables",
     "iptables-save",
     "jq",
+    "nc",
     "nft",
     "ping",
     "ss",
@@ -104,6 +110,20 @@ pub(crate) fn agent(agent: &Path, tag: &str, folder: &Path) -> Result<()> {
     cache::remove(&root)
 }
 
+/// Returns the archives that end-to-end tests need besides, made if need be.
+pub(crate) fn end_to_end(cache: &Cache, kubernetes: &Path) -> Result<Vec<PathBuf>> {
+    let name = format!("end-to-end-images-{REVISION}-{KUBERNETES}");
+    let folder = cache.assemble(&name, |folder| {
+        let root = folder.join("root");
+        let program = "regression-issue-74839";
+        programs::copy(&kubernetes.join(program), &root.join(program))?;
+        let settings = settings(&["/regression-issue-74839"], &[], None);
+        archive::write(&root, &settings, REGRESSION, &folder.join("regression.tar"))?;
+        cache::remove(&root)
+    })?;
+    Ok(vec![folder.join("regression.tar")])
+}
+
 fn make(folder: &Path, kubernetes: &Path, coredns: &Path) -> Result<()> {
     let root = folder.join("root");
     let image = |name: &str, tag: &str, settings: Settings| {
@@ -126,6 +146,8 @@ fn make(folder: &Path, kubernetes: &Path, coredns: &Path) -> Result<()> {
     let busybox = exec::find("busybox").context("busybox is missing")?;
     small(&root, &busybox)?;
     image("busybox", BUSYBOX, settings(&[], &["sh"], Some("/bin")))?;
+    let serve = ["httpd", "-f", "-p", "80", "-h", "/www"];
+    image("web", WEB, settings(&[], &serve, Some("/bin")))?;
 
     empty()?;
     tools(&root, &busybox)?;

@@ -45,7 +45,7 @@ pub(crate) fn summary(spec: &Spec) -> String {
 }
 
 /// The name of a value on the command line.
-fn name(value: &impl clap::ValueEnum) -> String {
+pub(crate) fn name(value: &impl clap::ValueEnum) -> String {
     let value = value.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -60,6 +60,26 @@ impl Module {
         packages: impl IntoIterator<Item = String>,
         take: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
+        self.run(cache, &["build"], packages, take)
+    }
+
+    /// Builds the test program of a package, and lets `take` have it.
+    pub(crate) fn build_test(
+        &self,
+        cache: &Cache,
+        package: String,
+        take: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        self.run(cache, &["test", "-c"], [package], take)
+    }
+
+    fn run(
+        &self,
+        cache: &Cache,
+        verb: &[&str],
+        packages: impl IntoIterator<Item = String>,
+        take: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         let name = self.path.replace('/', "_");
         let folder = cache.folder(&format!("{name}-{}.partial", self.version));
         cache::remove(&folder)?;
@@ -79,7 +99,8 @@ impl Module {
         }
         let mut go = go();
         go.current_dir(&folder)
-            .args(["build", "-mod=mod", "-trimpath", "-tags", self.tags])
+            .args(verb)
+            .args(["-mod=mod", "-trimpath", "-tags", self.tags])
             .args(["-ldflags", &self.linker_flags, "-o"])
             .arg(format!("{}/", built.display()))
             .args(packages);

@@ -39,6 +39,8 @@ enum Source {
     Commands,
     /// A package.
     Package(&'static str),
+    /// The tests of a package.
+    Tests(&'static str),
 }
 
 const fn kubernetes(name: &'static str) -> Program {
@@ -61,7 +63,7 @@ impl Program {
     fn package(&self) -> String {
         match self.source {
             Source::Commands => format!("{KUBERNETES_MODULE}/cmd/{}", self.name),
-            Source::Package(path) => path.to_owned(),
+            Source::Package(path) | Source::Tests(path) => path.to_owned(),
         }
     }
 }
@@ -95,6 +97,19 @@ pub(crate) const CLUSTER: &[Program] = &[
     from(
         "agnhost",
         Source::Package("k8s.io/kubernetes/test/images/agnhost"),
+    ),
+];
+
+/// The end-to-end tests of Kubernetes, and what runs them.
+pub(crate) const END_TO_END: &[Program] = &[
+    from("e2e.test", Source::Tests("k8s.io/kubernetes/test/e2e")),
+    from(
+        "ginkgo",
+        Source::Package("github.com/onsi/ginkgo/v2/ginkgo"),
+    ),
+    from(
+        "regression-issue-74839",
+        Source::Package("k8s.io/kubernetes/test/images/regression-issue-74839"),
     ),
 ];
 
@@ -219,13 +234,25 @@ fn build_kubernetes(cache: &Cache, programs: &[Program], folder: &Path) -> Resul
         "-s -w -X {version}.gitVersion=v{KUBERNETES} \
          -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
     );
-    let packages = programs.iter().map(Program::package);
-    module.build(cache, packages, |built| {
-        for program in programs {
+    let take = |built: &Path| {
+        for program in programs
+            .iter()
+            .filter(|program| built.join(program.name).exists())
+        {
             install(&built.join(program.name), &folder.join(program.name))?;
         }
         Ok(())
-    })
+    };
+    let (tests, mains): (Vec<_>, Vec<_>) = programs
+        .iter()
+        .partition(|program| matches!(program.source, Source::Tests(_)));
+    if !mains.is_empty() {
+        module.build(cache, mains.iter().copied().map(Program::package), take)?;
+    }
+    for program in tests {
+        module.build_test(cache, program.package(), take)?;
+    }
+    Ok(())
 }
 
 fn build_etcd(cache: &Cache, folder: &Path) -> Result<()> {

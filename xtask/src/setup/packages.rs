@@ -49,8 +49,10 @@ pub(super) const NETWORK: &[Package] = &[
 pub(super) const NODES: &[Package] = &[
     package("bash", "bash"),
     package("busybox", "busybox-static"),
+    package("dig", "bind9-dnsutils"),
     package("jq", "jq"),
     package("ldd", "libc-bin"),
+    package("nc", "netcat-openbsd"),
     package("nsenter", "util-linux"),
     package("openssl", "openssl"),
     package("runc", "runc"),
