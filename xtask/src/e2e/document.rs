@@ -80,8 +80,7 @@ fn render(circumstances: &Circumstances, tested: &[Outcome], other: &[Outcome]) 
          | failed | {} |\n\
          | skipped themselves | {} |\n\n\
          ## Not passed\n\n\
-         Those that failed ran against kube-proxy, too, in mode {control} in a cluster of the\n\
-         same kind.\n\n\
+         Those that failed ran in a cluster of the same kind with the proxy {control}, too.\n\n\
          | test | Tandem | kube-proxy | why |\n|---|---|---|---|\n",
         count(State::Passed),
         count(State::Failed),
