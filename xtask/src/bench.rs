@@ -8,9 +8,11 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use crate::build::{self, Profile};
-use crate::cache::Cache;
-use crate::{exec, setup, test, workspace};
+use crate::{
+    build::{self, Profile},
+    cache::Cache,
+    exec, setup, test, workspace,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

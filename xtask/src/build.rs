@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cache::Cache;
-use crate::{exec, setup, workspace};
+use crate::{cache::Cache, exec, setup, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -8,10 +8,12 @@
 //! <cache>/logs/, locks/
 //! ```
 
-use std::env;
-use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    fs::{self, File, TryLockError},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 

@@ -2,19 +2,24 @@
 //! machine: whatever bears the number of a process that is no more, in a name
 //! like `tandem-1f3a-0-node-1`. No agent in service makes such names.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::env;
-use std::ffi::OsStr;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    env,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
-use crate::cache::{self, Cache};
-use crate::setup::mount_point;
-use crate::{exec, workspace};
+use crate::{
+    cache::{self, Cache},
+    exec,
+    setup::mount_point,
+    workspace,
+};
 
 const PREFIX: &str = "tandem-";
 /// The folder of the tests' temporary data, a file system in memory.
@@ -143,7 +148,7 @@ fn name(path: &Path) -> &OsStr {
 }
 
 /// Ends all processes of a network namespace.
-fn kill_within(namespace: &Path) -> Result<()> {
+pub(crate) fn kill_within(namespace: &Path) -> Result<()> {
     let mut list = Command::new("ip");
     list.args(["netns", "pids"]).arg(name(namespace));
     for process in exec::output(&mut list)?.lines() {
@@ -158,7 +163,7 @@ fn kill(number: &str) {
 }
 
 /// Ends the processes of a control group, then removes it with those below.
-fn remove_cgroup(group: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup(group: &Path) -> Result<()> {
     let kill = group.join("cgroup.kill");
     // A group whose members are threads cannot be killed as a whole.
     if fs::write(&kill, "1").is_err() {
@@ -176,7 +181,7 @@ fn kill_threads(group: &Path) -> Result<()> {
 }
 
 /// The files of a control group cannot be removed, so it goes folder by folder.
-fn remove_cgroup_tree(group: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup_tree(group: &Path) -> Result<()> {
     let entries = fs::read_dir(group).with_context(|| format!("read {}", group.display()))?;
     for entry in entries {
         let path = entry

@@ -4,10 +4,13 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use crate::build::{self, Profile};
-use crate::cache::Cache;
-use crate::setup::kubernetes;
-use crate::{exec, setup, test, workspace};
+use crate::{
+    build::{self, Profile},
+    cache::Cache,
+    exec,
+    setup::{self, kubernetes},
+    test, workspace,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -1,13 +1,15 @@
 //! Runs other programs. Three ways, by who reads the output: [`step`] (a log
 //! file), [`foreground`] (the person), [`output`] (the caller).
 
-use std::collections::VecDeque;
-use std::env;
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 

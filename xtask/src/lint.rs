@@ -7,8 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::cache::Cache;
-use crate::{exec, setup, workspace};
+use crate::{cache::Cache, exec, setup, workspace};
 
 pub(crate) fn run() -> Result<()> {
     let cache = Cache::locate()?;

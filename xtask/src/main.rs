@@ -9,10 +9,13 @@ mod bench;
 mod build;
 mod cache;
 mod clean;
+mod cluster;
 mod demo;
+mod e2e;
 mod exec;
 mod fuzz;
 mod image;
+mod libraries;
 mod lint;
 mod setup;
 mod soak;
@@ -54,6 +57,10 @@ enum Verb {
     Soak(soak::Args),
     /// Send packets by chance through the datapath and check what becomes of each
     Fuzz(fuzz::Args),
+    /// A Kubernetes cluster of several nodes on this machine
+    Cluster(cluster::Args),
+    /// Run Kubernetes' own tests of Services against Tandem, on real nodes
+    E2e(e2e::Args),
     /// Build the container image
     Image(image::Args),
     /// Remove build output and what an aborted run left on the machine
@@ -70,6 +77,8 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Soak(args) => soak::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
+        Verb::Cluster(args) => cluster::run(args),
+        Verb::E2e(args) => e2e::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Clean(args) => clean::run(args),
     };

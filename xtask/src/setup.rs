@@ -5,6 +5,7 @@
 
 mod bpf_linker;
 mod debian;
+pub(crate) mod go;
 mod kernel;
 pub(crate) mod kubernetes;
 mod lint_tools;
@@ -15,13 +16,11 @@ mod rustc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-
-use crate::cache::Cache;
-use crate::version::Version;
-
 pub(crate) use kernel::Kernel;
 pub(crate) use lint_tools::cargo_deny;
 pub(crate) use machine::mount_point;
+
+use crate::{cache::Cache, version::Version};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -85,6 +84,12 @@ pub(crate) fn tools(cache: &Cache) -> Result<()> {
     machine::ensure()?;
     packages::install(cache, packages::NETWORK)?;
     packages::bpftool(cache)
+}
+
+/// Installs what running nodes with containers needs.
+pub(crate) fn nodes(cache: &Cache) -> Result<()> {
+    tools(cache)?;
+    packages::install(cache, packages::NODES)
 }
 
 /// Installs what running tests in a virtual machine needs, whatever this machine's own

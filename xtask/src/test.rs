@@ -4,17 +4,18 @@
 
 mod vm;
 
-use std::ffi::OsString;
-use std::path::Path;
-use std::process::Command;
+use std::{ffi::OsString, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::build::{self, Profile};
-use crate::cache::Cache;
-use crate::setup::kubernetes;
-use crate::version::Version;
-use crate::{exec, setup, workspace};
+use crate::{
+    build::{self, Profile},
+    cache::Cache,
+    exec,
+    setup::{self, kubernetes},
+    version::Version,
+    workspace,
+};
 
 #[derive(clap::Args)]
 #[expect(

@@ -1,8 +1,7 @@
 //! Every test that docs/parity.md names exists, and every file of tests is part of
 //! a test program.
 
-use std::fs;
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 

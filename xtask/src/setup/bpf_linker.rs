@@ -1,15 +1,15 @@
 //! bpf-linker, built against the LLVM library that comes with rustc, so that
 //! no LLVM has to be installed and both always agree on the bitcode format.
 
-use std::path::Path;
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::rustc::Rustc;
-use crate::cache::{self, Cache};
-use crate::exec;
-use crate::workspace;
+use crate::{
+    cache::{self, Cache},
+    exec, workspace,
+};
 
 const VERSION: &str = "0.13.0";
 /// The LLVM versions that bpf-linker can be built for.

@@ -3,14 +3,18 @@
 //! and state folders of its own. The mirror is the one that the machine's apt
 //! uses already.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::cache::{self, Cache};
-use crate::exec;
+use crate::{
+    cache::{self, Cache},
+    exec,
+};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 

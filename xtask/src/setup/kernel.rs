@@ -1,16 +1,16 @@
 //! Kernels other than the machine's own, to run tests under: Debian's, for
 //! virtual machines, unpacked into the cache and never installed.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::debian::Suite;
-use crate::cache::Cache;
-use crate::exec;
-use crate::version::Version;
+use crate::{cache::Cache, exec, version::Version};
 
 /// The Debian suites with kernels; the first one that has the version is used.
 const SUITES: [&str; 2] = ["bookworm", "bookworm-backports"];

@@ -2,21 +2,25 @@
 //! machine where it has the right version, else built from the Go module
 //! proxy. All programs end up in one folder, `<cache>/kubernetes-VERSION/bin`.
 
-use std::env;
-use std::fmt::Write as _;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::{
+    env,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use crate::cache::{self, Cache};
-use crate::exec;
-use crate::version::Version;
+use super::go::{Module, install};
+use crate::{
+    cache::{self, Cache},
+    exec,
+    version::Version,
+};
 
-const KUBERNETES: Version = Version::new(1, 36, 3);
+pub(crate) const KUBERNETES: Version = Version::new(1, 36, 3);
 const ETCD: Version = Version::new(3, 6, 16);
 
 const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
@@ -27,15 +31,44 @@ const ETCD_MODULE: &str = "go.etcd.io/etcd/server/v3";
 pub(crate) struct Program {
     name: &'static str,
     version: Version,
+    source: Source,
     /// The arguments with which it prints its version.
     version_arguments: &'static [&'static str],
+}
+
+/// Where a program comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Source {
+    /// The programs of Kubernetes.
+    Commands,
+    /// A package.
+    Package(&'static str),
+    /// The tests of a package.
+    Tests(&'static str),
 }
 
 const fn kubernetes(name: &'static str) -> Program {
     Program {
         name,
         version: KUBERNETES,
+        source: Source::Commands,
         version_arguments: &["--version"],
+    }
+}
+
+const fn from(name: &'static str, source: Source) -> Program {
+    Program {
+        source,
+        ..kubernetes(name)
+    }
+}
+
+impl Program {
+    fn package(&self) -> String {
+        match self.source {
+            Source::Commands => format!("{KUBERNETES_MODULE}/cmd/{}", self.name),
+            Source::Package(path) | Source::Tests(path) => path.to_owned(),
+        }
     }
 }
 
@@ -54,6 +87,34 @@ pub(crate) const ALL: &[Program] = &[
     KUBECTL,
     ETCD_SERVER,
     kubernetes("kube-proxy"),
+];
+
+/// What a cluster with nodes is made of.
+pub(crate) const CLUSTER: &[Program] = &[
+    kubernetes("kube-apiserver"),
+    kubernetes("kube-controller-manager"),
+    KUBECTL,
+    ETCD_SERVER,
+    kubernetes("kube-proxy"),
+    kubernetes("kube-scheduler"),
+    kubernetes("kubelet"),
+    from(
+        "agnhost",
+        Source::Package("k8s.io/kubernetes/test/images/agnhost"),
+    ),
+];
+
+/// The end-to-end tests of Kubernetes, and what runs them.
+pub(crate) const END_TO_END: &[Program] = &[
+    from("e2e.test", Source::Tests("k8s.io/kubernetes/test/e2e")),
+    from(
+        "ginkgo",
+        Source::Package("github.com/onsi/ginkgo/v2/ginkgo"),
+    ),
+    from(
+        "regression-issue-74839",
+        Source::Package("k8s.io/kubernetes/test/images/regression-issue-74839"),
+    ),
 ];
 
 const KUBECTL: Program = Program {
@@ -103,7 +164,8 @@ impl Preparation {
     }
 }
 
-fn folder(cache: &Cache) -> PathBuf {
+/// The folder that has the programs.
+pub(crate) fn folder(cache: &Cache) -> PathBuf {
     cache
         .folder(&format!("kubernetes-{KUBERNETES}"))
         .join("bin")
@@ -172,107 +234,38 @@ fn build_kubernetes(cache: &Cache, programs: &[Program], folder: &Path) -> Resul
     // feature gates.
     let Version { major, minor, .. } = KUBERNETES;
     let version = "k8s.io/component-base/version";
-    let linker_flags = format!(
+    module.linker_flags = format!(
         "-s -w -X {version}.gitVersion=v{KUBERNETES} \
          -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
     );
-    let packages = programs
-        .iter()
-        .map(|program| format!("{KUBERNETES_MODULE}/cmd/{}", program.name));
-    module.build(cache, &linker_flags, packages, |built| {
-        for program in programs {
+    let take = |built: &Path| {
+        for program in programs
+            .iter()
+            .filter(|program| built.join(program.name).exists())
+        {
             install(&built.join(program.name), &folder.join(program.name))?;
         }
         Ok(())
-    })
+    };
+    let (tests, mains): (Vec<_>, Vec<_>) = programs
+        .iter()
+        .partition(|program| matches!(program.source, Source::Tests(_)));
+    if !mains.is_empty() {
+        module.build(cache, mains.iter().copied().map(Program::package), take)?;
+    }
+    for program in tests {
+        module.build_test(cache, program.package(), take)?;
+    }
+    Ok(())
 }
 
 fn build_etcd(cache: &Cache, folder: &Path) -> Result<()> {
     let mut module = Module::download(cache, ETCD_MODULE, ETCD)?;
     module.go_mod = etcd_go_mod(&module.go_mod)?;
-    let packages = [ETCD_MODULE.to_owned()];
-    module.build(cache, "-s -w", packages, |built| {
+    module.build(cache, [ETCD_MODULE.to_owned()], |built| {
         // Go names a program after its module's last word, versions left out.
         install(&built.join("server"), &folder.join(ETCD_SERVER.name))
     })
-}
-
-/// A Go module that exists only to build another one's programs.
-struct Module {
-    path: &'static str,
-    version: Version,
-    go_mod: String,
-    go_sum: String,
-}
-
-impl Module {
-    /// Fetches the other module; begins with that one's `go.mod` and `go.sum`.
-    fn download(cache: &Cache, path: &'static str, version: Version) -> Result<Self> {
-        let module = format!("{path}@v{version}");
-        cache::create(cache.root())?;
-        let mut download = go();
-        download
-            .current_dir(cache.root())
-            .args(["mod", "download", &module]);
-        exec::step(&cache.log("kubernetes"), &mut download)?;
-        let modules = exec::output(Command::new("go").args(["env", "GOMODCACHE"]))?;
-        let source = Path::new(&modules).join(module);
-        let read = |name: &str| {
-            let file = source.join(name);
-            fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
-        };
-        Ok(Self {
-            path,
-            version,
-            go_mod: read("go.mod")?,
-            go_sum: read("go.sum")?,
-        })
-    }
-
-    fn build(
-        &self,
-        cache: &Cache,
-        linker_flags: &str,
-        packages: impl IntoIterator<Item = String>,
-        take: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<()> {
-        let name = self.path.replace('/', "_");
-        let folder = cache.folder(&format!("{name}-{}.partial", self.version));
-        cache::remove(&folder)?;
-        let built = folder.join("bin");
-        cache::create(&built)?;
-        for (name, text) in [("go.mod", &self.go_mod), ("go.sum", &self.go_sum)] {
-            let file = folder.join(name);
-            fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-        }
-        let mut go = go();
-        go.current_dir(&folder)
-            .args(["build", "-mod=mod", "-trimpath", "-ldflags", linker_flags])
-            .arg("-o")
-            .arg(&built)
-            .args(packages);
-        exec::step(&cache.log("kubernetes"), &mut go)?;
-        take(&built)?;
-        cache::remove(&folder)
-    }
-}
-
-/// Go, out of the way of everything else: at the lowest priority, and ended
-/// with this process.
-fn go() -> Command {
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "TERM", "nice", "-n", "19", "go"])
-        .env("GOWORK", "off")
-        .env("CGO_ENABLED", "0");
-    command
-}
-
-fn install(built: &Path, destination: &Path) -> Result<()> {
-    if let Some(folder) = destination.parent() {
-        cache::create(folder)?;
-    }
-    fs::rename(built, destination).with_context(|| format!("create {}", destination.display()))
 }
 
 /// A `go.mod` that requires Kubernetes. Its own names the modules that are
@@ -289,7 +282,7 @@ fn kubernetes_go_mod(upstream: &str) -> Result<String> {
     if staging.is_empty() {
         bail!("go.mod of {KUBERNETES_MODULE} {KUBERNETES} replaces no staging module");
     }
-    let mut text = go_mod(upstream, KUBERNETES_MODULE, KUBERNETES)?;
+    let mut text = Module::requiring(upstream, KUBERNETES_MODULE, KUBERNETES)?;
     text.push_str("\nreplace (\n");
     let Version { minor, patch, .. } = KUBERNETES;
     for module in staging {
@@ -300,22 +293,13 @@ fn kubernetes_go_mod(upstream: &str) -> Result<String> {
 }
 
 fn etcd_go_mod(upstream: &str) -> Result<String> {
-    go_mod(upstream, ETCD_MODULE, ETCD)
-}
-
-/// A `go.mod` that requires one module, for the Go version it asks for.
-fn go_mod(upstream: &str, module: &str, version: Version) -> Result<String> {
-    let go = upstream
-        .lines()
-        .find(|line| line.starts_with("go "))
-        .with_context(|| format!("go.mod of {module} {version} names no Go version"))?;
-    Ok(format!(
-        "module tandem.invalid/build\n\n{go}\n\nrequire {module} v{version}\n"
-    ))
+    Module::requiring(upstream, ETCD_MODULE, ETCD)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const UPSTREAM: &str = "\

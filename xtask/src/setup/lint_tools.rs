@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cache::{self, Cache};
-use crate::exec;
-use crate::workspace;
+use crate::{
+    cache::{self, Cache},
+    exec, workspace,
+};
 
 const CARGO_DENY: &str = "0.20.2";
 

@@ -1,13 +1,10 @@
 //! Requirements on the machine itself: root, a kernel with BTF, bpffs, cgroup2.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::exec;
-use crate::version::Version;
+use crate::{exec, version::Version};
 
 /// The oldest kernel that Tandem supports.
 const KERNEL: Version = Version::new(5, 15, 0);

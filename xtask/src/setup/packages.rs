@@ -1,16 +1,11 @@
 //! Programs of the distribution: installed with apt when one is missing.
 
-use std::env;
-use std::path::Path;
-use std::process::Command;
+use std::{env, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian;
-use super::machine;
-use crate::cache::Cache;
-use crate::exec;
-use crate::version::Version;
+use super::{debian, machine};
+use crate::{cache::Cache, exec, version::Version};
 
 /// A program, and the Debian package that has it.
 pub(super) struct Package {
@@ -43,6 +38,23 @@ pub(super) const NETWORK: &[Package] = &[
     package("tc", "iproute2"),
     package("tcpdump", "tcpdump"),
     package("wg", "wireguard-tools"),
+];
+
+/// For nodes with containers. The plugins of container networking are not on
+/// anybody's `PATH`.
+pub(super) const NODES: &[Package] = &[
+    package("bash", "bash"),
+    package("busybox", "busybox-static"),
+    package("dig", "bind9-dnsutils"),
+    package("jq", "jq"),
+    package("ldd", "libc-bin"),
+    package("nc", "netcat-openbsd"),
+    package("nsenter", "util-linux"),
+    package("openssl", "openssl"),
+    package("runc", "runc"),
+    package("strip", "binutils"),
+    package("wget", "wget"),
+    package("/usr/lib/cni/ptp", "containernetworking-plugins"),
 ];
 
 /// For a virtual machine with another kernel.

@@ -1,17 +1,19 @@
 //! The source of the standard library, in the compiler's own folder: the BPF
 //! target has no prebuilt `core`, so cargo builds it (`-Z build-std=core`).
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::debian;
-use super::rustc::Rustc;
-use crate::cache::{self, Cache};
-use crate::exec;
-use crate::workspace;
+use super::{debian, rustc::Rustc};
+use crate::{
+    cache::{self, Cache},
+    exec, workspace,
+};
 
 /// The Debian suite that keeps several Rust releases side by side.
 const DEBIAN_SUITE: &str = "trixie-backports";

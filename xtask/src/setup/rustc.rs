@@ -1,16 +1,10 @@
 //! The compiler in use, as it describes itself.
 
-use std::env;
-use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::{env, ffi::OsString, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::exec;
-use crate::version::Version;
-use crate::workspace;
+use crate::{exec, version::Version, workspace};
 
 pub(super) struct Rustc {
     pub(super) version: Version,

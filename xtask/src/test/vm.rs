@@ -10,16 +10,16 @@ mod programs;
 mod report;
 mod root;
 
-use std::ffi::OsString;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::{ffi::OsString, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::cache::{self, Cache};
-use crate::setup::Kernel;
-use crate::{exec, workspace};
+use crate::{
+    cache::{self, Cache},
+    exec,
+    setup::Kernel,
+    workspace,
+};
 
 /// Runs the tests that `cargo test` would run, under `kernel`.
 pub(super) fn run(

@@ -1,9 +1,11 @@
 //! An initial RAM file system: a cpio archive in the format `newc`, which the
 //! kernel unpacks into its root (Documentation/driver-api/early-userspace).
 
-use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    path::{Component, Path, PathBuf},
+};
 
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_755;

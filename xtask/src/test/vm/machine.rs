@@ -1,18 +1,19 @@
 //! The virtual machine itself.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::report::{Line, Report};
-use crate::exec;
-use crate::setup::Kernel;
+use crate::{exec, setup::Kernel};
 
 /// Room for the root file system twice, while it is unpacked, and for tests.
 const MEMORY: &str = "6G";

@@ -2,19 +2,18 @@
 //! they load, modules of the other kernel, the agent, the test programs, and
 //! the first process, which runs them.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::BufWriter;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::BufWriter,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
-use super::archive::Archive;
-use super::programs::Program;
-use crate::cache::Cache;
-use crate::setup::Kernel;
-use crate::{exec, workspace};
+use super::{archive::Archive, programs::Program};
+use crate::{cache::Cache, exec, libraries, setup::Kernel, workspace};
 
 /// Programs that tests and agent start. All others come from busybox.
 const TOOLS: [&str; 14] = [
@@ -153,12 +152,8 @@ impl Image {
     }
 
     fn libraries(&mut self, program: &Path) -> Result<()> {
-        // A static program is none of ldd's, which is no failure here.
-        let Ok(listed) = exec::output(Command::new("ldd").arg(program)) else {
-            return Ok(());
-        };
-        for library in libraries(&listed) {
-            self.copy(library, library)?;
+        for library in libraries::of(program) {
+            self.copy(&library, &library)?;
         }
         Ok(())
     }
@@ -193,33 +188,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The files that `ldd` names.
-fn libraries(listed: &str) -> impl Iterator<Item = &Path> {
-    listed
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(Path::new)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn libraries_are_found_with_the_loader() {
-        let listed = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                      \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f0)\n\
-                      \t/lib64/ld-linux-x86-64.so.2 (0x00007f1)";
-        let found: Vec<_> = libraries(listed).collect();
-        assert_eq!(
-            found,
-            [
-                "/lib/x86_64-linux-gnu/libc.so.6",
-                "/lib64/ld-linux-x86-64.so.2"
-            ]
-            .map(Path::new)
-        );
-    }
 
     #[test]
     fn arguments_reach_the_programs_as_they_were() {

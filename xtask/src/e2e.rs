@@ -1,0 +1,148 @@
+//! `e2e`: Kubernetes' own tests of everything that has to do with Services,
+//! against Tandem on real nodes; those that do not pass also against
+//! kube-proxy, and a document that says which pass and why others do not.
+
+mod document;
+mod reasons;
+mod report;
+mod suite;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use self::{
+    report::{Outcome, State},
+    suite::Suite,
+};
+use crate::{
+    cache::Cache,
+    cluster::{
+        self, AgentProfile, down,
+        place::Place,
+        spec::{Cni, Families, Proxy, Spec},
+    },
+    exec,
+    setup::{self, kubernetes},
+    workspace,
+};
+
+/// What has to do with Services; all of it runs for minutes.
+const FOCUS: &str = r"\[sig-network\] (Services|Networking|.*IPv6DualStack|Conntrack|EndpointSlice|EndpointSliceMirroring|Traffic Distribution|Topology Hints|HostPort|NoSNAT|Service CIDRs|Service endpoints latency|Proxy|KubeProxy|LoadBalancers|DNS should (provide DNS for (services|pods|the cluster)|resolve))";
+
+/// What cannot run here: other kernels, other networks, a cloud.
+const SKIP: &str = r"\[Disruptive\]|\[sig-windows\]|\[Feature:(SCTPConnectivity|Networking-IPv4|Networking-IPv6|Networking-DNS|KubeProxyNFAcct|NetworkPolicy|.*Internet)";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose names match
+    #[arg(long, default_value = FOCUS, hide_default_value = true)]
+    focus: String,
+    /// No tests whose names match
+    #[arg(long, default_value = SKIP, hide_default_value = true)]
+    skip: String,
+    /// What serves Services
+    #[arg(long, value_enum, default_value = "tandem")]
+    proxy: Proxy,
+    /// What those tests run against once more that do not pass
+    #[arg(long, value_enum, default_value = "nftables")]
+    control: Proxy,
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    #[arg(long, default_value = "ipv4,ipv6")]
+    families: Families,
+    #[arg(long, value_enum, default_value = "ptp")]
+    cni: Cni,
+    /// How many tests run at a time
+    #[arg(long, default_value_t = 5)]
+    procs: u8,
+    /// Give up after so many minutes
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    #[arg(long, value_enum, default_value = "dev")]
+    profile: AgentProfile,
+    /// Leave the cluster with the tested proxy up, as the cluster e2e
+    #[arg(long)]
+    keep: bool,
+    /// Write what came of it to docs/conformance.md
+    #[arg(long)]
+    document: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let cache = Cache::locate()?;
+    setup::nodes(&cache)?;
+    kubernetes::start(&cache, kubernetes::END_TO_END).finish()?;
+    let tested = one(&cache, args, args.proxy, &args.focus, args.keep)?;
+    let failed: Vec<_> = tested
+        .iter()
+        .filter(|outcome| outcome.state == State::Failed)
+        .collect();
+    let control = if failed.is_empty() || args.control == Proxy::None {
+        Vec::new()
+    } else {
+        one(&cache, args, args.control, &report::focus(&failed), false)?
+    };
+    let text = document::write(
+        &args.summary()?,
+        &args.skip,
+        args.control,
+        &tested,
+        &control,
+    )?;
+    if args.document {
+        let path = workspace::root().join("docs/conformance.md");
+        std::fs::write(&path, &text)?;
+        eprintln!("xtask: wrote {}", path.display());
+    } else {
+        println!("{text}");
+    }
+    ensure!(
+        failed
+            .iter()
+            .all(|outcome| reasons::of(&outcome.name).is_some()),
+        "tests failed that have no reason to"
+    );
+    Ok(())
+}
+
+impl Args {
+    fn spec(&self, proxy: Proxy) -> Result<Spec> {
+        Spec::new(self.nodes, self.families, self.cni, proxy, &[])
+    }
+
+    /// The cluster that was tested, in one line.
+    fn summary(&self) -> Result<String> {
+        Ok(cluster::summary(&self.spec(self.proxy)?))
+    }
+}
+
+/// Runs tests against one proxy, in a cluster of its own.
+fn one(cache: &Cache, args: &Args, proxy: Proxy, focus: &str, keep: bool) -> Result<Vec<Outcome>> {
+    let spec = args.spec(proxy)?;
+    let label = cluster::proxy_name(proxy);
+    let place = Place::new(cache, if keep { "e2e" } else { &label })?;
+    let more = cluster::images::end_to_end(cache, &kubernetes::folder(cache))?;
+    cluster::up(cache, &place, &spec, args.profile, &more)?;
+    let suite = Suite {
+        cache,
+        place: &place,
+        spec: &spec,
+        results: results(&label),
+    };
+    suite.name_images()?;
+    let limit = Duration::from_mins(args.minutes);
+    let outcomes = suite.run(focus, &args.skip, args.procs, limit)?;
+    for outcome in &outcomes {
+        println!("{outcome}");
+    }
+    if !keep {
+        exec::timed("removal of the cluster", || down::run(&place))?;
+    }
+    Ok(outcomes)
+}
+
+/// The folder for reports of tests against a proxy.
+fn results(proxy: &str) -> PathBuf {
+    workspace::target().join("e2e").join(proxy)
+}
