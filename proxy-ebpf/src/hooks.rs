@@ -11,7 +11,7 @@ pub mod symmetric_return;
 
 use crate::{flow::Flows, maps::tail_call::SlowPrograms, reply::refuse::Refusal};
 
-/// What the programs ask of a family.
+/// All that the programs ask of a family.
 pub trait Datapath: Flows + Refusal + SlowPrograms {}
 
 impl<F: Flows + Refusal + SlowPrograms> Datapath for F {}

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Where the refused packet came from.
+/// The side that the refused packet came from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum To {
     /// In by this device: the answer goes out by it.
@@ -359,7 +359,7 @@ fn pseudo_header<A: Address>(src: &A, dst: &A, protocol: Protocol, length: u32) 
     sum
 }
 
-/// What differs between the families' refusals.
+/// The differences between the families' refusals.
 pub trait Refusal: Lookup {
     /// Length of the IP header of an answer.
     const HEADER: u32;
