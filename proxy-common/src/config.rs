@@ -22,7 +22,7 @@ pub struct Config {
     pub flags: u32,
     pub pods_v4: Prefix<AddrV4>,
     pub pods_v6: Prefix<AddrV6>,
-    /// Where cluster IPs come from: what no Service has of it is dropped
+    /// The ranges of cluster IPs: what no Service has of them is dropped
     /// (S47). Unused entries are [`Prefix::NONE`] and come last.
     pub service_ranges_v4: [Prefix<AddrV4>; Self::SERVICE_RANGES],
     pub service_ranges_v6: [Prefix<AddrV6>; Self::SERVICE_RANGES],
@@ -30,7 +30,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// How many service ranges of each family there may be.
+    /// The number of service ranges of each family that there may be.
     pub const SERVICE_RANGES: usize = 4;
 
     /// Masquerade every `ClusterIP` flow (S63).
@@ -118,18 +118,18 @@ pub struct Timeouts {
     pub pressed: u32,
 }
 
-/// Where a family's part of [`Config`] is.
+/// A family's part of [`Config`].
 pub trait ConfigFamily: Family {
     /// The pods' prefix, if one tells local clients from others.
     fn pods(config: &Config) -> Option<&Prefix<Self::Addr>>;
 
-    /// Where cluster IPs come from.
+    /// The ranges of cluster IPs.
     fn service_ranges(config: &Config) -> &[Prefix<Self::Addr>; Config::SERVICE_RANGES];
 
     /// The flag of a family whose tables are nearly full.
     const PRESSED: u32;
 
-    /// Whose flow one of `addr` is when shares are counted: the address's own, but of
+    /// The client whose flow one of `addr` is when shares are counted: the address's own, but of
     /// IPv6 its /64's, because a host may have as many addresses of that as it likes.
     /// Pods have one each, and all of a node may be in one /64.
     fn client(config: &Config, addr: &Self::Addr) -> Self::Addr;

@@ -25,7 +25,7 @@ macro_rules! counters {
                 match self { $(Self::$name => $label,)+ }
             }
 
-            /// What it counts.
+            /// Returns what it counts.
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+),)+ }
             }

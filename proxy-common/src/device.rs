@@ -36,7 +36,7 @@ impl Device {
     /// Leads away from this node: what is reached by it is not a pod of this
     /// node. A network card, a tunnel, or the device of a default route.
     pub const UPLINK: u32 = 4;
-    /// What comes in by it passes the programs: it runs them itself, or it is
+    /// Packets that come in by it pass the programs: it runs them itself, or it is
     /// a bridge and all of its ports do (E19).
     pub const COVERED: u32 = 8;
     /// Leads to pods of this node, by what is known of them: the local detector,

@@ -11,7 +11,7 @@ pub struct Explain {
     pub answer: Answer,
 }
 
-/// Where a packet comes from, which it does not show itself.
+/// The origin of a packet, which it does not show itself.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
@@ -45,7 +45,7 @@ impl Question {
     }
 }
 
-/// What the datapath would do.
+/// The datapath's answer: what it would do, and why.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -77,7 +77,7 @@ impl Answer {
     pub const LOCAL_POLICY: u8 = 2;
 }
 
-/// What becomes of a new flow.
+/// The decision about a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Decision {
@@ -128,7 +128,8 @@ impl Decision {
     }
 }
 
-/// Whose address a backend sees, and why.
+/// The choice between the client's address and one of this node for a backend to see, and
+/// its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Masquerade {
@@ -191,7 +192,7 @@ impl Masquerade {
     }
 }
 
-/// Who a client is to traffic policies (S39).
+/// The kind of a client, as traffic policies see it (S39).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Client {

@@ -50,7 +50,7 @@ impl<A: Address> FlowKey<A> {
 pub struct Flow<A> {
     /// The frontend that the client connected to.
     pub frontend_addr: A,
-    /// Where its packets go.
+    /// The address that its packets go to.
     pub backend_addr: A,
     /// Source address the backend sees, when [`Flow::MASQUERADE`] is set and
     /// `masquerade_port` is not zero.

@@ -44,7 +44,7 @@ impl<A: Address> FrontendKey<A> {
         Self::new(A::ZERO, port, protocol)
     }
 
-    /// What [`Frontend::tag`] holds for this key.
+    /// Returns the [`Frontend::tag`] of this key.
     #[inline(always)]
     pub fn tag(&self) -> u16 {
         let salt = (u32::from(self.port.to_bits()) << 8) | u32::from(self.protocol.0);
@@ -65,7 +65,7 @@ pub struct Frontend {
     pub service: u32,
     /// [`Frontend::LOCAL_SET`] and the other flags.
     pub flags: u8,
-    /// What kind of frontend this is: [`Frontend::CLUSTER_IP`] and the others.
+    /// The kind of frontend: [`Frontend::CLUSTER_IP`] and the others.
     /// In an address entry, the kind of the address.
     pub kind: u8,
     /// [`FrontendKey::tag`]. A hash element may be freed and given to another

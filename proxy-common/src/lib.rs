@@ -1,4 +1,4 @@
-//! What the agent and the eBPF programs agree on: the layout of every map and
+//! The contract of the agent and the eBPF programs: the layout of every map and
 //! the arithmetic both sides must do alike.
 //!
 //! Layout rules:

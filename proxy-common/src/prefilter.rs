@@ -17,7 +17,7 @@ use crate::{
 /// through by mistake goes the slow path.
 pub const BITS: u32 = 1 << 20;
 
-/// What of a 32-bit hash is left over.
+/// The bits of a 32-bit hash that are left over.
 const SHIFT: u32 = 32 - BITS.trailing_zeros();
 
 /// 64-bit words in one filter.

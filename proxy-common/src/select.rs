@@ -1,4 +1,4 @@
-//! Which slot of a range a flow takes.
+//! Selection of the slot of a range that a flow takes.
 
 use crate::{
     net::{Address, BePort, Protocol},

@@ -9,7 +9,7 @@ use crate::{
     pod,
 };
 
-/// How many frontends an unconnected socket may talk to at one time (E16).
+/// The number of frontends that an unconnected socket may talk to at one time (E16).
 pub const PEERS: usize = 4;
 
 /// Value of `SOCKETS`. All programs that use it hold the socket's lock.
@@ -47,7 +47,7 @@ pub struct Peer {
     /// Row of `BACKENDS` and the generation it had.
     pub backend: u32,
     pub generation: u32,
-    /// When the frontend was used last, in flow ticks (see
+    /// The time of the frontend's last use, in flow ticks (see
     /// [`crate::flow::ticks`]).
     pub last_used: u32,
     pub protocol: Protocol,
@@ -94,7 +94,7 @@ impl Peer {
     }
 }
 
-/// What the program `stale_socket` is asked, behind an Ethernet header: whether
+/// The question to the program `stale_socket`, behind an Ethernet header: whether
 /// this connected UDP socket of the caller's network namespace has a backend
 /// that serves no more.
 #[repr(C, align(8))]

@@ -5,7 +5,7 @@ use crate::{
     pod,
 };
 
-/// What `SOURCE_RANGES` matches by longest prefix. The map's values say
+/// The data that `SOURCE_RANGES` matches by longest prefix. The map's values say
 /// nothing: a match is enough.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,7 @@ pub enum Scope {
     Node,
 }
 
-/// How many entries a map gets.
+/// The number of entries that a map gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entries {
     /// As many as the programs declare.
@@ -76,7 +76,7 @@ macro_rules! tables {
                 match self { $(Self::$name => $pinned,)+ }
             }
 
-            /// What its keys and values are.
+            /// The meaning of its keys and values.
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+),)+ }
             }

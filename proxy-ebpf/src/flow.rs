@@ -18,7 +18,7 @@ pub mod uplink;
 use self::{place::Placing, ports::Ports, table::Remove};
 use crate::lookup::Lookup;
 
-/// What code above this layer asks of a family.
+/// All that code above this layer asks of a family.
 pub trait Flows: Lookup + Remove + Placing + Ports {}
 
 impl<F: Lookup + Remove + Placing + Ports> Flows for F {}

@@ -11,7 +11,7 @@ pub mod symmetric_return;
 
 use crate::{flow::Flows, maps::tail_call::SlowPrograms, reply::family::ReplyFamily};
 
-/// What the programs ask of a family.
+/// All that the programs ask of a family.
 pub trait Datapath: Flows + ReplyFamily + SlowPrograms {}
 
 impl<F: Flows + ReplyFamily + SlowPrograms> Datapath for F {}

@@ -1,5 +1,5 @@
-//! What a packet's addresses are to the node: frontend, backend, client. Changes
-//! no table.
+//! Look-ups: what a packet's addresses are to the node, frontend, backend or client.
+//! Changes no table.
 
 pub mod affinity;
 pub mod arrival;
@@ -14,7 +14,7 @@ pub mod source;
 use self::{backend::Hash, frontend::LookUp, listener::Bound, sockets::Sockets};
 use crate::route::Route;
 
-/// What code above this layer asks of a family.
+/// All that code above this layer asks of a family.
 pub trait Lookup: Route + Bound + Sockets + LookUp + Hash {}
 
 impl<F: Route + Bound + Sockets + LookUp + Hash> Lookup for F {}

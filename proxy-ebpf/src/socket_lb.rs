@@ -40,7 +40,7 @@ pub mod stale;
 const GO_ON: i32 = 1;
 /// Verdict: the call fails, with the error that was set.
 const FAIL: i32 = 0;
-/// What a closed port says.
+/// The error of a closed port.
 const ECONNREFUSED: c_int = 111;
 
 /// Set by the agent where the kernel knows `bpf_set_retval` (5.18).

@@ -23,14 +23,14 @@ use crate::{
     packet::{barrier::opaque, headers::tcp, skb::Skb},
 };
 
-/// How many other backends are tried when one is taken by another flow of the
+/// The number of other backends that are tried when one is taken by another flow of the
 /// same client port.
 const MAX_SKIP: u32 = 3;
 
 /// The reasons for a decision, and how to carry it out. What is not known before a packet
 /// is refused stays as it is at first.
 pub struct Grounds {
-    /// Where the flow's record goes.
+    /// The place of the flow's record.
     pub place: Place,
     pub client: Client,
     /// The traffic policy is Local, whether it binds the client or not.

@@ -32,7 +32,7 @@ use crate::{
 /// Ports below are for processes with privileges (`ip_unprivileged_port_start`).
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
-/// Where the packet that opens a flow comes from.
+/// The place that the packet which opens a flow comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Origin {
@@ -131,7 +131,8 @@ fn commit<F: Flows>(
     opened
 }
 
-/// The flow that a packet follows, if it has one. Sets the key to the flow's.
+/// The flow that a packet follows, if it has one. Sets the key to the flow's, and may set
+/// the frontend to the packet's.
 #[inline(always)]
 pub fn existing<F: Flows>(
     headers: &Headers<F::Addr>,

@@ -116,7 +116,7 @@ pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     Outcome::NEXT
 }
 
-/// Whose the answers to a packet are.
+/// The flow that the answers to a packet belong to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Holder {

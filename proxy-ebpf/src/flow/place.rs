@@ -1,4 +1,4 @@
-//! Where a client port's next flow goes in the table.
+//! The place of a client port's next flow in the table.
 
 use proxy_common::{
     counter::Counter,
@@ -17,7 +17,7 @@ use crate::{
 /// `EEXIST`, as helpers return it.
 const EEXIST: i32 = -17;
 
-/// Where a client's new record goes.
+/// The place of a client's new record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Place {

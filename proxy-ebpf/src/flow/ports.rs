@@ -203,7 +203,7 @@ fn look_at_next_port<F: Tables>(search: &mut Search<F::Addr>) -> bool {
     search.best == FREE || search.best != IN_USE && search.tried >= PROBES
 }
 
-/// What a port is worth to a flow that needs one.
+/// Returns the worth of a port to a flow that needs one.
 #[inline(always)]
 fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
     if prefilter::may_be_node_port::<F>(reply.masquerade_port, reply.protocol) {

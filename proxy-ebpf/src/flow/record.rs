@@ -44,7 +44,7 @@ impl<F: Tables> Record<F> {
         NonNull::new(flow).map(Self)
     }
 
-    /// What the record says.
+    /// The record's fields.
     #[inline(always)]
     pub fn flow<'a>(self) -> &'a Flow<F::Addr> {
         // SAFETY: a value of the table: see `Record`.

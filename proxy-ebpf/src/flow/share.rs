@@ -1,4 +1,4 @@
-//! What part of a flow table that is nearly full each client has, and may have.
+//! Shares: the part of a nearly full flow table that each client has, and may have.
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_for_each_map_elem};
 use core::ptr::NonNull;
@@ -18,7 +18,7 @@ use crate::{
     packet::barrier::masked,
 };
 
-/// How long shares are in force without a sweep: without an agent nobody counts.
+/// Ticks that shares are in force without a sweep: without an agent nobody counts.
 const FRESH: u32 = ticks_from_seconds(10);
 
 /// Flows that do not count in a client's size unless they are established. A flood has

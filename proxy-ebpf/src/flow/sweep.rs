@@ -39,7 +39,7 @@ pub fn run() -> i32 {
     Outcome::NEXT.action()
 }
 
-/// What the callback knows.
+/// The callback's state.
 #[repr(C)]
 struct State {
     timeouts: Timeouts,
@@ -48,11 +48,11 @@ struct State {
     pressed: u32,
     /// Flows that a client may have.
     limit: u32,
-    /// How long an established flow may be idle.
+    /// Ticks that an established flow may be idle.
     patience: u32,
     /// The same, where its client has more than its share.
     patience_over_share: u32,
-    /// What is found.
+    /// The findings so far.
     idle: Idle,
 }
 
@@ -264,7 +264,7 @@ fn flow_age<A>(flow: &Flow<A>) -> Age {
     }
 }
 
-/// What a flow is doing.
+/// The phase that a flow is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Opening,

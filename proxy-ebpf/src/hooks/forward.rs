@@ -59,7 +59,7 @@ fn stay_on_bridge_slowly<F: Datapath>(
     stay_on_bridge::<F>(*skb, headers, backend)
 }
 
-/// What is left to do for a packet that was sent on by a flow with these flags;
+/// The hint for a packet that was sent on by a flow with these flags: what is left to do;
 /// `done` if it keeps its source.
 #[inline(always)]
 fn hint_after<F: Datapath>(flags: u8, done: Hint) -> Hint {

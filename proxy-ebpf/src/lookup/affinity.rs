@@ -47,7 +47,7 @@ pub fn recall<F: Tables>(
     })
 }
 
-/// What the client used by the key's set, if `member` has it too.
+/// The row of the backend that the client used by the key's set, if `member` has it too.
 #[inline(never)]
 fn by_set<F: Tables>(
     key: &AffinityKey<F::Addr>,

@@ -1,11 +1,11 @@
-//! How frames get here.
+//! The addressee of frames that come in.
 
 use crate::{
     maps::node,
     packet::skb::{Addressee, Link, Skb, same_mac},
 };
 
-/// How a frame got here.
+/// The addressee of a frame that came in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Arrival {

@@ -1,4 +1,4 @@
-//! Which backend serves a packet.
+//! The backend that serves a packet.
 
 use proxy_common::{
     backend::Backend,
@@ -35,7 +35,7 @@ fn hash_of_client<F: Tables>(headers: &Headers<F::Addr>) -> u64 {
     select::flow_hash(key, client, client, Protocol::ANY)
 }
 
-/// How a flow gets its backend, if it does.
+/// The way a flow gets its backend, if it does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Choice {

@@ -69,7 +69,7 @@ pub fn is_loopback<F: Tables>(addr: &F::Addr) -> bool {
     local_addr::<F>(addr).is_some_and(|local| local.flags & LocalAddr::LOOPBACK != 0)
 }
 
-/// What the local routing table says of an address; nothing if it is not one
+/// The entry of the local routing table for an address; none if it is not one
 /// of this node.
 #[inline(always)]
 pub fn local_addr<F: Tables>(addr: &F::Addr) -> Option<LocalAddr> {

@@ -1,4 +1,4 @@
-//! What a packet is addressed to.
+//! The frontend that a packet is addressed to.
 
 use proxy_common::{
     family::{V4, V6},
@@ -13,7 +13,7 @@ use crate::{
     packet::{barrier::opaque, headers::Headers},
 };
 
-/// What an address and port are to us.
+/// The meaning of an address and port to us.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Destination {

@@ -31,7 +31,7 @@ struct Tuple<A> {
     dst_port: BePort,
 }
 
-/// Where sockets are bound to, by family.
+/// Addresses that sockets are bound to, by family.
 pub trait Bound: Tables {
     /// The socket's own address.
     ///

@@ -1,4 +1,4 @@
-//! Where cluster IPs come from: what no Service has of it leads nowhere (S47).
+//! Ranges of cluster IPs: what no Service has of them leads nowhere (S47).
 
 use proxy_common::{
     config::{Config, Prefix},

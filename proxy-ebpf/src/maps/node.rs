@@ -1,4 +1,4 @@
-//! What the agent tells of the node: settings, devices, VLANs, and cgroups that are left
+//! The node, as the agent tells of it: settings, devices, VLANs, and cgroups that are left
 //! alone.
 
 use crate::maps::{MMAPABLE, ON_DEMAND, SMALL};
@@ -26,7 +26,7 @@ pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// What is known of the device with this ifindex.
+/// The description of the device with this ifindex.
 #[inline(always)]
 pub fn device(ifindex: u32) -> Option<&'static Device> {
     // SAFETY: only the agent writes this map, field by field equal or new; a

@@ -1,4 +1,4 @@
-//! How many refusals were sent, and to whom.
+//! Counts of the refusals that were sent, and to whom.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 
@@ -16,7 +16,7 @@ pub struct Refusals {
     pub sent: u64,
 }
 
-/// What one CPU was asked to refuse to the clients with one hash.
+/// The refusals that one CPU was asked for by the clients with one hash.
 #[repr(C)]
 pub struct RefusedClient {
     pub millisecond: u64,

@@ -38,7 +38,7 @@ pub struct Scratch<A> {
     pub affinity: Affinity,
     /// The packet that an ICMP error quotes.
     pub quote: Quote<A>,
-    /// What an ICMP error of ours quotes.
+    /// The quotation in an ICMP error of ours.
     pub buffer: Buffer,
 }
 

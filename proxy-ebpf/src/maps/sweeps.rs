@@ -1,4 +1,4 @@
-//! What sweeps report, leave to the next one, and are told.
+//! Memory of sweeps: their reports, what they leave to the next one, and what they are told.
 
 use aya_ebpf::{
     btf_maps::Array, cty::c_void, helpers::generated::bpf_for_each_map_elem, macros::btf_map,
@@ -26,7 +26,7 @@ static CLIENT_SIZES: Array<ClientSizes, 2> = Array::new();
 #[btf_map]
 static SHARES: Array<Share, 2> = Array::new();
 
-/// What the last sweep of a family found.
+/// The findings of the last sweep of a family.
 #[repr(C)]
 pub struct Sweep {
     /// Flows in the table.
@@ -41,13 +41,13 @@ pub struct Sweep {
 pub struct Idle {
     /// The longest time.
     pub longest: u32,
-    /// How many are of clients that have more than their share.
+    /// The number of those of clients that have more than their share.
     pub over_share: u32,
     /// The longest time of these.
     pub longest_over_share: u32,
-    /// When it was.
+    /// The time of the sweep.
     pub swept: u32,
-    /// How many sweeps in a row, up to this one, were under pressure.
+    /// The number of sweeps in a row, up to this one, that were under pressure.
     pub pressed: u32,
 }
 
@@ -67,31 +67,31 @@ pub fn up_to_64_times<T>(visit: *mut c_void, state: &mut T) {
     }
 }
 
-/// Where the last sweep of a family reports.
+/// The report of the last sweep of a family.
 #[inline(always)]
 pub fn sweep<F: Tables>() -> Option<*mut Sweep> {
     SWEEPS.get_ptr_mut(F::SWEEP)
 }
 
-/// Where the last sweep of a family reports how many reply tuples there are.
+/// The report of the last sweep of a family about reply tuples: how many there are.
 #[inline(always)]
 pub fn swept_replies<F: Tables>() -> Option<*mut u32> {
     SWEPT_MASQ.get_ptr_mut(F::SWEEP)
 }
 
-/// What the last sweep of a family left.
+/// The state that the last sweep of a family left.
 #[inline(always)]
 pub fn idle<F: Tables>() -> Option<*mut Idle> {
     IDLE.get_ptr_mut(F::SWEEP)
 }
 
-/// Where a sweep of a family tells how large its clients are.
+/// The report of a sweep of a family about its clients' sizes.
 #[inline(always)]
 pub fn client_sizes<F: Tables>() -> Option<*mut ClientSizes> {
     CLIENT_SIZES.get_ptr_mut(F::SWEEP)
 }
 
-/// What each client of a family may have.
+/// The share that each client of a family may have.
 #[inline(always)]
 pub fn share<F: Tables>() -> Option<*mut Share> {
     SHARES.get_ptr_mut(F::SWEEP)

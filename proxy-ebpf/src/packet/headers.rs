@@ -1,8 +1,8 @@
-//! What the datapath knows of a packet.
+//! Headers: all that the datapath knows of a packet.
 
 use proxy_common::net::{BePort, Protocol};
 
-/// Which part of a datagram a packet holds.
+/// The part of a datagram that a packet holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
@@ -36,7 +36,7 @@ pub struct Ip<A> {
     pub unreadable: bool,
 }
 
-/// What the datapath knows of a packet.
+/// All that the datapath knows of a packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Headers<A> {
@@ -93,7 +93,7 @@ impl<A> Headers<A> {
 /// Length of SCTP's header, which chunks follow.
 pub const SCTP_HEADER: u32 = 12;
 
-/// Which half of the tuple.
+/// A half of the tuple.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Source,

@@ -1,4 +1,4 @@
-//! What ingress tells egress about a packet, in `skb->tc_index` (E11).
+//! Hints from ingress to egress about a packet, in `skb->tc_index` (E11).
 //!
 //! A hint saves look-ups and nothing else: the kernel carries the field
 //! unchanged from hook to hook, but another program may overwrite it, and then
@@ -12,7 +12,7 @@ const MASK: u32 = 0xfff0;
 /// On the way to the slow path: the device has no Ethernet header.
 const LAYER3: u32 = 8;
 
-/// What is already known of a packet.
+/// The knowledge of a packet that is passed on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Hint {
     /// Nothing.
@@ -72,7 +72,7 @@ pub fn keep(skb: Skb, hint: Hint) {
     skb.set_tc_index(MAGIC | skb.tc_index() & !MASK | layer3);
 }
 
-/// What [`keep`] kept. Clears it.
+/// Returns what [`keep`] kept, and clears it.
 #[inline(always)]
 pub fn resume(skb: Skb) -> (Hint, Link) {
     let link = if skb.tc_index() & LAYER3 == 0 {

@@ -18,7 +18,7 @@ use crate::packet::{
 /// with the packet it quotes.
 pub const PULL: u32 = 128;
 
-/// What differs between the families' headers.
+/// The differences between the families' headers.
 pub trait IpHeader: Family {
     /// Ethertype, network order.
     const ETHERTYPE: u16;

@@ -58,7 +58,7 @@ fn flags_of_chunk(kind: u8) -> u8 {
     }
 }
 
-/// What follows the link-layer header.
+/// The protocol that follows the link-layer header.
 pub struct Network {
     /// Offset of the IP header.
     pub l3: u32,

@@ -23,7 +23,7 @@ pub fn add_ethernet(skb: &Skb) -> Result<(), Fault> {
     skb.write::<u16>(ETH_LEN - 2, skb.protocol())
 }
 
-/// What precedes the IP header on a device.
+/// The header that precedes the IP header on a device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     Ethernet,

@@ -1,4 +1,4 @@
-//! What becomes of a packet.
+//! Verdicts on packets.
 
 use core::num::NonZeroI32;
 
@@ -6,7 +6,7 @@ use proxy_common::{counter::Counter, explain::Decision};
 
 use crate::counters::count;
 
-/// What became of the attempt to open a flow.
+/// The result of the attempt to open a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Opened {

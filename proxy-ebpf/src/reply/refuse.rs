@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Where the refused packet came from.
+/// The side that the refused packet came from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum To {
     /// In by this device: the answer goes out by it.

@@ -27,14 +27,14 @@ use crate::{
     },
 };
 
-/// How many backends are tried when one is taken by another frontend of the
+/// The number of backends that are tried when one is taken by another frontend of the
 /// same socket.
 pub const ATTEMPTS: u32 = 4;
 
-/// How deep below the root a cgroup may lie to be found among the exceptions.
+/// The depth below the root down to which a cgroup is found among the exceptions.
 const CGROUP_LEVELS: i32 = 12;
 
-/// What becomes of a call.
+/// The decision about a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Decision {
@@ -46,7 +46,7 @@ pub enum Decision {
     Serve,
 }
 
-/// Where a call that is served may go.
+/// The backends that a call which is served may get.
 pub struct Target<A> {
     pub service: u32,
     pub range: SlotRange,

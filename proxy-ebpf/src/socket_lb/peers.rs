@@ -25,7 +25,7 @@ extern "C" fn fitness_of_peer(entry: *const Peer, peer: *const Peer) -> u32 {
     fitness(entry, peer)
 }
 
-/// How long a frontend must not have been used before its entry is given
+/// The time that a frontend must not have been used before its entry is given
 /// to another one: as long as an unanswered UDP flow is kept.
 const IDLE: u32 = ticks_from_seconds(30);
 
@@ -111,7 +111,7 @@ const OWN: u32 = u32::MAX - 1;
 /// The entry is not in use.
 const FREE: u32 = u32::MAX - 2;
 
-/// How well an entry suits a peer that is to be remembered: the better, the
+/// Returns how well an entry suits a peer that is to be remembered: the better, the
 /// longer it has not been used.
 #[inline(always)]
 fn fitness(entry: &Peer, peer: &Peer) -> u32 {

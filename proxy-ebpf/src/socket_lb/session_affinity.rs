@@ -15,7 +15,7 @@ use crate::{
     maps::tables::{self, Tables},
 };
 
-/// Who is remembered, and for how long.
+/// The client that is remembered, and for how long.
 pub struct Remembered<A> {
     pub client: A,
     /// Row of `SERVICES`.
