@@ -41,6 +41,8 @@ const DATA: [&str; 5] = [
     "/etc/services",
     "/usr/lib/x86_64-linux-gnu/xtables",
 ];
+/// What tests read at its place in the workspace.
+const CORPUS: &str = "proxy-tests/corpus";
 /// Where modules are that tests may cause the kernel to load.
 const MODULES: [&str; 5] = ["arch", "crypto", "drivers/net", "lib", "net"];
 /// Drivers of hardware, the largest part of the modules.
@@ -84,6 +86,8 @@ impl Root<'_> {
                 image.copy(path, path)?;
             }
         }
+        let corpus = workspace::root().join(CORPUS);
+        image.copy(&corpus, &corpus)?;
         self.modules(&mut image)?;
         image.program(&self.cache.bin().join("bpftool"), BPFTOOL)?;
         image.stripped(self.agent, AGENT)?;
