@@ -40,6 +40,8 @@ const DATA: [&str; 5] = [
     "/etc/services",
     "/usr/lib/x86_64-linux-gnu/xtables",
 ];
+/// The corpus of the fuzz tests, below the workspace there and here.
+const CORPUS: &str = "proxy-tests/corpus";
 /// Folders of the modules that tests may cause the kernel to load.
 const MODULES: [&str; 5] = ["arch", "crypto", "drivers/net", "lib", "net"];
 /// Drivers of hardware, the largest part of the modules.
@@ -83,6 +85,8 @@ impl Root<'_> {
                 image.copy(path, path)?;
             }
         }
+        let corpus = workspace::root().join(CORPUS);
+        image.copy(&corpus, &corpus)?;
         self.modules(&mut image)?;
         image.program(&self.cache.bin().join("bpftool"), BPFTOOL)?;
         image.stripped(self.agent, AGENT)?;
