@@ -48,7 +48,9 @@ fn clippy_bpf(cache: &Cache) -> Result<()> {
 
 fn documentation(cache: &Cache) -> Result<()> {
     let mut cargo = workspace::cargo(cache)?;
-    cargo.env("RUSTDOCFLAGS", "-D warnings").args([
+    // The pages have private items, so links to them lead somewhere.
+    let flags = "-D warnings -A rustdoc::private-intra-doc-links";
+    cargo.env("RUSTDOCFLAGS", flags).args([
         "doc",
         "--quiet",
         "--no-deps",
