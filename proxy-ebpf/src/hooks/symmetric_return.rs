@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
     BPF_FIB_LOOKUP_OUTPUT,
 };
-use proxy_common::{counter::Counter, device::Device};
+use proxy_common::{counter::Counter, device::Device, net::Address as _};
 
 use crate::{
     counters::count,
@@ -13,6 +13,7 @@ use crate::{
     hooks::Datapath,
     maps::{node, scratch::Scratch},
     packet::{
+        barrier::opaque,
         hint::{self, Hint},
         parse,
         skb::{self, Link, Skb},
@@ -21,6 +22,9 @@ use crate::{
     reply::refuse::{self, To},
     route,
 };
+
+/// Index of the loopback device of every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// The slow path of translated replies that routing has led to another device than
 /// the client's uplink: a program of its own, for the verifier's sake. What the
@@ -51,6 +55,9 @@ fn leave<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
         return Outcome::NEXT;
     }
     let client = scratch.key.addr;
+    if F::KEEPS_TO_DEVICE && opaque(is_routed_here::<F>(&skb, &flow.frontend_addr, &client)) {
+        return Outcome::NEXT;
+    }
     let mut route = F::route(&flow.frontend_addr, &client, uplink);
     route.__bindgen_anon_1.tot_len = parse::longest::<F>(&skb, headers) as u16;
     match route::look_up(&skb, &mut route, BPF_FIB_LOOKUP_OUTPUT) {
@@ -68,6 +75,32 @@ fn leave<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     count(Counter::ReplyRedirected);
     hint::set(skb, Hint::Done);
     route::redirect::<F>(&route, &client)
+}
+
+/// Returns whether a route that is longer than a default route leads from the frontend to
+/// the client by this device, whatever rules there are for the backend. A look-up that
+/// keeps to the uplink would not see that one.
+#[inline(never)]
+fn is_routed_here<F: Datapath>(skb: &Skb, frontend: &F::Addr, client: &F::Addr) -> bool {
+    let here = skb.ifindex();
+    opaque(leads_by::<F>(skb, here, LOOPBACK, frontend, client))
+        && !opaque(leads_by::<F>(skb, here, here, frontend, &F::Addr::ZERO))
+}
+
+/// Returns whether routing leads to `dst` by device `by`: of packets of the node itself,
+/// if `from` is the loopback device, else of those that are to leave by `from`.
+#[inline(never)]
+fn leads_by<F: Datapath>(skb: &Skb, by: u32, from: u32, src: &F::Addr, dst: &F::Addr) -> bool {
+    let flags = if from == LOOPBACK {
+        0
+    } else {
+        BPF_FIB_LOOKUP_OUTPUT
+    };
+    let mut route = F::route(src, dst, from);
+    matches!(
+        route::look_up(skb, &mut route, flags),
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED
+    ) && route.ifindex == by
 }
 
 /// Returns whether what leaves by an uplink is known to be lost. Of bonds, which have no

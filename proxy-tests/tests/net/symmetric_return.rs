@@ -379,3 +379,37 @@ fn backends_hear_of_a_narrower_card() -> Result<()> {
     }
     Ok(())
 }
+
+/// A pod of another node, whose packets to a `NodePort` come in by the LAN while the way
+/// to it is a tunnel: replies take the tunnel, and not the default route by the LAN.
+#[test]
+fn replies_take_a_longer_route_by_another_device() -> Result<()> {
+    let lab = Lab::start(Topology {
+        pod_network: PodNetwork::Vxlan,
+        ..Topology::ROUTED
+    })?;
+    let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
+    for &family in lab.families().list() {
+        let router = lab.external.address(family);
+        ip(here, family, &format!("route add default via {router}\n"))?;
+    }
+    let backend = here.add_pod("backend")?;
+    let client = there.add_pod("client")?;
+    let _server = Server::start(&backend, ECHO_TARGET)?;
+    let service = Service::echo(lab.families())
+        .node_port(ECHO_PORT, NODE_PORT)
+        .endpoint(&backend);
+    lab.manifests.write(&service)?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    for &family in lab.families().list() {
+        let frontend = SocketAddr::new(here.address(family), NODE_PORT);
+        let answer = client
+            .run(|| ask_tcp(frontend))
+            .with_context(|| format!("{family} TCP"))?;
+        ensure!(answer.client.ip() == client.address(family), "{answer:?}");
+        client
+            .run(|| ask_udp(frontend, 64))
+            .with_context(|| format!("{family} UDP"))?;
+    }
+    Ok(())
+}

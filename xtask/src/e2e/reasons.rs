@@ -12,11 +12,6 @@ const REASONS: &[(&str, &str)] = &[
         "asks for kube-proxy's own addresses, such as /proxyMode",
     ),
     ("KubeProxyNFAcct", "reads counters of netfilter"),
-    (
-        "LoadBalancers",
-        "needs a cloud that gives out load balancers",
-    ),
-    ("IPerf2", "reads the output of another version of iperf"),
 ];
 
 /// Returns why a test need not pass, if there is a reason.
