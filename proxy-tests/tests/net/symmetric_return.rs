@@ -11,11 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Policy, Service,
+    AgentOptions, ECHO_PORT, ECHO_TARGET, Family, Host, Lab, PodNetwork, Policy, Service, Topology,
     addressing::{lan, public, subnet_length},
     agent, eventually,
     host::Addresses,
-    traffic::{PATIENCE, TcpClient, UdpClient, ask_tcp, ask_udp},
+    traffic::{PATIENCE, Server, TcpClient, UdpClient, ask_tcp, ask_udp},
 };
 use rstest::rstest;
 
@@ -391,7 +391,15 @@ fn replies_take_a_longer_route_by_another_device() -> Result<()> {
     let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
     for &family in lab.families().list() {
         let router = lab.external.address(family);
-        ip(here, family, &format!("route add default via {router}\n"))?;
+        ip(
+            here,
+            family,
+            &format!("route replace default via {router}\n"),
+        )?;
+    }
+    // Requests come in beside the tunnel, and replies by it with an address of the LAN.
+    for node in [here, there] {
+        node.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
     }
     let backend = here.add_pod("backend")?;
     let client = there.add_pod("client")?;
