@@ -221,7 +221,7 @@ pub(crate) fn proxy_name(proxy: Proxy) -> String {
     status::name(&proxy)
 }
 
-/// What nodes run besides Kubernetes, for people.
+/// The programs that nodes run besides Kubernetes, as text.
 pub(crate) fn versions() -> String {
     format!(
         "containerd {}, CoreDNS {}",

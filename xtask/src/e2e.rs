@@ -27,10 +27,10 @@ use crate::{
     workspace,
 };
 
-/// What has to do with Services; all of it runs for minutes.
+/// The tests that have to do with Services.
 const FOCUS: &str = r"\[sig-network\] (Services|Networking|.*IPv6DualStack|Conntrack|EndpointSlice|EndpointSliceMirroring|Traffic Distribution|Topology Hints|HostPort|NoSNAT|Service CIDRs|Service endpoints latency|Proxy|KubeProxy|LoadBalancers|DNS should (provide DNS for (services|pods|the cluster)|resolve))";
 
-/// What cannot run here: other kernels, other networks, a cloud.
+/// The tests that cannot run here: they want another kernel, another network or a cloud.
 const SKIP: &str = r"\[Disruptive\]|\[sig-windows\]|\[Feature:(SCTPConnectivity|Networking-IPv4|Networking-IPv6|Networking-DNS|KubeProxyNFAcct|NetworkPolicy|.*Internet)";
 
 #[derive(clap::Args)]

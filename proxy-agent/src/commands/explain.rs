@@ -61,7 +61,7 @@ pub fn run(args: ExplainArgs) -> anyhow::Result<()> {
     print(&show(&explanations, args.output.unwrap_or(default), many)?)
 }
 
-/// What is asked about.
+/// The subject of a question.
 fn asked(args: &ExplainArgs) -> anyhow::Result<Vec<Flow>> {
     if let Some(path) = &args.flows {
         return Ok(flow::read_array(&read(path)?)?);

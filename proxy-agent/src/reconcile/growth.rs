@@ -21,7 +21,7 @@ pub const BYTES_PER_ENDPOINT: u64 = 88;
 const PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
-/// What the Service ports of one family need room for.
+/// The entries that the Service ports of one family need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     pub service_ports: usize,

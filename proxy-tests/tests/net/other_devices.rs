@@ -34,19 +34,18 @@ enum Device {
     WireGuard,
 }
 
+/// Adds a host that has no device yet.
+fn add_other(lab: &Lab) -> Result<Host> {
+    let netns = Netns::create(&format!("{}-other", lab.id()))?;
+    let addresses = Addresses::choose(lab.families(), |family| lan(family, BEHIND, OTHER));
+    Host::new("other", netns, None, addresses, lab.families())
+}
+
 impl Device {
     /// Makes the device on the node and on a new host, which has no other one, and gives
     /// both an address; nothing if this kernel has no such devices.
     fn join(self, lab: &Lab, node: &Node) -> Result<Option<Host>> {
-        let name = format!("{}-other", lab.id());
-        let addresses = Addresses::choose(lab.families(), |family| lan(family, BEHIND, OTHER));
-        let other = Host::new(
-            "other",
-            Netns::create(&name)?,
-            None,
-            addresses,
-            lab.families(),
-        )?;
+        let other = add_other(lab)?;
         let (kind, lines) = match self {
             Self::Vlan => ("vlan", "link add dev0 link wire0 type vlan id 7\n"),
             Self::Bond => (
@@ -140,15 +139,7 @@ fn clients_and_backends_behind_it_are_served(
 fn clients_in_a_vrf_reach_external_ips() -> Result<()> {
     let lab = Lab::start(Topology::ROUTED)?;
     let node = &lab.nodes[0];
-    let name = format!("{}-other", lab.id());
-    let addresses = Addresses::choose(lab.families(), |family| lan(family, BEHIND, OTHER));
-    let other = Host::new(
-        "other",
-        Netns::create(&name)?,
-        None,
-        addresses,
-        lab.families(),
-    )?;
+    let other = add_other(&lab)?;
     if !can_make(
         node,
         "vrf",

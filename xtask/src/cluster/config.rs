@@ -11,7 +11,7 @@ use super::{
     spec::{Cni, Families, Family, Spec},
 };
 
-/// What a device of the underlay carries, and with the header of a tunnel.
+/// MTU of a device of the underlay, and of one with the header of a tunnel.
 const MTU: u16 = 1500;
 const MTU_IN_TUNNEL: u16 = 1430;
 

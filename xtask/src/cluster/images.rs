@@ -39,7 +39,7 @@ pub(crate) const COREDNS_IMAGE: &str = "localhost/coredns:1";
 /// Raised whenever images of the same programs are to be made anew.
 const REVISION: u8 = 4;
 
-/// What tests start in a container besides busybox's. The first one is the
+/// The programs that tests start in a container besides busybox's. The first one is the
 /// shell, because busybox's prefers its own programs to all others.
 const PROGRAMS: [&str; 18] = [
     "bash",
@@ -61,7 +61,7 @@ const PROGRAMS: [&str; 18] = [
     "tc",
     "wget",
 ];
-/// What those read while they run.
+/// Files that those read while they run.
 const DATA: [&str; 2] = ["/etc/protocols", "/usr/lib/x86_64-linux-gnu/xtables"];
 
 const PASSWD: &str = "\
@@ -265,7 +265,7 @@ fn users(root: &Path) -> Result<()> {
     write(root, "etc/group", GROUP)
 }
 
-/// What agnhost's server for TLS shows its clients, which comes with its source.
+/// Writes the certificate that agnhost's server for TLS shows, which comes with its source.
 fn certificates(root: &Path) -> Result<()> {
     let modules = exec::output(Command::new("go").args(["env", "GOMODCACHE"]))?;
     let source = Path::new(&modules)

@@ -74,7 +74,7 @@ impl Place {
         self.named(Path::new("/run/netns"))
     }
 
-    /// What is in a folder and bears the cluster's name.
+    /// Returns the entries of a folder that bear the cluster's name.
     pub(crate) fn named(&self, folder: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten();
         let mut found: Vec<_> = entries
@@ -124,7 +124,7 @@ pub(crate) fn node_name(number: u8) -> String {
 pub(crate) struct Hierarchy {
     /// Where it is mounted.
     pub(crate) point: PathBuf,
-    /// What to mount it with: `cgroup2`, or a controller's name in the first
+    /// The type or option to mount it with: `cgroup2`, or a controller's name in the first
     /// version.
     pub(crate) kind: String,
 }

@@ -36,7 +36,7 @@ pub(crate) const COREDNS: Source = Source {
     main: Some(include_str!("coredns.go")),
 };
 
-/// What joins nodes by tunnels or routes. The network is made of its packages:
+/// The program that joins nodes by tunnels or routes. The network is made of its packages:
 /// its own program wants the libraries of all clouds.
 pub(crate) const FLANNEL: Source = Source {
     name: "flannel",

@@ -1,4 +1,4 @@
-//! What serves Services: Tandem by its manifests, as a user would install it,
+//! The Service proxies: Tandem by its manifests, as a user would install it,
 //! and kube-proxy as a process of its nodes.
 
 use std::{fs, path::Path, time::Duration};

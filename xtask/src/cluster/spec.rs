@@ -1,4 +1,4 @@
-//! What a cluster is to be, as the command line says it, and as it is kept
+//! The specification of a cluster, as the command line says it, and as it is kept
 //! beside a cluster that runs.
 
 use std::{fs, path::Path};
@@ -40,7 +40,7 @@ pub(crate) enum Cni {
     Macvlan,
 }
 
-/// What serves Services on a node.
+/// The Service proxy of a node.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Proxy {

@@ -1,4 +1,4 @@
-//! What there is of a cluster.
+//! The state of a cluster.
 
 use anyhow::Result;
 

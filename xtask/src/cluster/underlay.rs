@@ -88,7 +88,7 @@ fn cable(place: &Place, host: &str) -> String {
     )
 }
 
-/// What a node, or the control plane, has of devices, addresses and routes.
+/// Returns the devices, addresses and routes of a node or the control plane.
 fn settings(spec: &Spec, own: Option<u8>) -> String {
     let mut text = "link set lo up\nlink set eth0 up\n".to_owned();
     for family in spec.families.list() {

@@ -15,7 +15,7 @@ use crate::{
     workspace,
 };
 
-/// What the tests ran on.
+/// The cluster that the tests ran in.
 struct Circumstances {
     date: String,
     commit: String,

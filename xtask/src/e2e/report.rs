@@ -1,11 +1,11 @@
-//! What came of tests, as ginkgo reports it.
+//! Results of tests, as ginkgo reports them.
 
 use std::{fmt, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-/// What came of a test.
+/// The result of a test.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum State {
     Passed,
@@ -19,7 +19,7 @@ pub(super) struct Outcome {
     pub(super) name: String,
     pub(super) state: State,
     pub(super) duration: Duration,
-    /// What a test says that did not pass, in one line.
+    /// The message of a test that did not pass, in one line.
     pub(super) message: String,
 }
 

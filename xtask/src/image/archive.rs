@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{cache, exec};
 
-/// What is said of an image besides its files.
+/// The description of an image besides its files.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) entrypoint: Vec<String>,

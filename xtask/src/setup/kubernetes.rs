@@ -89,7 +89,7 @@ pub(crate) const ALL: &[Program] = &[
     kubernetes("kube-proxy"),
 ];
 
-/// What a cluster with nodes is made of.
+/// The programs of a cluster with nodes.
 pub(crate) const CLUSTER: &[Program] = &[
     kubernetes("kube-apiserver"),
     kubernetes("kube-controller-manager"),

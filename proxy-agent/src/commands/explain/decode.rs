@@ -44,7 +44,7 @@ pub struct Explanation {
     pub facts: Facts,
 }
 
-/// What becomes of a flow.
+/// The verdict about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::IpFamily;
 
-/// What is wrong with a question.
+/// Errors in a question.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     #[error("{0:?} is not IP or IP:PORT, with an IPv6 address before a port in brackets")]

@@ -91,7 +91,7 @@ fn chosen(facts: &Facts) -> String {
     format!("{chosen}, {place}{example}")
 }
 
-/// What is rewritten at which hook, on the way there and back.
+/// Returns the rewrites at each hook, on the way there and back.
 fn rewrites(facts: &Facts) -> Vec<(&'static str, String)> {
     let Some(chosen) = facts.chosen else {
         return Vec::new();
