@@ -14,13 +14,18 @@ use crate::{
         scratch::{self, Scratch},
         tables,
     },
-    packet::{ip::IpHeader, parse, skb::Skb, verdict::Outcome},
+    packet::{
+        ip::{IpHeader, PULL},
+        parse,
+        skb::Skb,
+        verdict::Outcome,
+    },
 };
 
 /// Answers the question in `EXPLAIN` about the packet of this test run.
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    if let Some(network) = parse::network(skb) {
+    if let Some(network) = parse::network(skb, PULL) {
         if network.ethertype == V4::ETHERTYPE {
             answer::<V4>(skb);
         } else if network.ethertype == V6::ETHERTYPE {

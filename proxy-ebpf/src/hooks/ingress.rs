@@ -50,7 +50,7 @@ pub fn run(skb: Skb) -> i32 {
     if matches!(hint::get(skb), Hint::Done | Hint::Opened | Hint::Masquerade) {
         return Outcome::NEXT.action();
     }
-    let Some(network) = parse::network(skb) else {
+    let Some(network) = parse::network(skb, parse::PLAIN) else {
         return Outcome::NEXT.action();
     };
     if network.ethertype == V4::ETHERTYPE {

@@ -68,10 +68,16 @@ pub struct Network {
     pub tagged: bool,
 }
 
-/// Finds the IP header. Skips up to two VLAN tags that are still in the frame.
+/// Ethernet, IPv4 and TCP header. Of a segment that a socket sends the headers are
+/// linear and nothing else: to pull more of it allocates its head anew. IPv6 and
+/// options are linear where this is, or the slow path sees to the packet.
+pub const PLAIN: u32 = 54;
+
+/// Finds the IP header once so many bytes can be read. Skips up to two VLAN tags
+/// that are still in the frame.
 #[inline(always)]
-pub fn network(skb: Skb) -> Option<Network> {
-    skb.pull(PULL);
+pub fn network(skb: Skb, pulled: u32) -> Option<Network> {
+    skb.pull(pulled);
     let mut network = Network {
         l3: 0,
         ethertype: skb.protocol(),
@@ -161,7 +167,7 @@ pub fn ports(skb: Skb, l4: u32) -> Option<(BePort, BePort)> {
 #[inline(never)]
 pub fn read<F: IpHeader>(skb: &Skb, headers: &mut Headers<F::Addr>) -> Option<()> {
     let skb = *skb;
-    let l3 = u32::from(opaque(network(skb)?.l3 as u8));
+    let l3 = u32::from(opaque(network(skb, PULL)?.l3 as u8));
     *headers = Headers::of_ip(F::read_ip(skb, l3)?, l3);
     let unreadable = headers.ip.unreadable || read_transport::<F>(skb, headers).is_none();
     headers.ip.unreadable = opaque(unreadable);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use proxy_tests::bench::{datapath, masquerade};
+use proxy_tests::bench::{datapath, inplace, masquerade};
 
 #[derive(Parser)]
 #[command(name = "bench", disable_help_subcommand = true)]
@@ -16,6 +16,8 @@ struct Cli {
 enum Benchmark {
     /// Kernel time per packet, by test runs
     Datapath,
+    /// Time of the programs under real traffic
+    Inplace(inplace::Args),
     /// Connections that are masqueraded to one backend, with real traffic
     Masquerade(masquerade::Args),
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(Benchmark::Datapath) => datapath::run(),
+        Some(Benchmark::Inplace(args)) => inplace::run(&args),
         Some(Benchmark::Masquerade(args)) => masquerade::run(&args),
     };
     match outcome {

@@ -228,10 +228,7 @@ impl Datapath {
 
     /// Loads one more program, which the agent does not, unless it is loaded.
     pub fn load_program(&mut self, name: &str) {
-        let program = self.loaded.ebpf.program_mut(name);
-        let program: &mut SchedClassifier = program
-            .and_then(|program| program.try_into().ok())
-            .unwrap_or_else(|| panic!("a program {name}"));
+        let program = self.program_mut(name);
         if program.fd().is_ok() {
             return;
         }
@@ -252,6 +249,14 @@ impl Datapath {
     /// A loaded program.
     pub fn program(&self, name: &str) -> &SchedClassifier {
         let program = self.loaded.ebpf.program(name);
+        program
+            .and_then(|program| program.try_into().ok())
+            .unwrap_or_else(|| panic!("a program {name}"))
+    }
+
+    /// A program, loaded or not.
+    pub fn program_mut(&mut self, name: &str) -> &mut SchedClassifier {
+        let program = self.loaded.ebpf.program_mut(name);
         program
             .and_then(|program| program.try_into().ok())
             .unwrap_or_else(|| panic!("a program {name}"))
