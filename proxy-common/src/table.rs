@@ -116,7 +116,7 @@ tables! {
     /// prefix → whether it serves NodePorts, whether it is of the loopback.
     LocalAddrs => "LOCAL_ADDRS", Family, Entries::LocalAddrs, true;
     /// client → its flows, while the flow table is nearly full.
-    Clients => "CLIENTS", Family, Entries::Flows, false;
+    Clients => "CLIENTS", Family, Entries::Flows, true;
     /// memory of the slow path.
     Scratch => "SCRATCH", Family, Entries::Declared, false;
     /// hash key, settings, pod prefixes, service ranges, time-outs.
@@ -140,9 +140,9 @@ tables! {
     /// family → what the last sweep leaves to the next one.
     Idle => "IDLE", Node, Entries::Declared, false;
     /// family → clients by the number of their flows.
-    ClientSizes => "CLIENT_SIZES", Node, Entries::Declared, false;
+    ClientSizes => "CLIENT_SIZES", Node, Entries::Declared, true;
     /// family → flows that a client may have.
-    Shares => "SHARES", Node, Entries::Declared, false;
+    Shares => "SHARES", Node, Entries::Declared, true;
     /// nothing: makes a loop of the helper that visits the elements of a map.
     Rounds => "ROUNDS", Node, Entries::Declared, false;
     /// question → answer of the program `explain`.

@@ -135,6 +135,7 @@ async fn serve(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
         adopted = loaded.adopted,
+        programs_adopted = loaded.programs.are_pinned(),
         flow_table_size = loaded.flows,
         "datapath loaded"
     );
@@ -238,6 +239,7 @@ async fn start_on_node(
     let mut controller = controller.await?;
     growth::finish(&pins);
     let sockets = Sockets::start(controller.loaded(), &pins, &config.sockets, metrics.clone())?;
+    controller.loaded().programs.state()?;
     controller.replace(predecessors);
     Ok((controller, sockets))
 }

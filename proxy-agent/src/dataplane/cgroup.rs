@@ -13,24 +13,24 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError,
+        CgroupAttachMode, CgroupSockAddr, CgroupSockAddrAttachType, ProgramError,
         links::{FdLink, LinkError},
     },
 };
 
 use crate::dataplane::{bpf, load::Loaded, pins::Pins};
 
-/// The socket programs; each is named after its call. They are attached in this
-/// order: those that give frontends back before those that take them away.
-pub const SOCKET_PROGRAMS: [&str; 8] = [
-    "recvmsg4",
-    "recvmsg6",
-    "getpeername4",
-    "getpeername6",
-    "sendmsg4",
-    "sendmsg6",
-    "connect4",
-    "connect6",
+/// The socket programs, each named after its call. They are attached in this order: those that
+/// give frontends back before those that take them away.
+const CALLS: [(&str, CgroupSockAddrAttachType); 8] = [
+    ("recvmsg4", CgroupSockAddrAttachType::UDPRecvMsg4),
+    ("recvmsg6", CgroupSockAddrAttachType::UDPRecvMsg6),
+    ("getpeername4", CgroupSockAddrAttachType::GetPeerName4),
+    ("getpeername6", CgroupSockAddrAttachType::GetPeerName6),
+    ("sendmsg4", CgroupSockAddrAttachType::UDPSendMsg4),
+    ("sendmsg6", CgroupSockAddrAttachType::UDPSendMsg6),
+    ("connect4", CgroupSockAddrAttachType::Connect4),
+    ("connect6", CgroupSockAddrAttachType::Connect6),
 ];
 
 /// The socket programs cannot be put in place.
@@ -82,12 +82,16 @@ pub enum CgroupError {
 /// agent's are, and takes ours off any other cgroup.
 pub fn attach(loaded: &mut Loaded, pins: &Pins, path: &Path) -> Result<(), CgroupError> {
     // All of them before any is attached.
-    for name in SOCKET_PROGRAMS {
-        let result = program(&mut loaded.ebpf, name)?.load();
-        result.map_err(|source| CgroupError::Load {
+    for (name, call) in CALLS {
+        let failed = |source| CgroupError::Load {
             program: name,
             source,
-        })?;
+        };
+        let program = program(&mut loaded.ebpf, name)?;
+        match loaded.programs.open_call(name, call) {
+            Some(pinned) => *program = pinned.map_err(failed)?,
+            None => program.load().map_err(failed)?,
+        }
     }
     put_in_place(&mut loaded.ebpf, pins, path)?;
     loaded.cgroup = Some(path.to_owned());
@@ -104,10 +108,10 @@ pub fn attach_again(loaded: &mut Loaded, pins: &Pins) -> Result<bool, CgroupErro
         path: path.clone(),
         source,
     })?;
-    let is_there = |name: &&str| {
+    let is_there = |name: &str| {
         link_path(pins, cgroup.ino(), name).exists() && pins.programs().join(name).exists()
     };
-    if SOCKET_PROGRAMS.iter().all(is_there) {
+    if CALLS.iter().all(|(name, _)| is_there(name)) {
         return Ok(false);
     }
     put_in_place(&mut loaded.ebpf, pins, path)?;
@@ -127,7 +131,7 @@ fn put_in_place(ebpf: &mut Ebpf, pins: &Pins, path: &Path) -> Result<(), CgroupE
             source,
         })?;
     }
-    for name in SOCKET_PROGRAMS {
+    for (name, _) in CALLS {
         attach_program(
             program(ebpf, name)?,
             name,
@@ -194,7 +198,9 @@ pub fn is_attached(pins: &Pins) -> bool {
 pub fn detach(loaded: &mut Loaded, pins: &Pins) -> Result<(), CgroupError> {
     loaded.cgroup = None;
     unpin_all(&pins.links(), |name| name.starts_with(PREFIX))?;
-    unpin_all(&pins.programs(), |name| SOCKET_PROGRAMS.contains(&name))
+    unpin_all(&pins.programs(), |name| {
+        CALLS.iter().any(|(program, _)| *program == name)
+    })
 }
 
 /// Prefix of the names of our links' pins.

@@ -118,6 +118,13 @@ pub fn set_aside(pins: &Pins, sizes: Sizes) -> io::Result<()> {
         fs::rename(pins.map(&table), pins.map(&Former::name(&table)))?;
         grown.push(format!("{table} from {size} to {wanted} entries"));
     }
+    // What is known of clients is counted anew.
+    for table in pins::names(Table::Clients) {
+        let wanted = sizes.of(Table::Clients);
+        if size_of(pins, &table).is_some_and(|size| Some(size) < wanted) {
+            fs::remove_file(pins.map(&table))?;
+        }
+    }
     if !grown.is_empty() {
         info!(
             "tables grow, what is in them is carried over: {}",

@@ -1,5 +1,7 @@
 //! Loads the programs, on the maps that are pinned already if there are any.
 
+pub mod pinned;
+
 use std::{fs, io, path::PathBuf};
 
 use aya::{
@@ -15,20 +17,20 @@ use proxy_common::{
 };
 use tracing::warn;
 
+use self::pinned::Programs;
 use crate::{
     dataplane::{
         growth,
         mapped::{Access, Mapped, MappedError},
         maps::Maps,
         pins::{self, Pins},
-        stale,
         sweep::Swept,
     },
     sys::kernel,
 };
 
 /// The eBPF programs, built by build.rs.
-static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tandem"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tandem"));
 
 /// First kernel whose checksum helper knows `BPF_F_IPV6`.
 pub const BPF_F_IPV6_SINCE: (u32, u32) = (6, 16);
@@ -41,16 +43,6 @@ pub const FIB_SOURCE_SINCE: (u32, u32) = (6, 7);
 
 /// Programs that are attached to devices, by name.
 pub const HOOK_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
-
-/// Programs that are pinned: those of the hooks, so that bpftool finds them by
-/// name, and the one that tells of stale sockets, so that it can be opened.
-pub const PINNED_PROGRAMS: [&str; 5] = [
-    "ingress",
-    "egress",
-    "ingress_l3",
-    "egress_l3",
-    stale::PROGRAM,
-];
 
 /// Programs of the slow path, in the order of their index in `PROGRAMS`.
 pub const SLOW_PROGRAMS: [&str; 8] = [
@@ -101,6 +93,8 @@ pub enum LoadError {
     },
     #[error(transparent)]
     Growth(#[from] growth::ServiceGrowthError),
+    #[error("say what the pinned programs were made from")]
+    Identity(#[source] io::Error),
     #[error("enter the slow path's programs in PROGRAMS")]
     Programs(#[source] MapError),
     #[error(
@@ -191,6 +185,8 @@ pub struct Loaded {
     pub config: Mapped<Config>,
     /// True if the tables existed already.
     pub adopted: bool,
+    /// Where the programs come from.
+    pub programs: Programs,
     /// Size of each flow table, in entries.
     pub flows: u32,
     /// The cgroup that the socket programs are on, if they are on one.
@@ -234,12 +230,9 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         options.log_level,
     )?;
     let config = config(&ebpf, options, adopted)?;
-    for program in HOOK_PROGRAMS
-        .into_iter()
-        .chain(SLOW_PROGRAMS)
-        .chain(["sweep", stale::PROGRAM])
-    {
-        load_program(&mut ebpf, program)?;
+    let programs = Programs::of(options)?;
+    for program in pinned::device_programs() {
+        programs.load(&mut ebpf, program)?;
     }
     growth::carry_services_over(pins)?;
     growth::carry_over(pins);
@@ -249,6 +242,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ebpf,
         config,
         adopted,
+        programs,
         flows,
         reply_tuples,
         cgroup: None,
@@ -293,6 +287,37 @@ fn compare_sizes(pins: &Pins, sizes: Sizes) -> Result<(u32, u32), LoadError> {
     Ok((flows, reply_tuples))
 }
 
+/// The least level at which the programs log anything: debug.
+const LOGS_SINCE: u8 = 4;
+
+/// What the programs are told when they are loaded.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Globals {
+    csum_ipv6: u8,
+    set_retval: u8,
+    fib_source: u8,
+    masquerade_ports: u32,
+    log_level: u8,
+}
+
+impl Globals {
+    fn new(masquerade_ports: PortRange, log_level: u8) -> Self {
+        let has = |since| u8::from(kernel::version() >= since);
+        Self {
+            csum_ipv6: has(BPF_F_IPV6_SINCE),
+            set_retval: has(SET_RETVAL_SINCE),
+            fib_source: has(FIB_SOURCE_SINCE),
+            masquerade_ports: masquerade_ports.to_bits(),
+            log_level: if log_level < LOGS_SINCE { 0 } else { log_level },
+        }
+    }
+
+    /// Returns whether the programs write to the log of the agent that loads them.
+    fn log(self) -> bool {
+        self.log_level != 0
+    }
+}
+
 /// Opens the object, with its maps in `pins` or in none.
 pub(super) fn load_object(
     pins: Option<&Pins>,
@@ -304,17 +329,14 @@ pub(super) fn load_object(
     let names: Vec<_> = tables
         .flat_map(|table| pins::names(table).map(move |name| (table, name)))
         .collect();
-    let csum_ipv6 = u8::from(kernel::version() >= BPF_F_IPV6_SINCE);
-    let set_retval = u8::from(kernel::version() >= SET_RETVAL_SINCE);
-    let fib_source = u8::from(kernel::version() >= FIB_SOURCE_SINCE);
-    let masquerade_ports = masquerade_ports.to_bits();
+    let globals = Globals::new(masquerade_ports, log_level);
     let mut loader = EbpfLoader::new();
     loader
-        .override_global("KERNEL_HAS_BPF_F_IPV6", &csum_ipv6, true)
-        .override_global("KERNEL_HAS_SET_RETVAL", &set_retval, true)
-        .override_global("KERNEL_HAS_FIB_SOURCE", &fib_source, true)
-        .override_global("MASQUERADE_PORTS", &masquerade_ports, true)
-        .override_global(aya_log::LEVEL, &log_level, false);
+        .override_global("KERNEL_HAS_BPF_F_IPV6", &globals.csum_ipv6, true)
+        .override_global("KERNEL_HAS_SET_RETVAL", &globals.set_retval, true)
+        .override_global("KERNEL_HAS_FIB_SOURCE", &globals.fib_source, true)
+        .override_global("MASQUERADE_PORTS", &globals.masquerade_ports, true)
+        .override_global(aya_log::LEVEL, &globals.log_level, false);
     for (table, name) in &names {
         if let Some(pins) = pins
             && table.is_pinned()
@@ -325,7 +347,7 @@ pub(super) fn load_object(
             loader.map_max_entries(name, size);
         }
     }
-    loader.load(PROGRAMS).map_err(LoadError::Object)
+    loader.load(OBJECT).map_err(LoadError::Object)
 }
 
 /// The programs' settings.
@@ -407,22 +429,6 @@ fn enter_slow_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut programs = ProgramArray::try_from(map).map_err(LoadError::Programs)?;
     for (index, fd) in (0..).zip(&fds) {
         programs.set(index, fd, 0).map_err(LoadError::Programs)?;
-    }
-    Ok(())
-}
-
-/// Pins programs in the place of those that an earlier agent left.
-pub fn pin_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
-    let path = pins.programs();
-    fs::create_dir_all(&path).map_err(|source| LoadError::Folder { path, source })?;
-    for program in PINNED_PROGRAMS {
-        let path = pins.programs().join(program);
-        // Absent the first time.
-        let _ = fs::remove_file(&path);
-        ebpf.program_mut(program)
-            .ok_or(LoadError::Missing { name: program })?
-            .pin(&path)
-            .map_err(|source| LoadError::Pin { program, source })?;
     }
     Ok(())
 }

@@ -30,8 +30,9 @@ pub fn flow_layout(folder: &Path) -> Option<u32> {
     link.to_str()?.parse().ok()
 }
 
-/// A symbolic link with a number for its text: what a bpf file system can hold.
+// Symbolic links with a number for their text: what a bpf file system can hold.
 const FLOW_LAYOUT_LINK: &str = "flow-layout";
+const PROGRAMS_LINK: &str = "programs-of";
 
 impl Pins {
     /// Pins below `root`, a folder in a bpf file system.
@@ -68,6 +69,23 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             result => result,
         }
+    }
+
+    /// What the pinned programs were made from, if all of them are of one agent.
+    pub fn programs_identity(&self) -> Option<u64> {
+        let link = fs::read_link(self.version().join(PROGRAMS_LINK)).ok()?;
+        link.to_str()?.parse().ok()
+    }
+
+    /// Says what the pinned programs were made from; `None`: they are of several agents,
+    /// or about to be.
+    pub fn state_programs_identity(&self, identity: Option<u64>) -> io::Result<()> {
+        let link = self.version().join(PROGRAMS_LINK);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        identity.map_or(Ok(()), |identity| symlink(identity.to_string(), link))
     }
 
     pub fn maps(&self) -> PathBuf {

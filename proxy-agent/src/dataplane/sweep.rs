@@ -9,6 +9,9 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
 };
 
+/// The program's name.
+pub(super) const PROGRAM: &str = "sweep";
+
 /// Result of one sweep of one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -74,7 +77,7 @@ impl<T: Borrow<MapData>> Reports<T> {
 /// Removes idle flows of both families. Returns what is left, IPv4 first.
 pub fn sweep(ebpf: &mut Ebpf) -> Result<[Swept; 2], SweepError> {
     let program: &mut SchedClassifier = ebpf
-        .program_mut("sweep")
+        .program_mut(PROGRAM)
         .and_then(|program| program.try_into().ok())
         .ok_or(SweepError::Missing)?;
     // The program looks at no packet, but the kernel wants one.

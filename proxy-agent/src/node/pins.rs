@@ -10,7 +10,7 @@ use crate::dataplane::{
     attach::{self, Hook, Mode},
     cgroup,
     held::HeldMaps,
-    load::{self, PINNED_PROGRAMS},
+    load::pinned,
 };
 
 /// Makes pins again that somebody has removed.
@@ -59,11 +59,9 @@ impl PinController {
     ) -> anyhow::Result<()> {
         let maps = self.held.pin_again()?;
         let programs = datapath.pins.programs();
-        let lost = PINNED_PROGRAMS
-            .iter()
-            .any(|name| !programs.join(name).exists());
+        let lost = pinned::device_programs().any(|name| !programs.join(name).exists());
         if lost {
-            load::pin_programs(&mut datapath.loaded.ebpf, &datapath.pins)?;
+            pinned::pin(&mut datapath.loaded.ebpf, &datapath.pins)?;
         }
         let links = datapath.mode == Mode::Tcx && {
             let pinned = attach::pinned_hooks(&datapath.pins);
@@ -74,6 +72,7 @@ impl PinController {
             devices.audit(&mut datapath.attach()).await;
         }
         let calls = cgroup::attach_again(&mut datapath.loaded, &datapath.pins)?;
+        datapath.loaded.programs.state()?;
         if maps > 0 || lost || links || calls {
             warn!(
                 tables = maps,

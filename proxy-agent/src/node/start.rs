@@ -22,7 +22,7 @@ use crate::{
         attach::clsact::Filters,
         counters::Counters,
         held::HeldMaps,
-        load::{self, Loaded},
+        load::{Loaded, pinned},
         local_addrs::LocalAddrTable,
         pins::Pins,
         sweep::Swept,
@@ -77,7 +77,9 @@ impl NodeController {
             loaded, pins, mode, ..
         } = &mut controller.datapath;
         // Now that no device uses the old ones any more.
-        load::pin_programs(&mut loaded.ebpf, pins)?;
+        if !loaded.programs.are_pinned() {
+            pinned::pin(&mut loaded.ebpf, pins)?;
+        }
         let devices = controller.devices.attached().count();
         info!(devices, ?mode, "programs attached");
         Ok(controller)

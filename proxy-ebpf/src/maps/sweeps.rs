@@ -19,7 +19,7 @@ static ROUNDS: Array<u32, 64> = Array::new();
 /// By family, what the last sweep leaves to the next one.
 #[btf_map]
 static IDLE: Array<Idle, 2> = Array::new();
-/// By family; not pinned, as all that is known of clients.
+/// By family.
 #[btf_map]
 static CLIENT_SIZES: Array<ClientSizes, 2> = Array::new();
 /// By family, written by the agent.

@@ -1,5 +1,6 @@
 //! Agents with real traffic in network namespaces.
 
+mod adopted_programs;
 mod affinity;
 mod attach;
 mod attach_again;

@@ -8,7 +8,7 @@ use crate::golden;
 
 /// The maps that the object declares, and no section of variables.
 fn declared() -> BTreeMap<String, Map> {
-    let object = Object::parse(PROGRAMS).expect("the object is whole");
+    let object = Object::parse(OBJECT).expect("the object is whole");
     let maps = object.maps.into_iter();
     maps.filter(|(name, _)| !name.starts_with('.') && !name.starts_with("AYA_"))
         .collect()
@@ -96,7 +96,7 @@ fn docs_list_the_maps() {
 #[cfg(not(feature = "test-programs"))]
 fn has(program: &str) -> bool {
     let name = [b"\0", program.as_bytes(), b"\0"].concat();
-    PROGRAMS.windows(name.len()).any(|bytes| bytes == name)
+    OBJECT.windows(name.len()).any(|bytes| bytes == name)
 }
 
 #[test]
