@@ -7,17 +7,24 @@
 mod convert;
 mod explain;
 mod get;
+mod kube_proxy;
+pub mod layers;
 mod node;
 mod run;
 mod value;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    Args, Command as ClapCommand, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    ValueEnum, builder::Resettable, error::ErrorKind,
+};
 
+use self::layers::{Given, LayerError};
 pub use self::{
     explain::{ExplainArgs, ExplainOutput},
     get::{GetArgs, Output, Resource},
+    kube_proxy::{ConntrackArgs, KubeProxyArgs, OneShotArgs},
     node::NodeArgs,
     run::{Attach, BindAddress, RunArgs, TableArgs},
 };
@@ -43,6 +50,9 @@ pub struct Cli {
     pub log: LogArgs,
     #[command(subcommand)]
     pub command: Command,
+    /// What the command line says of `run`, where other layers lie below it.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 #[derive(Clone, Debug, PartialEq, Subcommand)]
@@ -50,6 +60,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve the Services of a cluster, or of a directory of manifests
     Run(RunArgs),
+    /// Show the configuration, and where each value comes from
+    Config(ConfigArgs),
     /// Show the tables in the kernel
     Get(GetArgs),
     /// Say what would become of a new connection, and why
@@ -110,6 +122,35 @@ pub struct PinArgs {
     pub bpf_root: PathBuf,
 }
 
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
+pub enum ConfigCommand {
+    /// Show every setting that `run` would have with these flags, this environment and
+    /// these files: its value, where that comes from, and whether it means something here
+    Show(ShowArgs),
+}
+
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct ShowArgs {
+    /// Format of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
+    pub output: ConfigFormat,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConfigFormat {
+    Yaml,
+    Json,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct CleanupArgs {
     #[command(flatten)]
@@ -156,15 +197,78 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
 }
 
 fn try_parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = Cli::command().try_get_matches_from(args)?;
+    let environment = |name: &str| std::env::var_os(name);
+    let command = without_empty_variables(command(), &environment);
+    let matches = command.try_get_matches_from(kube_proxy::as_ours(args))?;
     explain::refuse_ignored(&matches)?;
-    Cli::from_arg_matches(&matches)
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    cli.given = match matches.subcommand() {
+        Some(("run", run)) => Given::of(&run_command(), run),
+        Some(("config", config)) => match config.subcommand() {
+            Some((_, show)) => Given::of(&run_command(), show),
+            None => Given::default(),
+        },
+        _ => Given::default(),
+    };
+    Ok(cli)
+}
+
+/// The command line's definition, with all flags of kube-proxy.
+pub fn command() -> ClapCommand {
+    Cli::command()
+        .mut_subcommand("run", kube_proxy::accept_all)
+        .mut_subcommand("config", |config| {
+            config.mut_subcommand("show", kube_proxy::accept_all)
+        })
+}
+
+/// The definition of `run`.
+fn run_command() -> ClapCommand {
+    let command = command();
+    let run = command.find_subcommand("run");
+    run.cloned().unwrap_or_default()
+}
+
+/// A variable that is empty is not set, for all flags alike.
+fn without_empty_variables(
+    command: ClapCommand,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> ClapCommand {
+    map_arguments(command, &|argument| {
+        let name = argument.get_env().and_then(|name| name.to_str());
+        let is_empty = name
+            .and_then(environment)
+            .is_some_and(|value| value.is_empty());
+        if is_empty {
+            argument.env(Resettable::Reset)
+        } else {
+            argument
+        }
+    })
+}
+
+/// The same definition, deaf to the environment.
+fn without_environment(command: ClapCommand) -> ClapCommand {
+    map_arguments(command, &|argument| argument.env(Resettable::Reset))
+}
+
+fn map_arguments(command: ClapCommand, map: &dyn Fn(clap::Arg) -> clap::Arg) -> ClapCommand {
+    let mut command = command.mut_args(map);
+    let names: Vec<_> = command
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    for name in names {
+        command = command.mut_subcommand(name, |command| map_arguments(command, map));
+    }
+    command
 }
 
 /// Returns whether a command failed because of what it was told: what clap cannot know
 /// to be wrong.
 pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(LayerError::Usage(_)))
         || error.is::<FlowError>()
         || matches!(
             error.downcast_ref(),

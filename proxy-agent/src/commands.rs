@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub mod explain;
 pub(crate) mod get;
 pub(crate) mod man;
@@ -10,25 +11,67 @@ pub(crate) mod run;
 
 use std::process::ExitCode;
 
+use tracing::warn;
+
 use crate::{
-    cli::{Cli, Command},
-    config::Config,
+    cli::{
+        CleanupArgs, Cli, Command, ConfigCommand, OneShotArgs,
+        layers::{self, Configuration, Given},
+    },
     sys, telemetry,
 };
+
+/// Serves, or does what is to be done once.
+fn once_or_run(once: OneShotArgs, given: Given) -> anyhow::Result<()> {
+    let OneShotArgs {
+        write_config_to,
+        init_only,
+        cleanup,
+    } = once;
+    let mut configuration = Configuration::new(given);
+    let effective = configuration.load()?;
+    if let Some(path) = write_config_to {
+        return config::write(&effective, &path);
+    }
+    if cleanup {
+        return cleanup::cleanup(&CleanupArgs {
+            paths: effective.args.paths,
+            force: false,
+        });
+    }
+    let unknown = unknown_variables();
+    if !unknown.is_empty() {
+        warn!("{}", config::unknown_variables(&unknown));
+    }
+    effective.warn();
+    if init_only {
+        return run::initialise(&effective.config()?);
+    }
+    sys::allocator::share_memory_among_threads();
+    run::run(configuration, effective.config()?)
+}
+
+fn unknown_variables() -> Vec<String> {
+    layers::unknown_variables(std::env::vars_os().map(|(name, _)| name))
+}
 
 /// Does what the command line says and returns how to exit.
 pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     // The answer is what counts, not how it came about.
     let usual = match cli.command {
-        Command::Explain(_) => "warn",
+        Command::Explain(_) | Command::Config(_) => "warn",
         _ => "info",
     };
     telemetry::init(&cli.log.into(), usual)?;
     match cli.command {
         Command::Run(args) => {
-            sys::allocator::share_memory_among_threads();
-            let config = Config::try_from(args)?;
-            run::run(&config)?;
+            once_or_run(args.one_shot, cli.given)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(args) => {
+            let ConfigCommand::Show(args) = args.command;
+            let effective = Configuration::new(cli.given).load()?;
+            config::show(&effective, &unknown_variables(), args.output)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Get(args) => {

@@ -1,13 +1,17 @@
 //! The settings of `run`, checked and typed.
 
+pub mod file;
 pub(crate) mod node_ports;
+pub mod settings;
 pub mod table_sizes;
+pub mod value;
 
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -45,7 +49,29 @@ pub struct Config {
     pub attach: Mode,
     /// None to serve no metrics.
     pub metrics: Option<SocketAddr>,
+    /// None to serve no health checks of the node.
+    pub healthz: Option<SocketAddr>,
+    /// Whether an address to listen on that is taken ends the agent.
+    pub bind_address_hard_fail: bool,
+    pub oom_score_adj: i32,
+    pub conntrack: ConntrackConfig,
     pub intervals: Intervals,
+    /// Where all this was read from, to be read again.
+    pub files: Vec<PathBuf>,
+}
+
+/// What the kernel's connection tracking is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackConfig {
+    /// 0 to leave the limit alone.
+    pub max_per_core: u32,
+    pub min: u32,
+    /// Zero to leave a time alone.
+    pub tcp_established_timeout: Duration,
+    pub tcp_close_wait_timeout: Duration,
+    pub tcp_be_liberal: bool,
+    pub udp_timeout: Duration,
+    pub udp_stream_timeout: Duration,
 }
 
 /// The node's name, and the options for its traffic.
@@ -169,8 +195,6 @@ pub struct FeatureGates {
 pub enum GateError {
     #[error("expected NAME=true or NAME=false, not {0:?}")]
     Syntax(String),
-    #[error("there is no feature gate {0}")]
-    Unknown(String),
 }
 
 impl Default for FeatureGates {
@@ -179,6 +203,11 @@ impl Default for FeatureGates {
             service_external_ips: true,
         }
     }
+}
+
+impl FeatureGates {
+    /// The gate that means something here.
+    pub const EXTERNAL_IPS: &str = "AllowServiceExternalIPs";
 }
 
 impl FromStr for FeatureGates {
@@ -194,9 +223,9 @@ impl FromStr for FeatureGates {
             let syntax = || GateError::Syntax(gate.to_owned());
             let (name, value) = gate.split_once('=').ok_or_else(syntax)?;
             let value = value.trim().parse().map_err(|_| syntax())?;
-            match name.trim() {
-                "AllowServiceExternalIPs" => gates.service_external_ips = value,
-                other => return Err(GateError::Unknown(other.to_owned())),
+            // Kubernetes' components know each other's, and so does a kube-proxy's file (S104).
+            if name.trim() == Self::EXTERNAL_IPS {
+                gates.service_external_ips = value;
             }
         }
         Ok(gates)

@@ -41,3 +41,4 @@ pub mod source;
 pub mod sys;
 pub mod table_sync;
 mod telemetry;
+mod yaml;

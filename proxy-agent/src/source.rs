@@ -67,15 +67,25 @@ impl From<Update<ServiceCidr>> for Change {
 }
 
 /// The source to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    Kubernetes {
-        /// None for the cluster this runs in.
-        kubeconfig: Option<PathBuf>,
-    },
-    Manifests {
-        directory: PathBuf,
-    },
+    Kubernetes(Access),
+    Manifests { directory: PathBuf },
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    /// None to look for the API server on this node.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether it is kube-proxy's, which may not be here.
+    pub kubeconfig_may_miss: bool,
+    /// Addresses instead of the one that the kubeconfig has.
+    pub servers: Vec<String>,
+    /// Requests in a second.
+    pub qps: f32,
+    /// Requests at once.
+    pub burst: u32,
 }
 
 /// An error that keeps a source from starting.
@@ -91,8 +101,8 @@ impl Source {
     /// Fails where [`Source::run`] would fail at once.
     pub async fn check(&self) -> Result<(), SourceError> {
         match self {
-            Self::Kubernetes { kubeconfig } => {
-                kubernetes::api_server(kubeconfig.as_deref()).await?;
+            Self::Kubernetes(access) => {
+                kubernetes::api_server(access).await?;
             }
             Self::Manifests { directory } => manifests::check(directory)?,
         }
@@ -108,8 +118,8 @@ impl Source {
         metrics: Metrics,
     ) -> Result<(), SourceError> {
         match self {
-            Self::Kubernetes { kubeconfig } => {
-                let server = kubernetes::api_server(kubeconfig.as_deref()).await?;
+            Self::Kubernetes(access) => {
+                let server = kubernetes::api_server(&access).await?;
                 kubernetes::run(server, node_name, changes, metrics).await;
             }
             Self::Manifests { directory } => {

@@ -1,15 +1,20 @@
 //! From arguments to settings.
 
-use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
+use super::{
+    Attach, ConntrackArgs, KubeProxyArgs, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs,
+};
 use crate::{
-    config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, table_sizes},
+    config::{
+        self, Config, ConfigError, ConntrackConfig, DetectLocalMode, LocalDetector, NodeConfig,
+        table_sizes,
+    },
     dataplane::{
         attach::Mode,
         load::{FixedSizes, Sizes},
     },
     reconcile::Intervals,
     socket_lb::SocketConfig,
-    source::Source,
+    source::{Access, Source},
     telemetry::LogConfig,
 };
 
@@ -19,7 +24,10 @@ impl TryFrom<RunArgs> for Config {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         // Every field by name: a new flag cannot be forgotten here.
         let RunArgs {
+            config: files,
+            one_shot: _,
             kubeconfig,
+            master,
             manifests,
             node,
             paths:
@@ -35,6 +43,17 @@ impl TryFrom<RunArgs> for Config {
                     initial_service_ports,
                     initial_endpoints,
                 },
+            kube_proxy:
+                KubeProxyArgs {
+                    // Its family is that of the addresses below.
+                    bind_address: _,
+                    healthz_bind_address,
+                    bind_address_hard_fail,
+                    oom_score_adj,
+                    kube_api_qps,
+                    kube_api_burst,
+                    conntrack,
+                },
             masquerade_ports,
             attach,
             sockets,
@@ -47,7 +66,13 @@ impl TryFrom<RunArgs> for Config {
             node: node.try_into()?,
             source: match manifests {
                 Some(directory) => Source::Manifests { directory },
-                None => Source::Kubernetes { kubeconfig },
+                None => Source::Kubernetes(Access {
+                    kubeconfig,
+                    kubeconfig_may_miss: false,
+                    servers: master,
+                    qps: kube_api_qps,
+                    burst: kube_api_burst,
+                }),
             },
             bpf_root,
             sockets: SocketConfig {
@@ -74,6 +99,11 @@ impl TryFrom<RunArgs> for Config {
                 Attach::Clsact => Mode::Clsact,
             },
             metrics: metrics_bind_address.0,
+            healthz: healthz_bind_address.0,
+            bind_address_hard_fail,
+            oom_score_adj,
+            conntrack: conntrack.into(),
+            files,
             intervals: Intervals {
                 min_sync: min_sync_period,
                 audit: audit_period,
@@ -94,6 +124,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             pod_interface_name_prefix,
             masquerade_all,
             nodeport_addresses,
+            iptables_localhost_nodeports,
             feature_gates,
         } = args;
         Ok(Self {
@@ -109,9 +140,36 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 ),
             },
             masquerade_all,
-            node_port_addresses: nodeport_addresses,
+            node_port_addresses: if iptables_localhost_nodeports {
+                nodeport_addresses
+            } else {
+                nodeport_addresses.without_loopback()
+            },
             feature_gates,
         })
+    }
+}
+
+impl From<ConntrackArgs> for ConntrackConfig {
+    fn from(args: ConntrackArgs) -> Self {
+        let ConntrackArgs {
+            conntrack_max_per_core,
+            conntrack_min,
+            conntrack_tcp_timeout_established,
+            conntrack_tcp_timeout_close_wait,
+            conntrack_tcp_be_liberal,
+            conntrack_udp_timeout,
+            conntrack_udp_timeout_stream,
+        } = args;
+        Self {
+            max_per_core: conntrack_max_per_core,
+            min: conntrack_min,
+            tcp_established_timeout: conntrack_tcp_timeout_established,
+            tcp_close_wait_timeout: conntrack_tcp_timeout_close_wait,
+            tcp_be_liberal: conntrack_tcp_be_liberal,
+            udp_timeout: conntrack_udp_timeout,
+            udp_stream_timeout: conntrack_udp_timeout_stream,
+        }
     }
 }
 

@@ -55,9 +55,10 @@ pub struct NodeArgs {
         value_name = "BOOL",
         num_args = 0..=1,
         require_equals = true,
-        default_value_t = false,
+        default_value = "false",
         default_missing_value = "true",
-        action = clap::ArgAction::Set
+        action = clap::ArgAction::Set,
+        value_parser = value::switch
     )]
     pub masquerade_all: bool,
     /// Addresses of this node that serve NodePorts: CIDRs and the keywords
@@ -73,8 +74,21 @@ pub struct NodeArgs {
         value_parser = value::node_port_addresses
     )]
     pub nodeport_addresses: NodePortAddresses,
+    /// Serve NodePorts on the loopback, to processes of the node
+    #[arg(
+        long,
+        env = "TANDEM_IPTABLES_LOCALHOST_NODEPORTS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        value_parser = value::switch
+    )]
+    pub iptables_localhost_nodeports: bool,
     /// Features to turn on or off. `AllowServiceExternalIPs`, on by default,
-    /// serves spec.externalIPs of Services
+    /// serves spec.externalIPs of Services; others are kube-proxy's and change nothing
     #[arg(
         long,
         value_name = "NAME=BOOL",

@@ -5,12 +5,26 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use proxy_common::masquerade::PortRange;
 
-use super::{NodeArgs, PathArgs, value};
+use super::{KubeProxyArgs, NodeArgs, PathArgs, kube_proxy::OneShotArgs, value};
 use crate::{dataplane::load::Sizes, socket_lb};
 
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct RunArgs {
-    /// How to reach the API server [default: the service account of the pod]
+    /// kube-proxy's configuration, as the cluster's `ConfigMap` has it: a file, or a
+    /// folder that the `ConfigMap` is mounted at and that may be empty. Several, with commas,
+    /// may hold a `ProxyConfiguration` of ours, too
+    #[arg(
+        long,
+        help_heading = "Configuration",
+        value_name = "PATH",
+        env = "TANDEM_CONFIG",
+        value_delimiter = ','
+    )]
+    pub config: Vec<PathBuf>,
+    #[command(flatten)]
+    pub one_shot: OneShotArgs,
+    /// How to reach the API server, with the server's address [default: what is found
+    /// on the node, with the service account of the pod]
     #[arg(
         long,
         help_heading = "Source",
@@ -19,6 +33,18 @@ pub struct RunArgs {
         conflicts_with = "manifests"
     )]
     pub kubeconfig: Option<PathBuf>,
+    /// API servers, whatever the kubeconfig says. When one cannot be reached, the next
+    /// one is asked
+    #[arg(
+        long,
+        help_heading = "Source",
+        value_name = "URL,...",
+        env = "TANDEM_MASTER",
+        value_delimiter = ',',
+        conflicts_with = "manifests",
+        value_parser = value::server
+    )]
+    pub master: Vec<String>,
     /// Read Services and EndpointSlices from manifests below a directory instead
     /// of an API server
     #[arg(
@@ -34,6 +60,8 @@ pub struct RunArgs {
     pub paths: PathArgs,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub kube_proxy: KubeProxyArgs,
     /// Ports that masqueraded connections may take towards each backend. A
     /// range that no process of this node uses keeps the two apart
     #[arg(
@@ -81,7 +109,7 @@ pub struct RunArgs {
         value_name = "IP:PORT",
         env = "TANDEM_METRICS_BIND_ADDRESS",
         default_value = "127.0.0.1:10249",
-        value_parser = value::bind_address
+        value_parser = value::metrics_address
     )]
     pub metrics_bind_address: BindAddress,
     /// Minimum interval between two syncs of a family

@@ -6,7 +6,11 @@ use rstest::rstest;
 use super::*;
 use crate::{
     commands::explain::flow::{Transport, Via},
-    config::{ClusterCidr, DetectLocalMode, node_ports::NodePortAddresses},
+    config::{
+        ClusterCidr, DetectLocalMode,
+        node_ports::NodePortAddresses,
+        settings::{self, Role, Setting},
+    },
     golden,
     model::IpFamily,
     socket_lb,
@@ -29,7 +33,7 @@ fn run(flags: &str) -> RunArgs {
 
 #[test]
 fn the_definition_is_sound() {
-    Cli::command().debug_assert();
+    command().debug_assert();
 }
 
 /// Flags of `explain` that are no settings of a node. What `run` reads from its
@@ -63,6 +67,7 @@ fn every_flag_is_a_variable_and_has_help() {
             let is_said_each_time = match command.get_name() {
                 "explain" => QUESTION.contains(&long),
                 "cleanup" => long == "force",
+                "run" => ["write-config-to", "init-only", "cleanup"].contains(&long),
                 _ => false,
             };
             if is_said_each_time {
@@ -109,6 +114,8 @@ fn reads_switches_as_kube_proxy_does(#[case] flags: &str, #[case] expected: bool
 #[case("AllowServiceExternalIPs=false", false)]
 #[case("AllowServiceExternalIPs=true", true)]
 #[case("AllowServiceExternalIPs=true,AllowServiceExternalIPs=false", false)]
+#[case("NativeHistograms=true,AllowServiceExternalIPs=false", false)]
+#[case("AllAlpha=false", true)]
 fn reads_feature_gates(#[case] gates: &str, #[case] expected: bool) {
     let args = run(&format!("--feature-gates {gates}"));
     assert_eq!(args.node.feature_gates.service_external_ips, expected);
@@ -136,13 +143,15 @@ fn reads_durations(#[case] raw: &str, #[case] expected: Duration) {
 #[case::three_cidrs("proxy-agent run --cluster-cidr 10.0.0.0/8,fd00::/8,fd01::/16")]
 #[case::no_address("proxy-agent run --nodeport-addresses 10.0.0.1")]
 #[case::unknown_mode("proxy-agent run --detect-local-mode Pods")]
-#[case::unknown_gate("proxy-agent run --feature-gates AllowAll=true")]
 #[case::gate_without_value("proxy-agent run --feature-gates AllowServiceExternalIPs")]
 #[case::gate_with_another_value("proxy-agent run --feature-gates AllowServiceExternalIPs=maybe")]
 #[case::no_bridge("proxy-agent run --detect-local-mode BridgeInterface")]
 #[case::empty_bridge("proxy-agent run --detect-local-mode BridgeInterface --pod-bridge-interface=")]
 #[case::no_prefix("proxy-agent run --detect-local-mode InterfaceNamePrefix")]
-#[case::no_port("proxy-agent run --metrics-bind-address 127.0.0.1")]
+#[case::no_address("proxy-agent run --metrics-bind-address localhost:10249")]
+#[case::no_server("proxy-agent run --master https://")]
+#[case::no_score("proxy-agent run --oom-score-adj 1001")]
+#[case::negative("proxy-agent run --min-sync-period=-1s")]
 #[case::port_zero("proxy-agent run --metrics-bind-address 127.0.0.1:0")]
 #[case::no_size("proxy-agent run --flow-table-size 0")]
 #[case::ports_reversed("proxy-agent run --masquerade-ports 2000-1024")]
@@ -273,6 +282,10 @@ fn flags_page() -> String {
             command.get_name(),
             about.unwrap_or_default()
         );
+        if command.get_name() == "config" {
+            page.push_str("\n`config show` takes the flags of `run`, and `--output yaml|json`.\n");
+            continue;
+        }
         let mut groups: Vec<(&str, Vec<&clap::Arg>)> = Vec::new();
         for argument in command.get_arguments() {
             let is_built_in = ["help", "version"].contains(&argument.get_id().as_str());
@@ -295,7 +308,49 @@ fn flags_page() -> String {
             }
         }
     }
+    for (title, table) in [
+        ("kube-proxy's settings", settings::KUBE_PROXY),
+        ("Fields of a ProxyConfiguration", settings::TANDEM),
+    ] {
+        let _ = write!(
+            page,
+            "\n## {title}\n\n| field | flag | default | here |\n|---|---|---|---|\n"
+        );
+        for setting in table {
+            page.push_str(&setting_row(setting));
+        }
+    }
     page
+}
+
+fn setting_row(setting: &Setting) -> String {
+    let code = |text: &str| match text {
+        "" => String::new(),
+        text => format!("`{text}`"),
+    };
+    let flag = match setting.flag {
+        "" => String::new(),
+        flag => format!("`--{flag}`"),
+    };
+    let here = match setting.role {
+        Role::Is(target) if target == setting.flag => "used".to_owned(),
+        Role::Is(target) => format!("`--{target}`"),
+        Role::InMode(target, modes) => {
+            let modes: Vec<_> = modes
+                .iter()
+                .filter(|mode| !mode.is_empty())
+                .copied()
+                .collect();
+            format!("`--{target}` where the mode is {}", modes.join(" or "))
+        }
+        Role::NotYet(_) => "not used yet".to_owned(),
+        Role::Nothing(reason) => format!("nothing: {reason}"),
+    };
+    format!(
+        "| {} | {flag} | {} | {here} |\n",
+        code(setting.field),
+        code(setting.default)
+    )
 }
 
 fn flag_row(argument: &clap::Arg) -> String {
@@ -340,7 +395,7 @@ fn flag_row(argument: &clap::Arg) -> String {
         .get_help()
         .map(ToString::to_string)
         .unwrap_or_default();
-    if takes_value && !possible.is_empty() && argument.get_id() != "masquerade_all" {
+    if takes_value && !possible.is_empty() && !argument.get_possible_values().is_empty() {
         help = format!("{help}: {}", possible.join(", "));
     }
     format!(

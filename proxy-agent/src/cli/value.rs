@@ -1,43 +1,60 @@
 //! Values of flags, checked where they are read.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use proxy_common::masquerade::PortRange;
 
 use super::BindAddress;
 use crate::{
-    config::{ClusterCidr, FeatureGates, node_ports::NodePortAddresses},
+    config::{
+        self, ClusterCidr, FeatureGates,
+        node_ports::NodePortAddresses,
+        value::{host_port, nanoseconds},
+    },
     model::IpFamily,
 };
 
-/// `IP:PORT`, or nothing.
-pub(super) fn bind_address(raw: &str) -> Result<BindAddress, String> {
+/// The address for metrics: `IP`, `IP:PORT`, or nothing.
+pub(super) fn metrics_address(raw: &str) -> Result<BindAddress, String> {
+    bind_address(raw, 10249)
+}
+
+/// The address for health checks: `IP`, `IP:PORT`, or nothing.
+pub(super) fn healthz_address(raw: &str) -> Result<BindAddress, String> {
+    bind_address(raw, 10256)
+}
+
+fn bind_address(raw: &str, port: u16) -> Result<BindAddress, String> {
     if raw.is_empty() {
         return Ok(BindAddress(None));
     }
-    match raw.parse::<SocketAddr>() {
-        Ok(address) if address.port() != 0 => Ok(BindAddress(Some(address))),
-        Ok(_) => Err("the port must be in 1-65535".to_owned()),
-        Err(_) => Err("expected IP:PORT, with an IPv6 address in brackets".to_owned()),
+    match host_port(raw, port) {
+        Ok(address) => Ok(BindAddress(Some(address))),
+        Err(wrong) => Err(format!("{}; {}", wrong.reason, wrong.remedy)),
     }
+}
+
+/// true or false, as Go spells them.
+pub(super) fn switch(raw: &str) -> Result<bool, String> {
+    config::value::switch(raw).ok_or_else(|| "expected true or false".to_owned())
 }
 
 /// One CIDR, or one of each family.
 pub(super) fn cluster_cidr(raw: &str) -> Result<ClusterCidr, String> {
     raw.parse()
-        .map_err(|error: crate::config::CidrError| error.to_string())
+        .map_err(|error: config::CidrError| error.to_string())
 }
 
 /// CIDRs and keywords.
 pub(super) fn node_port_addresses(raw: &str) -> Result<NodePortAddresses, String> {
     raw.parse()
-        .map_err(|error: crate::config::node_ports::NodePortAddressError| error.to_string())
+        .map_err(|error: config::node_ports::NodePortAddressError| error.to_string())
 }
 
 /// `NAME=BOOL`, or several with commas between them.
 pub(super) fn feature_gates(raw: &str) -> Result<FeatureGates, String> {
     raw.parse()
-        .map_err(|error: crate::config::GateError| error.to_string())
+        .map_err(|error: config::GateError| error.to_string())
 }
 
 /// `FIRST-LAST`.
@@ -60,29 +77,11 @@ pub(super) fn family(raw: &str) -> Result<IpFamily, String> {
 /// Numbers with units, as in Go: `1s`, `500ms`, `1m30s`; `0` needs no unit.
 pub(super) fn duration(raw: &str) -> Result<Duration, String> {
     let expected = || "expected a duration such as 500ms, 1s or 1m30s".to_owned();
-    if raw == "0" {
-        return Ok(Duration::ZERO);
+    let nanoseconds = nanoseconds(raw).ok_or_else(expected)?;
+    match u64::try_from(nanoseconds) {
+        Ok(nanoseconds) => Ok(Duration::from_nanos(nanoseconds)),
+        Err(_) => Err("must not be less than 0".to_owned()),
     }
-    if raw.is_empty() {
-        return Err(expected());
-    }
-    let mut total = Duration::ZERO;
-    let mut rest = raw;
-    while !rest.is_empty() {
-        let (number, behind) = split_where(rest, |c| !c.is_ascii_digit());
-        let (unit, behind) = split_where(behind, |c| c.is_ascii_digit());
-        let number: u32 = number.parse().map_err(|_| expected())?;
-        let unit = match unit {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_mins(1),
-            "h" => Duration::from_hours(1),
-            _ => return Err(expected()),
-        };
-        total += unit * number;
-        rest = behind;
-    }
-    Ok(total)
 }
 
 pub(super) fn positive_duration(raw: &str) -> Result<Duration, String> {
@@ -92,6 +91,15 @@ pub(super) fn positive_duration(raw: &str) -> Result<Duration, String> {
     }
 }
 
-fn split_where(text: &str, end: impl Fn(char) -> bool) -> (&str, &str) {
-    text.split_at(text.find(end).unwrap_or(text.len()))
+/// `https://HOST:PORT`, or the same without the scheme.
+pub(super) fn server(raw: &str) -> Result<String, String> {
+    let url = if raw.contains("://") {
+        raw.to_owned()
+    } else {
+        format!("https://{raw}")
+    };
+    match url.parse::<hyper::Uri>() {
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(url),
+        _ => Err("expected https://HOST:PORT".to_owned()),
+    }
 }

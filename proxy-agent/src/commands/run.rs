@@ -1,6 +1,6 @@
 //! `proxy-agent run`: puts the parts together.
 
-use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc};
+use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
@@ -8,9 +8,10 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
+    cli::layers::{Configuration, Effective},
     config::Config,
     dataplane::{
         counters::Counters,
@@ -33,9 +34,24 @@ use crate::{
     telemetry,
 };
 
+/// The configuration's files are read again in such intervals.
+const READ_CONFIGURATION: Duration = Duration::from_secs(5);
+
+/// Does what a container with fewer privileges cannot do later.
+pub fn initialise(config: &Config) -> anyhow::Result<()> {
+    sys::capabilities::require_privileges()?;
+    sys::kernel::require_kernel()?;
+    sys::filesystems::mount_bpf(&config.bpf_root)?;
+    info!(
+        "{} is there, nothing else needs to be done once",
+        config.bpf_root.display()
+    );
+    Ok(())
+}
+
 /// Runs until SIGTERM or SIGINT. The datapath stays as it is then (P4). While
 /// a newer agent is the owner of the bpf root, this one stands by.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(mut configuration: Configuration, mut config: Config) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
     sys::kernel::require_kernel()?;
     let mut stop = in_runtime(async {
@@ -53,10 +69,31 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         }
     })?;
     while let Some(ownership) = next {
-        let ended = in_runtime(serve(config, &ownership, &mut stop))?;
+        if configuration.has_changed() {
+            // While another agent was the owner.
+            match in_runtime(try_new(&mut configuration)) {
+                Ok((_, new)) => config = new,
+                Err(error) => {
+                    warn!("the configuration cannot be used, going on without: {error:#}");
+                }
+            }
+        }
+        sys::memory::set_oom_score_adj(config.oom_score_adj);
+        let serving = serve(&config, &mut configuration, &ownership, &mut stop);
+        let ended = in_runtime(serving)?;
+        if let Ended::Reconfigured(new) = ended {
+            if new.bpf_root != config.bpf_root {
+                info!("another bpf root takes a new process, stopping; forwarding goes on");
+                return Ok(());
+            }
+            info!("the configuration has changed, starting over with it; forwarding goes on");
+            config = *new;
+            next = Some(ownership);
+            continue;
+        }
         drop(ownership);
         next = match ended {
-            Ended::Stopped => None,
+            Ended::Stopped | Ended::Reconfigured(_) => None,
             Ended::Uprooted => {
                 warn!(
                     "{} was removed by someone else, starting over",
@@ -64,10 +101,42 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
                 );
                 Some(in_runtime(async { Ok(candidate.take_over().await?) })?)
             }
-            Ended::Superseded => in_runtime(stand_by(config, &candidate, &mut stop))?,
+            Ended::Superseded => in_runtime(stand_by(&config, &candidate, &mut stop))?,
         };
     }
     Ok(())
+}
+
+/// Waits until the configuration's files say something else that can be used, and returns
+/// it. What cannot be used changes nothing.
+///
+/// The files are read again and again: how one is replaced, by a link to another folder as
+/// in the mount of a `ConfigMap`, by a rename or in place, makes no difference then.
+async fn reconfigured(configuration: &mut Configuration, config: &Config) -> Box<Config> {
+    loop {
+        tokio::time::sleep(READ_CONFIGURATION).await;
+        if !configuration.has_changed() {
+            continue;
+        }
+        match try_new(configuration).await {
+            Ok((effective, new)) if new != *config => {
+                effective.warn();
+                return Box::new(new);
+            }
+            Ok(_) => debug!("the configuration's files have changed, what they mean has not"),
+            Err(error) => warn!(
+                "the configuration's files have changed and cannot be used, so what they said \
+                 before stays in force: {error:#}"
+            ),
+        }
+    }
+}
+
+async fn try_new(configuration: &mut Configuration) -> anyhow::Result<(Effective, Config)> {
+    let effective = configuration.load()?;
+    let config = effective.config()?;
+    config.source.check().await?;
+    Ok((effective, config))
 }
 
 /// Runs to the end with a runtime of its own: no task outlives it, so nobody
@@ -115,11 +184,14 @@ enum Ended {
     Superseded,
     /// The bpf root is gone, and with it all that was pinned there.
     Uprooted,
+    /// The configuration has changed to this.
+    Reconfigured(Box<Config>),
 }
 
 /// Keeps the datapath for as long as this agent is the owner.
 async fn serve(
     config: &Config,
+    configuration: &mut Configuration,
     ownership: &Ownership,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Ended> {
@@ -185,6 +257,7 @@ async fn serve(
     if let Some(address) = config.metrics {
         tokio::spawn(serve::serve(address, registry));
     }
+    let mut reconfigured = pin!(reconfigured(configuration, config));
     loop {
         let sockets_run = sockets.run(
             Arc::clone(&removed_backends),
@@ -198,6 +271,7 @@ async fn serve(
             () = controller.run() => ControlFlow::Break(Ended::Stopped),
             () = sockets_run => ControlFlow::Break(Ended::Stopped),
             result = &mut source => return result.map(|()| Ended::Stopped),
+            new = &mut reconfigured => ControlFlow::Break(Ended::Reconfigured(new)),
             sizes = growth.wanted() => ControlFlow::Continue(sizes),
         };
         match next {

@@ -8,9 +8,13 @@ use proxy_common::family::{V4, V6};
 
 use crate::model::{IpFamily, Node, address::parse_cidr};
 
-/// The value of the flag. Empty, as by default, means all addresses.
+/// The value of the flag, and whether the loopback is among the addresses. Empty, as by
+/// default, means all addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodePortAddresses(Vec<Entry>);
+pub struct NodePortAddresses {
+    entries: Vec<Entry>,
+    without_loopback: bool,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
@@ -44,7 +48,7 @@ impl FromStr for NodePortAddresses {
     fn from_str(raw: &str) -> Result<Self, NodePortAddressError> {
         let mut entries = Vec::new();
         if raw.trim().is_empty() {
-            return Ok(Self(entries));
+            return Ok(Self::default());
         }
         for word in raw.split(',').map(str::trim) {
             let both = |v4: Ipv4Net, v6: Ipv6Net| [v4.into(), v6.into()].map(Entry::Cidr);
@@ -58,14 +62,26 @@ impl FromStr for NodePortAddresses {
                 },
             }
         }
-        Ok(Self(entries))
+        Ok(Self {
+            entries,
+            without_loopback: false,
+        })
     }
 }
 
 impl NodePortAddresses {
+    /// The same without the loopback, whatever the list says (S56).
+    #[must_use]
+    pub fn without_loopback(self) -> Self {
+        Self {
+            without_loopback: true,
+            ..self
+        }
+    }
+
     /// Returns whether the Node object has to be known to tell.
     pub fn needs_node(&self) -> bool {
-        self.0.contains(&Entry::Primary)
+        self.entries.contains(&Entry::Primary)
     }
 
     /// Returns which addresses of a family take NodePorts. A family for which the flag
@@ -76,14 +92,35 @@ impl NodePortAddresses {
             Entry::Cidr(cidr) => Some(cidr),
             Entry::Primary => primary(family, node?).map(IpNet::from),
         };
-        let mut cidrs: Vec<IpNet> = self.0.iter().filter_map(cidr).collect();
+        let mut cidrs: Vec<IpNet> = self.entries.iter().filter_map(cidr).collect();
         cidrs.retain(|cidr| IpFamily::of(cidr.addr()) == family);
-        if cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
-            Accepted::All
-        } else {
-            Accepted::Within(cidrs)
+        let all = cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.prefix_len() == 0);
+        let (everything, loopback): (IpNet, IpNet) = match family {
+            IpFamily::V4 => (Ipv4Net::default().into(), LOOPBACK_V4.into()),
+            IpFamily::V6 => (Ipv6Net::default().into(), LOOPBACK_V6.into()),
+        };
+        match (all, self.without_loopback) {
+            (true, false) => Accepted::All,
+            (true, true) => Accepted::Within(without(everything, loopback)),
+            (false, false) => Accepted::Within(cidrs),
+            (false, true) => {
+                let cidrs = cidrs.into_iter();
+                Accepted::Within(cidrs.flat_map(|cidr| without(cidr, loopback)).collect())
+            }
         }
     }
+}
+
+/// Returns the prefixes that a prefix consists of without another.
+fn without(whole: IpNet, part: IpNet) -> Vec<IpNet> {
+    if part.contains(&whole) {
+        return Vec::new();
+    }
+    if !whole.contains(&part) {
+        return vec![whole];
+    }
+    let halves = whole.subnets(whole.prefix_len() + 1).into_iter().flatten();
+    halves.flat_map(|half| without(half, part)).collect()
 }
 
 /// The node's own address of a family, unless it is a loopback address (S53).
@@ -247,6 +284,41 @@ mod tests {
         for family in IpFamily::ALL {
             assert_eq!(primary(family, Some(&loopback)), Accepted::All);
             assert_eq!(primary(family, None), Accepted::All);
+        }
+    }
+
+    /// Without the loopback, nothing of it is left in either family, and all else is (S56).
+    #[rstest]
+    #[case::all("")]
+    #[case::zero("0.0.0.0/0,::/0")]
+    #[case::larger("64.0.0.0/2,::/1,128.0.0.0/1,8000::/1,0.0.0.0/2")]
+    #[case::named("all,localhost")]
+    #[case::part("127.0.0.0/28,::1/128,128.0.0.0/1,64.0.0.0/2,0.0.0.0/2,::/0")]
+    fn the_loopback_can_be_left_out(#[case] flag: &str) {
+        let flag: NodePortAddresses = flag.parse().expect("valid");
+        let flag = flag.without_loopback();
+        for (family, loopback, others) in [
+            (
+                IpFamily::V4,
+                ["127.0.0.1", "127.255.255.255"],
+                ["126.255.255.255", "128.0.0.0"],
+            ),
+            (IpFamily::V6, ["::1", "::1"], ["::2", "2001:db8::1"]),
+        ] {
+            let accepted = flag.accepted(family, None);
+            let contains = |ip: &str| accepted.contains(ip.parse().expect("an address"));
+            assert!(!loopback.iter().any(|ip| contains(ip)), "{accepted:?}");
+            assert!(others.iter().all(|ip| contains(ip)), "{accepted:?}");
+        }
+    }
+
+    /// A list of nothing but the loopback then takes NodePorts nowhere.
+    #[test]
+    fn nothing_is_left_of_the_loopback_alone() {
+        let flag: NodePortAddresses = "localhost".parse().expect("valid");
+        let flag = flag.without_loopback();
+        for family in IpFamily::ALL {
+            assert_eq!(flag.accepted(family, None), Accepted::Within(Vec::new()));
         }
     }
 

@@ -7,7 +7,9 @@
 
 mod client;
 pub mod error_log;
+mod failover;
 pub mod packet_pods;
+mod servers;
 pub mod watch;
 
 use std::path::Path;
@@ -22,10 +24,13 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::{sync::mpsc, time::Instant};
-use tracing::info;
+use tracing::{debug, info};
 
-use self::error_log::{ErrorLog, chain};
-use super::{Batch, Change, Update};
+use self::{
+    error_log::{ErrorLog, chain},
+    servers::{Known, is_the_service},
+};
+use super::{Access, Batch, Change, Update};
 use crate::{
     metrics::Metrics,
     model::{
@@ -42,6 +47,17 @@ pub enum ConnectError {
     Kubeconfig { path: String, reason: String },
     #[error("no kubeconfig or manifests given, and not in a pod with a service account: {0}")]
     NotInCluster(String),
+    #[error(
+        "no API server is known on this node; --master, --kubeconfig or KUBERNETES_SERVICE_HOST \
+         names one"
+    )]
+    NoServer,
+    #[error(
+        "{0} is the Service kubernetes, which works only once this agent does; --master, \
+         --kubeconfig or KUBERNETES_SERVICE_HOST must name an API server itself, or a load \
+         balancer before them"
+    )]
+    ClusterIp(String),
     #[error("cannot set up the connection to the API server: {0}")]
     Client(String),
 }
@@ -53,16 +69,106 @@ pub struct ApiServer {
     url: String,
 }
 
-/// The API server that the kubeconfig names, else that of the cluster this runs
-/// in. Does not connect yet.
-pub async fn api_server(kubeconfig: Option<&Path>) -> Result<ApiServer, ConnectError> {
-    let config = match kubeconfig {
-        Some(path) => read_kubeconfig(path).await?,
-        None => Config::incluster().map_err(|error| ConnectError::NotInCluster(chain(&error)))?,
-    };
-    let url = config.cluster_url.to_string();
-    let client = client::of(config).map_err(|error| ConnectError::Client(chain(&error)))?;
+/// The API server that is given, else those that the node knows of. Does not connect yet.
+pub async fn api_server(access: &Access) -> Result<ApiServer, ConnectError> {
+    let found = find(access).await?;
+    let url = found[0].0.cluster_url.to_string();
+    if let [_, others @ ..] = &found[..]
+        && !others.is_empty()
+    {
+        let others: Vec<_> = others
+            .iter()
+            .map(|(config, from)| format!("{} ({from})", config.cluster_url))
+            .collect();
+        debug!(
+            "other API servers, if that cannot be reached: {}",
+            others.join(", ")
+        );
+    }
+    debug!(server = url, "the API server is known by {}", found[0].1);
+    let configs = found.into_iter().map(|(config, _)| config).collect();
+    let client = client::of_several(configs);
+    let client = client.map_err(|error| ConnectError::Client(chain(&error)))?;
     Ok(ApiServer { client, url })
+}
+
+/// At least one API server, and who says so.
+async fn find(access: &Access) -> Result<Vec<(Config, String)>, ConnectError> {
+    let given = match &access.kubeconfig {
+        Some(path) if access.kubeconfig_may_miss && !path.exists() => {
+            info!(
+                "{} is not here, looking for the API server elsewhere",
+                path.display()
+            );
+            None
+        }
+        Some(path) => Some(read_kubeconfig(path).await?),
+        None => None,
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    let cluster_ip = servers::cluster_ip(&variable);
+    let refuse = |url: &str| ConnectError::ClusterIp(url.to_owned());
+    if !access.servers.is_empty() {
+        let base = match given {
+            Some(config) => config,
+            None => in_cluster()?,
+        };
+        let at = |url: &String| {
+            if is_the_service(url, cluster_ip) {
+                Err(refuse(url))
+            } else {
+                Ok((at(&base, url)?, "--master".to_owned()))
+            }
+        };
+        return access.servers.iter().map(at).collect();
+    }
+    if let Some(config) = &given
+        && !access.kubeconfig_may_miss
+    {
+        let url = config.cluster_url.to_string();
+        return if is_the_service(&url, cluster_ip) {
+            Err(refuse(&url))
+        } else {
+            Ok(vec![(config.clone(), "--kubeconfig".to_owned())])
+        };
+    }
+    let kube_proxy = given.as_ref().map(|config| config.cluster_url.to_string());
+    let known = tokio::task::spawn_blocking(move || Known::look(kube_proxy)).await;
+    let (candidates, refused) = servers::candidates(&known.unwrap_or_default());
+    let account = in_cluster();
+    let mut found = Vec::new();
+    for candidate in candidates {
+        let base = match &given {
+            Some(config) if candidate.is_kube_proxys => config,
+            _ => match &account {
+                Ok(account) => account,
+                Err(_) => continue,
+            },
+        };
+        found.push((at(base, &candidate.url)?, candidate.from));
+    }
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    account?;
+    Err(match refused.first() {
+        Some(url) => refuse(url),
+        None => ConnectError::NoServer,
+    })
+}
+
+/// The same client of a server at another address.
+fn at(config: &Config, url: &str) -> Result<Config, ConnectError> {
+    let mut config = config.clone();
+    config.cluster_url = url
+        .parse()
+        .map_err(|error| ConnectError::Client(format!("{url}: {error}")))?;
+    Ok(config)
+}
+
+/// A client with the pod's service account, of no particular server.
+fn in_cluster() -> Result<Config, ConnectError> {
+    Config::incluster_dns().map_err(|error| ConnectError::NotInCluster(chain(&error)))
 }
 
 async fn read_kubeconfig(path: &Path) -> Result<Config, ConnectError> {
@@ -74,7 +180,11 @@ async fn read_kubeconfig(path: &Path) -> Result<Config, ConnectError> {
             error => chain(&error),
         },
     };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    // As kubectl does with a context that has no name.
+    if let (None, [context]) = (&kubeconfig.current_context, &kubeconfig.contexts[..]) {
+        kubeconfig.current_context = Some(context.name.clone());
+    }
     let options = KubeConfigOptions::default();
     Config::from_custom_kubeconfig(kubeconfig, &options)
         .await

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::debug;
+
 /// Memory that may be used, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -27,6 +29,16 @@ impl Memory {
             node: total(&text(Path::new("/proc/meminfo")))?,
             limit: limits.iter().filter_map(|path| limit(&text(path))).min(),
         })
+    }
+}
+
+/// Tells the kernel how readily to end this process when memory is short. Only the
+/// privileged may lower it, and a kubelet has done so for the pods that matter.
+pub fn set_oom_score_adj(score: i32) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let is_set = fs::read_to_string(FILE).is_ok_and(|text| text.trim().parse() == Ok(score));
+    if !is_set && let Err(error) = fs::write(FILE, score.to_string()) {
+        debug!("oom_score_adj stays as it is, {score} cannot be set: {error}");
     }
 }
 

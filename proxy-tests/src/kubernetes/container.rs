@@ -6,6 +6,7 @@
 //! machine's shared libraries are there too. There is no seccomp profile.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -54,6 +55,8 @@ struct Container<'lab> {
     environment: Vec<(String, String)>,
     /// Names and contents.
     account: [(&'static str, String); 3],
+    /// Folders of projected volumes, by the volume's name.
+    projected: BTreeMap<String, PathBuf>,
 }
 
 impl<'lab> Container<'lab> {
@@ -80,10 +83,59 @@ impl<'lab> Container<'lab> {
                 ("ca.crt", authority),
                 ("namespace", namespace.to_owned()),
             ],
+            projected: BTreeMap::new(),
         };
-        container.environment = container
-            .environment(|name| kubectl.get(&["--namespace", namespace, "configmap", name]))?;
+        let config_map = |name: &str| kubectl.get(&["--namespace", namespace, "configmap", name]);
+        container.environment = container.environment(config_map)?;
+        let service = kubectl.get(&["--namespace", "default", "service", "kubernetes"])?;
+        container.add_service_variables(&service)?;
+        container.project(lab, config_map)?;
         Ok(container)
+    }
+
+    /// Adds the variables of the Service `kubernetes`, which each container gets that has
+    /// none of these names.
+    fn add_service_variables(&mut self, service: &Value) -> Result<()> {
+        let ip = text(&service["spec"]["clusterIP"])?;
+        let port = &service["spec"]["ports"][0]["port"];
+        for (name, value) in [
+            ("KUBERNETES_SERVICE_HOST", ip.to_owned()),
+            ("KUBERNETES_SERVICE_PORT", port.to_string()),
+            ("KUBERNETES_PORT_443_TCP_ADDR", ip.to_owned()),
+        ] {
+            if !self.environment.iter().any(|(other, _)| other == name) {
+                self.environment.push((name.to_owned(), value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the projected volumes, of ConfigMaps that may be missing.
+    fn project(&mut self, lab: &Lab, config_map: impl Fn(&str) -> Result<Value>) -> Result<()> {
+        for volume in list(&self.pod["spec"]["volumes"]) {
+            let sources = &volume["projected"]["sources"];
+            let name = text(&volume["name"])?;
+            if sources.is_null() || name.starts_with("kube-api-access") {
+                continue;
+            }
+            let folder = lab
+                .scratch
+                .path()
+                .join(format!("{}-volume-{name}", self.node.name()));
+            fs::create_dir(&folder)?;
+            for source in list(sources) {
+                let source = &source["configMap"];
+                let map = config_map(text(&source["name"])?);
+                if map.is_err() && source["optional"] == true {
+                    continue;
+                }
+                for (key, value) in map?["data"].as_object().into_iter().flatten() {
+                    fs::write(folder.join(key), text(value)?)?;
+                }
+            }
+            self.projected.insert(name.to_owned(), folder);
+        }
+        Ok(())
     }
 
     fn spec(&self) -> &Value {
@@ -181,10 +233,16 @@ impl<'lab> Container<'lab> {
             fs::write(account.join(name), contents)?;
         }
         for wanted in list(&self.spec()["volumeMounts"]) {
+            if text(&wanted["name"])?.starts_with("kube-api-access") {
+                continue;
+            }
             let volume = list(&self.pod["spec"]["volumes"])
                 .find(|volume| volume["name"] == wanted["name"])
                 .context("no volume of that name")?;
-            let from = self.on_node(text(&volume["hostPath"]["path"])?)?;
+            let from = match self.projected.get(text(&volume["name"])?) {
+                Some(folder) => folder.clone(),
+                None => self.on_node(text(&volume["hostPath"]["path"])?)?,
+            };
             self.mount_folder(
                 &from,
                 text(&wanted["mountPath"])?,

@@ -20,17 +20,32 @@ const NAMESPACE: &str = "kube-system";
 /// From the object to what a controller makes of it, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// With nothing set but the API server's address, in either family; calls are
-/// translated then. By packets, too, the agents know their pods: the settings name
-/// the Node objects for that.
+/// Unedited, in a cluster that kubeadm made: kube-proxy's ConfigMap tells the API server's
+/// address, in either family, and which clients are pods. Without the ConfigMap the
+/// address is a setting, and the Node objects tell the agents their pods, which counts by
+/// packets.
 #[rstest]
-#[case::as_given(Family::V4, "all")]
-#[case::by_packets(Family::V6, "host")]
-fn pods_of_the_manifests_serve(#[case] family: Family, #[case] sockets: &str) -> Result<()> {
+#[case::unedited(Family::V4, Server::InKubeProxysConfigMap, "all")]
+#[case::unedited_by_ipv6(Family::V6, Server::InKubeProxysConfigMap, "all")]
+#[case::without_kube_proxy(Family::V6, Server::InSettings, "host")]
+fn pods_of_the_manifests_serve(
+    #[case] family: Family,
+    #[case] told: Server,
+    #[case] sockets: &str,
+) -> Result<()> {
     let mut lab = Lab::start(Topology::FLANNEL)?;
     let control_plane = ControlPlane::start(&mut lab, ServiceRanges::V4ThenV6)?;
     let kubectl = control_plane.kubectl();
-    let folder = manifests(&lab, control_plane.server(family), sockets)?;
+    let server = control_plane.server(family);
+    let mut settings = Vec::new();
+    match told {
+        Server::InKubeProxysConfigMap => kubectl.create(&[kube_proxys_config_map(server)])?,
+        Server::InSettings => settings.extend([
+            format!("KUBERNETES_SERVICE_HOST={}", server.ip()),
+            format!("KUBERNETES_SERVICE_PORT={}", server.port()),
+        ]),
+    }
+    let folder = manifests(&lab, &settings, sockets)?;
     let folder = folder.to_string_lossy();
     kubectl.run(&["apply", "--kustomize", &folder])?;
     // What was accepted is what was meant: there is nothing to change.
@@ -73,8 +88,47 @@ fn pods_of_the_manifests_serve(#[case] family: Family, #[case] sockets: &str) ->
     Ok(())
 }
 
-/// The manifests, set as the README says.
-fn manifests(lab: &Lab, server: SocketAddr, sockets: &str) -> Result<PathBuf> {
+/// Who tells the API server's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    InKubeProxysConfigMap,
+    InSettings,
+}
+
+/// kube-proxy's ConfigMap as kubeadm makes it.
+fn kube_proxys_config_map(server: SocketAddr) -> Value {
+    let kubeconfig = format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- cluster:
+    certificate-authority: /var/run/secrets/kubernetes.io/serviceaccount/ca.crt
+    server: https://{server}
+  name: default
+contexts:
+- context:
+    cluster: default
+    namespace: default
+    user: default
+  name: default
+current-context: default
+users:
+- name: default
+  user:
+    tokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token
+"
+    );
+    let config = include_str!("../../../proxy-agent/tests/data/config/kubeadm.yaml");
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": "kube-proxy", "namespace": NAMESPACE },
+        "data": { "config.conf": config, "kubeconfig.conf": kubeconfig },
+    })
+}
+
+/// The manifests with more settings, if any.
+fn manifests(lab: &Lab, settings: &[String], sockets: &str) -> Result<PathBuf> {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
     let to = lab.scratch.path().join("tandem");
     fs::create_dir(&to)?;
@@ -83,11 +137,9 @@ fn manifests(lab: &Lab, server: SocketAddr, sockets: &str) -> Result<PathBuf> {
         fs::copy(entry.path(), to.join(entry.file_name()))?;
     }
     let path = to.join("settings.env");
-    let settings = fs::read_to_string(&path)?
-        .replace("api.cluster.invalid", &server.ip().to_string())
-        .replace("_PORT=6443", &format!("_PORT={}", server.port()))
-        .replace("_SOCKETS=all", &format!("_SOCKETS={sockets}"));
-    fs::write(&path, settings)?;
+    let given = fs::read_to_string(&path)?;
+    let given = given.replace("_SOCKETS=all", &format!("_SOCKETS={sockets}"));
+    fs::write(&path, given + &settings.join("\n") + "\n")?;
     Ok(to)
 }
 

@@ -11,6 +11,7 @@ mod bridged_uplink;
 mod check;
 mod cluster_ip;
 mod coexistence;
+mod configuration;
 mod counters;
 mod device_flags;
 mod devices;

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use hyper::{Request, Response, body::Incoming};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
@@ -15,9 +16,11 @@ use hyper_util::{
 };
 use kube::{
     Client, Config, Error,
-    client::{ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+    client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
 };
-use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
+
+use super::failover::Failover;
 
 /// A connection that was silent for this long is asked whether it lives …
 const ASK_AFTER: Duration = Duration::from_secs(20);
@@ -31,7 +34,35 @@ const DEAD_AFTER: Duration = Duration::from_secs(40);
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// A client as the configuration says. Does not connect yet.
+#[cfg(test)]
 pub(super) fn of(config: Config) -> Result<Client, Error> {
+    of_several(vec![config])
+}
+
+/// A client of one API server after the other; there must be one. Does not connect yet.
+pub(super) fn of_several(configs: Vec<Config>) -> Result<Client, Error> {
+    let namespace = configs
+        .first()
+        .map(|config| config.default_namespace.clone());
+    let servers = configs.into_iter().map(|config| {
+        let url = config.cluster_url.to_string();
+        Ok((url, service(config)?))
+    });
+    let servers = Failover::new(servers.collect::<Result<_, Error>>()?);
+    Ok(ClientBuilder::new(servers, namespace.unwrap_or_default()).build())
+}
+
+/// What sends requests to one API server.
+fn service(
+    config: Config,
+) -> Result<
+    impl Service<Request<Body>, Response = Response<Incoming>, Error = BoxError, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + use<>,
+    Error,
+> {
     if let Some(proxy) = config.proxy_url {
         return Err(Error::ProxyProtocolUnsupported {
             proxy_url: Box::new(proxy),
@@ -46,14 +77,13 @@ pub(super) fn of(config: Config) -> Result<Client, Error> {
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(Some(READ_TIMEOUT));
     connector.set_write_timeout(config.write_timeout);
-    let service = ServiceBuilder::new()
+    Ok(ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .layer(RetryLayer::new(RetryPolicy::server_retry()))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build(connector));
-    Ok(ClientBuilder::new(service, config.default_namespace).build())
+        .service(HttpClient::builder(TokioExecutor::new()).build(connector)))
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use self::list::Document;
-use crate::model::{
-    EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Problem, Service, ServiceCidr,
+use crate::{
+    model::{EndpointSlice, Kind, Node, Object, ObjectKey, Parsed, Problem, Service, ServiceCidr},
+    yaml,
 };
 
 /// The contents of a file.
@@ -73,7 +74,7 @@ pub fn read(text: &str, format: Format) -> Contents {
     let mut contents = Contents::default();
     match format {
         Format::Yaml => {
-            for (number, text) in yaml_documents(text).enumerate() {
+            for (number, text) in yaml::documents(text).enumerate() {
                 contents.add_document(number + 1, parse_yaml(text));
             }
         }
@@ -85,34 +86,6 @@ pub fn read(text: &str, format: Format) -> Contents {
         }
     }
     contents
-}
-
-/// The documents between `---` lines. A line that begins so is never part of a
-/// document, whatever surrounds it, so a broken document cannot hide the next.
-fn yaml_documents(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        let end = separator(text);
-        rest = end.map(|(_, next)| &text[next..]);
-        Some(&text[..end.map_or(text.len(), |(end, _)| end)])
-    })
-    .filter(|text| !is_blank(text))
-}
-
-/// Returns the start and the end of the next separator; the next document begins at the end.
-fn separator(text: &str) -> Option<(usize, usize)> {
-    let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
-    starts
-        .filter(|&at| text[at..].starts_with("---"))
-        .find(|&at| text[at + 3..].is_empty() || text[at + 3..].starts_with(char::is_whitespace))
-        .map(|at| (at, at + 3))
-}
-
-/// Nothing but blank lines, comments and directives.
-fn is_blank(text: &str) -> bool {
-    let mut lines = text.lines().map(str::trim);
-    lines.all(|line| line.is_empty() || line.starts_with(['#', '%']) || line == "...")
 }
 
 fn parse_yaml(text: &str) -> Result<Document, String> {
