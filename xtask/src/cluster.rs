@@ -10,6 +10,7 @@ mod dns;
 pub(crate) mod down;
 pub(crate) mod images;
 pub(crate) mod kubectl;
+mod load_balancer;
 pub(crate) mod node;
 pub(crate) mod place;
 mod process;
@@ -66,6 +67,9 @@ enum Verb {
     Status,
     /// Ask a Service by every way that there is, in each family
     Check,
+    /// Serve Services of type LoadBalancer, in the router of a cluster
+    #[command(hide = true)]
+    Balance,
     /// Run a command in a node
     Enter {
         /// Number of the node
@@ -120,6 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Verb::Status => status::run(&place, &kubectl(&cache, &place)),
         Verb::Check => check::run(&place, &kubectl(&cache, &place)),
+        Verb::Balance => load_balancer::run(&place, &kubectl(&cache, &place)),
         Verb::Enter { node, command } => enter(&cache, &place, *node, command),
     }
 }
@@ -199,6 +204,7 @@ pub(crate) fn up(
         programs: &programs,
     };
     exec::timed("nodes", || nodes.start(&kubectl))?;
+    load_balancer::start(place)?;
     exec::timed("proxies", || proxy::start(place, spec, &nodes, &kubectl))?;
     if spec.nodes.iter().any(|proxy| *proxy != Proxy::None) {
         exec::timed("DNS", || {
