@@ -18,6 +18,7 @@ mod programs;
 mod proxy;
 pub(crate) mod spec;
 mod status;
+mod test;
 mod underlay;
 
 use std::{
@@ -70,6 +71,8 @@ enum Verb {
     /// Serve Services of type LoadBalancer, in the router of a cluster
     #[command(hide = true)]
     Balance,
+    /// Try what users ask for and what nodes go through, in clusters of their own
+    Test(test::Args),
     /// Run a command in a node
     Enter {
         /// Number of the node
@@ -125,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Verb::Status => status::run(&place, &kubectl(&cache, &place)),
         Verb::Check => check::run(&place, &kubectl(&cache, &place)),
         Verb::Balance => load_balancer::run(&place, &kubectl(&cache, &place)),
+        Verb::Test(args) => test::run(&cache, &place, args),
         Verb::Enter { node, command } => enter(&cache, &place, *node, command),
     }
 }

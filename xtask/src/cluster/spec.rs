@@ -58,6 +58,8 @@ pub(crate) enum Proxy {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Spec {
     pub(crate) families: Families,
+    /// Those of Services, which may be fewer.
+    pub(crate) services: Families,
     pub(crate) cni: Cni,
     /// The proxy of each node; there is at least one.
     pub(crate) nodes: Vec<Proxy>,
@@ -92,6 +94,7 @@ impl Spec {
         }
         Ok(Self {
             families,
+            services: families,
             cni,
             nodes,
         })
