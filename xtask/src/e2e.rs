@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::nodes(&cache)?;
     kubernetes::start(&cache, kubernetes::END_TO_END).finish()?;
     // As it is now: the run is long.
-    let circumstances = Circumstances::now(args.summary()?, &args.skip, args.control)?;
+    let circumstances = Circumstances::now(args.summary()?, &args.skip(), args.control)?;
     let tested = one(&cache, args, args.proxy, &args.focus, args.keep)?;
     let failed: Vec<_> = tested
         .iter()
@@ -112,6 +112,15 @@ impl Args {
         Spec::new(self.nodes, self.families, self.cni, proxy, &[])
     }
 
+    /// The tests that are left out: in a cluster of one family, those of both, too.
+    fn skip(&self) -> String {
+        let skip = &self.skip;
+        match self.families.second {
+            Some(_) => skip.clone(),
+            None => format!(r"{skip}|\[Feature:IPv6DualStack\]"),
+        }
+    }
+
     /// The cluster that was tested, in one line.
     fn summary(&self) -> Result<String> {
         Ok(cluster::summary(&self.spec(self.proxy)?))
@@ -138,7 +147,7 @@ fn one(cache: &Cache, args: &Args, proxy: Proxy, focus: &str, keep: bool) -> Res
     };
     suite.name_images()?;
     let limit = Duration::from_mins(args.minutes);
-    let outcomes = suite.run(focus, &args.skip, args.procs, limit)?;
+    let outcomes = suite.run(focus, &args.skip(), args.procs, limit)?;
     for outcome in &outcomes {
         println!("{outcome}");
     }
