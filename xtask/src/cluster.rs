@@ -10,6 +10,7 @@ mod dns;
 pub(crate) mod down;
 pub(crate) mod images;
 pub(crate) mod kubectl;
+mod load_balancer;
 pub(crate) mod node;
 pub(crate) mod place;
 mod process;
@@ -17,6 +18,7 @@ mod programs;
 mod proxy;
 pub(crate) mod spec;
 mod status;
+mod test;
 mod underlay;
 
 use std::{
@@ -66,6 +68,11 @@ enum Verb {
     Status,
     /// Ask a Service by every way that there is, in each family
     Check,
+    /// Serve Services of type LoadBalancer, in the router of a cluster
+    #[command(hide = true)]
+    Balance,
+    /// Try what users ask for and what nodes go through, in clusters of their own
+    Test(test::Args),
     /// Run a command in a node
     Enter {
         /// Number of the node
@@ -120,6 +127,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Verb::Status => status::run(&place, &kubectl(&cache, &place)),
         Verb::Check => check::run(&place, &kubectl(&cache, &place)),
+        Verb::Balance => load_balancer::run(&place, &kubectl(&cache, &place)),
+        Verb::Test(args) => test::run(&cache, &place, args),
         Verb::Enter { node, command } => enter(&cache, &place, *node, command),
     }
 }
@@ -199,6 +208,7 @@ pub(crate) fn up(
         programs: &programs,
     };
     exec::timed("nodes", || nodes.start(&kubectl))?;
+    load_balancer::start(place)?;
     exec::timed("proxies", || proxy::start(place, spec, &nodes, &kubectl))?;
     if spec.nodes.iter().any(|proxy| *proxy != Proxy::None) {
         exec::timed("DNS", || {

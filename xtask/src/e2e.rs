@@ -7,11 +7,12 @@ mod reasons;
 mod report;
 mod suite;
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 
 use self::{
+    document::Circumstances,
     report::{Outcome, State},
     suite::Suite,
 };
@@ -61,10 +62,13 @@ pub(crate) struct Args {
     minutes: u64,
     #[arg(long, value_enum, default_value = "dev")]
     profile: AgentProfile,
-    /// Leave the cluster with the tested proxy up, as the cluster e2e
+    /// Name of the cluster, and of the folder for results [default: that of the proxy]
+    #[arg(long)]
+    name: Option<String>,
+    /// Leave the cluster with the tested proxy up
     #[arg(long)]
     keep: bool,
-    /// Write what came of it to docs/conformance.md
+    /// Write what came of it to docs/conformance.md, beside other clusters' results
     #[arg(long)]
     document: bool,
 }
@@ -73,6 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cache = Cache::locate()?;
     setup::nodes(&cache)?;
     kubernetes::start(&cache, kubernetes::END_TO_END).finish()?;
+    // As it is now: the run is long.
+    let circumstances = Circumstances::now(args.summary()?, &args.skip(), args.control)?;
     let tested = one(&cache, args, args.proxy, &args.focus, args.keep)?;
     let failed: Vec<_> = tested
         .iter()
@@ -83,19 +89,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         one(&cache, args, args.control, &report::focus(&failed), false)?
     };
-    let text = document::write(
-        &args.summary()?,
-        &args.skip,
-        args.control,
-        &tested,
-        &control,
-    )?;
+    let section = document::section(&circumstances, &tested, &control);
     if args.document {
         let path = workspace::root().join("docs/conformance.md");
-        std::fs::write(&path, &text)?;
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        fs::write(&path, document::with(&before, &section))?;
         eprintln!("xtask: wrote {}", path.display());
     } else {
-        println!("{text}");
+        println!("{section}");
     }
     ensure!(
         failed
@@ -111,6 +112,15 @@ impl Args {
         Spec::new(self.nodes, self.families, self.cni, proxy, &[])
     }
 
+    /// The tests that are left out: in a cluster of one family, those of both, too.
+    fn skip(&self) -> String {
+        let skip = &self.skip;
+        match self.families.second {
+            Some(_) => skip.clone(),
+            None => format!(r"{skip}|\[Feature:IPv6DualStack\]"),
+        }
+    }
+
     /// The cluster that was tested, in one line.
     fn summary(&self) -> Result<String> {
         Ok(cluster::summary(&self.spec(self.proxy)?))
@@ -121,18 +131,23 @@ impl Args {
 fn one(cache: &Cache, args: &Args, proxy: Proxy, focus: &str, keep: bool) -> Result<Vec<Outcome>> {
     let spec = args.spec(proxy)?;
     let label = cluster::proxy_name(proxy);
-    let place = Place::new(cache, if keep { "e2e" } else { &label })?;
+    let name = match &args.name {
+        Some(name) if proxy == args.proxy => name.clone(),
+        Some(name) => format!("{name}{label}"),
+        None => label.clone(),
+    };
+    let place = Place::new(cache, &name)?;
     let more = cluster::images::end_to_end(cache, &kubernetes::folder(cache))?;
     cluster::up(cache, &place, &spec, args.profile, &more)?;
     let suite = Suite {
         cache,
         place: &place,
         spec: &spec,
-        results: results(&label),
+        results: workspace::target().join("e2e").join(&name),
     };
     suite.name_images()?;
     let limit = Duration::from_mins(args.minutes);
-    let outcomes = suite.run(focus, &args.skip, args.procs, limit)?;
+    let outcomes = suite.run(focus, &args.skip(), args.procs, limit)?;
     for outcome in &outcomes {
         println!("{outcome}");
     }
@@ -140,9 +155,4 @@ fn one(cache: &Cache, args: &Args, proxy: Proxy, focus: &str, keep: bool) -> Res
         exec::timed("removal of the cluster", || down::run(&place))?;
     }
     Ok(outcomes)
-}
-
-/// The folder for reports of tests against a proxy.
-fn results(proxy: &str) -> PathBuf {
-    workspace::target().join("e2e").join(proxy)
 }

@@ -86,6 +86,11 @@ pub(crate) fn tools(cache: &Cache) -> Result<()> {
     packages::bpftool(cache)
 }
 
+/// Returns Debian's NGINX, for an image.
+pub(crate) fn nginx(cache: &Cache) -> Result<std::path::PathBuf> {
+    packages::nginx(cache)
+}
+
 /// Installs what running nodes with containers needs.
 pub(crate) fn nodes(cache: &Cache) -> Result<()> {
     tools(cache)?;

@@ -44,10 +44,41 @@ pub(crate) const fn underlay(family: Family) -> Range {
     }
 }
 
-/// The way out of the cluster, which leads nowhere: it is there so that every
-/// host has a default route.
+/// The way out of the cluster: to a host outside, and nowhere else.
 pub(crate) const fn gateway(family: Family) -> IpAddr {
     host(family, 1)
+}
+
+/// The network outside of the cluster.
+pub(crate) const fn outside_network(family: Family) -> Range {
+    match family {
+        Family::V4 => range(v4(172, 29, 0, 0), 24),
+        Family::V6 => range(v6(0x29, 0, 0, 0), 64),
+    }
+}
+
+/// The router's address there.
+pub(crate) const fn outside_gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => v4(172, 29, 0, 1),
+        Family::V6 => v6(0x29, 0, 0, 1),
+    }
+}
+
+/// The host outside.
+pub(crate) const fn outside(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => v4(172, 29, 0, 2),
+        Family::V6 => v6(0x29, 0, 0, 2),
+    }
+}
+
+/// The addresses of load balancers, which the router sends to nodes.
+pub(crate) const fn load_balancer(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => v4(172, 28, 0, number),
+        Family::V6 => v6(0x28, 0, 0, number as u16),
+    }
 }
 
 /// The host of the control plane.
@@ -195,5 +226,11 @@ mod tests {
         for host in hosts {
             assert!(underlay(family).contains(host), "{host}");
         }
+        let others = [outside_gateway(family), outside(family)];
+        for host in others {
+            assert!(outside_network(family).contains(host), "{host}");
+            assert!(!underlay(family).contains(host), "{host}");
+        }
+        assert!(!underlay(family).contains(load_balancer(family, 1)));
     }
 }

@@ -1,6 +1,6 @@
 //! `check`: a Service with an endpoint on each node is asked from a pod, from a
-//! node and from outside, by its cluster IP, its name and the NodePort of every
-//! node, in each family.
+//! node and from outside, by its cluster IP, its name, the NodePort of every node
+//! and its load balancer's addresses, in each family.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use super::{
     addresses,
     images::AGNHOST,
     kubectl::Kubectl,
-    place::Place,
+    place::{OUTSIDE, Place},
     process::eventually,
     spec::{Cni, Proxy, Spec},
 };
@@ -33,6 +33,14 @@ enum Client {
     /// A process of the first node.
     Node,
     Outside,
+}
+
+/// What the Service is asked by.
+#[derive(Default)]
+struct Frontends {
+    cluster_ips: Vec<IpAddr>,
+    node_port: u16,
+    load_balancer: Vec<IpAddr>,
 }
 
 /// A question, and what it is for.
@@ -55,9 +63,9 @@ pub(crate) fn run(place: &Place, kubectl: &Kubectl<'_>) -> Result<()> {
         }
         Ok(())
     })?;
-    let (cluster_ips, node_port) = frontends(kubectl)?;
+    let frontends = frontends(&spec, kubectl)?;
     let mut failed = 0;
-    for way in ways(&spec, &cluster_ips, node_port) {
+    for way in ways(&spec, &frontends) {
         let mut answered = BTreeSet::new();
         let result = eventually("the way", WAY_LIMIT, || {
             answered = ask(place, kubectl, &way)?;
@@ -77,7 +85,7 @@ pub(crate) fn run(place: &Place, kubectl: &Kubectl<'_>) -> Result<()> {
     Ok(())
 }
 
-fn ways(spec: &Spec, cluster_ips: &[IpAddr], node_port: u16) -> Vec<Way> {
+fn ways(spec: &Spec, frontends: &Frontends) -> Vec<Way> {
     let url = |address, port| format!("http://{}/hostname", SocketAddr::new(address, port));
     let mut ways = Vec::new();
     let mut add = |client, what: &str, url: String| {
@@ -85,8 +93,13 @@ fn ways(spec: &Spec, cluster_ips: &[IpAddr], node_port: u16) -> Vec<Way> {
         ways.push(Way { client, what, url });
     };
     for client in [Client::Pod, Client::Node] {
-        for address in cluster_ips {
+        for address in &frontends.cluster_ips {
             add(client, "a cluster IP", url(*address, 80));
+        }
+    }
+    for client in [Client::Pod, Client::Node, Client::Outside] {
+        for address in &frontends.load_balancer {
+            add(client, "a load balancer", url(*address, 80));
         }
     }
     add(Client::Pod, "a name", "http://echo/hostname".to_owned());
@@ -95,7 +108,7 @@ fn ways(spec: &Spec, cluster_ips: &[IpAddr], node_port: u16) -> Vec<Way> {
             for (number, proxy) in spec.nodes() {
                 if proxy != Proxy::None {
                     let address = addresses::node(family, number);
-                    add(client, "a NodePort", url(address, node_port));
+                    add(client, "a NodePort", url(address, frontends.node_port));
                 }
             }
         }
@@ -114,7 +127,7 @@ fn ask(place: &Place, kubectl: &Kubectl<'_>, way: &Way) -> Result<BTreeSet<Strin
         way.url
     );
     let mut command = match way.client {
-        Client::Outside => place.at_control_plane("sh"),
+        Client::Outside => place.at(OUTSIDE, "sh"),
         Client::Pod | Client::Node => {
             let pod = if way.client == Client::Pod {
                 "client"
@@ -130,29 +143,38 @@ fn ask(place: &Place, kubectl: &Kubectl<'_>, way: &Way) -> Result<BTreeSet<Strin
     Ok(answers.lines().map(str::to_owned).collect())
 }
 
-/// The cluster IPs and the NodePort of the Service.
-fn frontends(kubectl: &Kubectl<'_>) -> Result<(Vec<IpAddr>, u16)> {
-    let get = [
-        "--namespace",
-        NAMESPACE,
-        "get",
-        "service",
-        "echo",
-        "--output",
-    ];
-    let field = |path: &str| kubectl.output(&[&get[..], &[path]].concat());
-    let cluster_ips = field("jsonpath={.spec.clusterIPs[*]}")?
-        .split_whitespace()
-        .map(|word| {
-            word.parse()
-                .with_context(|| format!("{word} is no address"))
-        })
-        .collect::<Result<_>>()?;
-    let node_port = field("jsonpath={.spec.ports[0].nodePort}")?;
-    let node_port = node_port
-        .parse()
-        .with_context(|| format!("{node_port} is no port"))?;
-    Ok((cluster_ips, node_port))
+fn frontends(spec: &Spec, kubectl: &Kubectl<'_>) -> Result<Frontends> {
+    let field = |path: &str| {
+        let output = format!("--output=jsonpath={{{path}}}");
+        kubectl.output(&["--namespace", NAMESPACE, "get", "service", "echo", &output])
+    };
+    let addresses = |path: &str| -> Result<Vec<IpAddr>> {
+        let words = field(path)?;
+        words
+            .split_whitespace()
+            .map(|word| {
+                word.parse()
+                    .with_context(|| format!("{word} is no address"))
+            })
+            .collect()
+    };
+    let mut load_balancer = Vec::new();
+    eventually("an address of the load balancer", WAY_LIMIT, || {
+        load_balancer = addresses(".status.loadBalancer.ingress[*].ip")?;
+        ensure!(
+            load_balancer.len() == spec.families.list().count(),
+            "there is {load_balancer:?}"
+        );
+        Ok(())
+    })?;
+    let node_port = field(".spec.ports[0].nodePort")?;
+    Ok(Frontends {
+        cluster_ips: addresses(".spec.clusterIPs[*]")?,
+        node_port: node_port
+            .parse()
+            .with_context(|| format!("{node_port} is no port"))?,
+        load_balancer,
+    })
 }
 
 fn objects() -> Vec<Value> {
@@ -173,7 +195,7 @@ fn objects() -> Vec<Value> {
             "kind": "Service",
             "metadata": metadata("echo"),
             "spec": {
-                "type": "NodePort",
+                "type": "LoadBalancer",
                 "ipFamilyPolicy": "PreferDualStack",
                 "selector": {"app": "echo"},
                 "ports": [{"port": 80, "targetPort": 8080}],
@@ -221,7 +243,11 @@ mod tests {
     #[test]
     fn every_nodes_node_port_is_asked_from_everywhere() {
         let spec = spec("ipv4,ipv6", "nftables=1");
-        let urls: Vec<_> = ways(&spec, &[], 30080)
+        let frontends = Frontends {
+            node_port: 30080,
+            ..Frontends::default()
+        };
+        let urls: Vec<_> = ways(&spec, &frontends)
             .into_iter()
             .map(|way| way.url)
             .collect();
@@ -239,7 +265,7 @@ mod tests {
 
     #[test]
     fn nodes_without_a_proxy_are_asked_nothing() {
-        let urls = ways(&spec("ipv6", "none=1"), &[], 30080);
+        let urls = ways(&spec("ipv6", "none=1"), &Frontends::default());
         assert!(urls.iter().all(|way| !way.url.contains("fd00:30::c")));
     }
 }

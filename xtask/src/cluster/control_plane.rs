@@ -2,8 +2,10 @@
 //! namespace on the underlay.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -13,11 +15,11 @@ use super::{
     addresses,
     credentials::{API_PORT, Credentials},
     kubectl::Kubectl,
-    place::Place,
+    place::{CONTROL_PLANE, Place},
     process,
     spec::{Family, Spec},
 };
-use crate::cache;
+use crate::{cache, exec};
 
 /// A cold start on a busy machine of two cores takes 15 s.
 const READY_LIMIT: Duration = Duration::from_mins(3);
@@ -57,6 +59,41 @@ pub(crate) fn start(place: &Place, spec: &Spec, programs: &Path) -> Result<()> {
     start("kube-controller-manager", controllers(spec, &credentials))?;
     start("kube-scheduler", scheduler(&credentials)).context("start the scheduler")?;
     Ok(())
+}
+
+/// Ends the API server, as a fall of it would.
+pub(crate) fn stop_api_server(place: &Place) -> Result<()> {
+    process::eventually("the end of the API server", READY_LIMIT, || {
+        let processes = api_servers(place)?;
+        for process in &processes {
+            exec::output(Command::new("kill").args(["-KILL", process]))?;
+        }
+        ensure!(processes.is_empty(), "it is there");
+        Ok(())
+    })
+}
+
+/// Returns the processes of API servers; those that have ended are in no network
+/// namespace any more.
+fn api_servers(place: &Place) -> Result<Vec<String>> {
+    let namespace = place.namespace(CONTROL_PLANE);
+    let processes = exec::output(Command::new("ip").args(["netns", "pids", &namespace]))?;
+    let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm"));
+    let is_it = |process: &&str| name(process).is_ok_and(|name| name.trim() == "kube-apiserver");
+    let found = processes.lines().filter(is_it);
+    Ok(found.map(str::to_owned).collect())
+}
+
+/// Starts the API server of a cluster that has none.
+pub(crate) fn start_api_server(place: &Place, spec: &Spec, kubectl: &Kubectl<'_>) -> Result<()> {
+    let credentials = Credentials::of(place.folder());
+    let mut command = place.at_control_plane(kubectl.sibling("kube-apiserver"));
+    command.args(api_server(spec, &credentials));
+    process::start(&command, &place.file("log/kube-apiserver.log"))?;
+    process::eventually("the API server", READY_LIMIT, || {
+        kubectl.output(&["get", "--raw", "/readyz"])?;
+        Ok(())
+    })
 }
 
 /// Loopback, by a family that the cluster has.
@@ -103,7 +140,7 @@ fn api_server(spec: &Spec, credentials: &Credentials) -> Vec<String> {
         format!("--secure-port={API_PORT}"),
         format!(
             "--service-cluster-ip-range={}",
-            families.join(addresses::services)
+            spec.services.join(addresses::services)
         ),
         format!("--tls-cert-file={}", file("apiserver.crt")),
         format!("--tls-private-key-file={}", file("apiserver.key")),
@@ -148,7 +185,7 @@ fn controllers(spec: &Spec, credentials: &Credentials) -> Vec<String> {
         format!("--cluster-cidr={pods}"),
         format!(
             "--service-cluster-ip-range={}",
-            spec.families.join(addresses::services)
+            spec.services.join(addresses::services)
         ),
         "--secure-port=0".to_owned(),
         // It makes the folder, by default among the machine's.

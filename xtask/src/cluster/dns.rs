@@ -27,7 +27,7 @@ cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
 pub(crate) fn objects(spec: &Spec) -> Vec<Value> {
     let labels = json!({"k8s-app": "kube-dns"});
     let replicas = spec.nodes.len().min(2);
-    let cluster_ips: Vec<_> = spec.families.list().map(addresses::dns).collect();
+    let cluster_ips: Vec<_> = spec.services.list().map(addresses::dns).collect();
     let metadata = |name: &str| json!({"name": name, "namespace": "kube-system", "labels": labels});
     let role =
         json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "coredns"});

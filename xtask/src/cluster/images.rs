@@ -19,7 +19,7 @@ use crate::{
         archive::{self, Settings},
     },
     libraries,
-    setup::kubernetes::KUBERNETES,
+    setup::{self, kubernetes::KUBERNETES},
 };
 
 /// Holds a pod's namespaces.
@@ -34,10 +34,12 @@ pub(crate) const BUSYBOX: &str = "localhost/busybox:1";
 pub(crate) const WEB: &str = "localhost/web:1";
 /// Kubernetes' program that looks for a fault of connection tracking.
 pub(crate) const REGRESSION: &str = "localhost/regression:1";
+/// Debian's NGINX, which reads `/etc/nginx/nginx.conf`.
+pub(crate) const NGINX: &str = "localhost/nginx:1";
 pub(crate) const COREDNS_IMAGE: &str = "localhost/coredns:1";
 
 /// Raised whenever images of the same programs are to be made anew.
-const REVISION: u8 = 4;
+const REVISION: u8 = 5;
 
 /// The programs that tests start in a container besides busybox's. The first one is the
 /// shell, because busybox's prefers its own programs to all others.
@@ -97,7 +99,8 @@ pub(crate) fn ensure(cache: &Cache, kubernetes: &Path, coredns: &Path) -> Result
         return Ok(cache.folder(&name));
     }
     exec::timed("images for pods", || {
-        let folder = cache.assemble(&name, |folder| make(folder, kubernetes, coredns))?;
+        let server = setup::nginx(cache)?;
+        let folder = cache.assemble(&name, |folder| make(folder, kubernetes, coredns, &server))?;
         eprintln!("xtask: the images take {}", programs::size(&folder)?);
         Ok(folder)
     })
@@ -132,7 +135,7 @@ pub(crate) fn end_to_end(cache: &Cache, kubernetes: &Path) -> Result<Vec<PathBuf
     Ok(vec![folder.join("regression.tar")])
 }
 
-fn make(folder: &Path, kubernetes: &Path, coredns: &Path) -> Result<()> {
+fn make(folder: &Path, kubernetes: &Path, coredns: &Path, server: &Path) -> Result<()> {
     let root = folder.join("root");
     let image = |name: &str, tag: &str, settings: Settings| {
         archive::write(&root, &settings, tag, &folder.join(format!("{name}.tar")))
@@ -156,6 +159,11 @@ fn make(folder: &Path, kubernetes: &Path, coredns: &Path) -> Result<()> {
     image("busybox", BUSYBOX, settings(&[], &["sh"], Some("/bin")))?;
     let serve = ["httpd", "-f", "-p", "80", "-h", "/www"];
     image("web", WEB, settings(&[], &serve, Some("/bin")))?;
+
+    empty()?;
+    nginx(&root, server)?;
+    let run = ["/nginx", "-g", "daemon off;", "-c", "/etc/nginx/nginx.conf"];
+    image("nginx", NGINX, settings(&run, &[], None))?;
 
     empty()?;
     tools(&root, &busybox)?;
@@ -203,6 +211,16 @@ fn small(root: &Path, busybox: &Path) -> Result<()> {
     applets(busybox, &root.join("bin"))?;
     users(root)?;
     write(root, "www/index.html", "ok\n")
+}
+
+/// A root of NGINX alone, which wants to know what users there are.
+fn nginx(root: &Path, program: &Path) -> Result<()> {
+    for folder in ["etc/nginx", "tmp", "var/log/nginx"] {
+        cache::create(&root.join(folder))?;
+    }
+    place(root, program, Path::new("/nginx"))?;
+    users(root)?;
+    write(root, "etc/nsswitch.conf", "hosts: files dns\n")
 }
 
 /// A root of this machine's tools.

@@ -34,6 +34,11 @@ impl<'a> Kubectl<'a> {
         command
     }
 
+    /// Another program of the same version.
+    pub(crate) fn sibling(&self, name: &str) -> PathBuf {
+        self.program.with_file_name(name)
+    }
+
     pub(crate) fn output(&self, arguments: &[&str]) -> Result<String> {
         exec::output(self.command().args(arguments))
     }

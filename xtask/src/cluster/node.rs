@@ -16,12 +16,14 @@ use serde_json::{Value, json};
 use super::{
     addresses, config,
     credentials::Credentials,
+    down,
     kubectl::Kubectl,
     place::{Hierarchy, Place, hierarchies, node_name},
     process,
     spec::{Proxy, Spec},
+    underlay,
 };
-use crate::cache;
+use crate::{cache, exec};
 
 const SCRIPT: &str = include_str!("node.sh");
 /// The label by which proxies find their nodes.
@@ -46,16 +48,47 @@ impl Nodes<'_> {
             .map(|(number, proxy)| object(self.spec, number, proxy))
             .collect();
         kubectl.apply("nodes", &objects)?;
-        let hierarchies = hierarchies()?;
         let mut started = Vec::new();
         for (number, _) in self.spec.nodes() {
-            self.prepare(number, &hierarchies)?;
-            let log = self.log(number);
-            let mut start = self.command(number)?;
-            start.arg("start");
-            started.push((number, process::start(&start, &log)?));
+            started.push((number, self.launch(number)?));
         }
         self.wait(kubectl, started)
+    }
+
+    fn launch(&self, number: u8) -> Result<Child> {
+        self.prepare(number, &hierarchies()?)?;
+        let mut start = self.command(number)?;
+        start.arg("start");
+        process::start(&start, &self.log(number))
+    }
+
+    /// Ends a node as a loss of power would: with all its namespaces.
+    pub(crate) fn kill(&self, number: u8) -> Result<()> {
+        let file = self.place.node(number).join("pid");
+        let process = fs::read_to_string(&file).context("read the number of the node's process")?;
+        exec::output(Command::new("kill").args(["-KILL", process.trim()]))?;
+        down::host(self.place, &node_name(number))?;
+        fs::remove_file(&file).context("forget the number of the node's process")
+    }
+
+    /// Starts a node that was there before, with its disk.
+    pub(crate) fn boot(&self, number: u8) -> Result<()> {
+        underlay::host(self.place, self.spec, Some(number))?;
+        let mut started = self.launch(number)?;
+        process::eventually("the node", READY_LIMIT, || {
+            process::alive(&node_name(number), &mut started, &self.log(number))?;
+            exec::output(self.enter(number, "pidof")?.arg("kubelet"))?;
+            Ok(())
+        })
+    }
+
+    /// Ends kubelet or containerd of a node and starts it anew.
+    pub(crate) fn restart(&self, number: u8, program: &str) -> Result<()> {
+        let mut restart = self.enter(number, "bash")?;
+        restart
+            .arg(self.place.node(number).join("node.sh"))
+            .args(["restart", program]);
+        exec::output(&mut restart).map(drop)
     }
 
     /// A command in a node, and in its control groups.

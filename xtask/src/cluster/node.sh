@@ -2,6 +2,7 @@
 # One node of a cluster: namespaces, mounts and processes of its own.
 #   node.sh start            makes the node; ends with it
 #   node.sh enter COMMAND    runs a command in it
+#   node.sh restart PROGRAM  in it: starts containerd or kubelet anew
 # NODE_NAME, NODE_NAMESPACE and NODE_FOLDER say which node; NODE_GROUPS are its
 # control groups, NODE_HIERARCHIES what they are in, as KIND:POINT.
 set -eu
@@ -76,14 +77,26 @@ mount_files() {
     echo "nameserver 127.0.0.2" >/run/resolv.conf
 }
 
-launch() {
-    local image socket=/run/containerd/containerd.sock
+start_containerd() {
     export TMPDIR=/run/tmp HOME=/run/tmp
-    containerd --config "$NODE_FOLDER/containerd.toml" >/var/log/containerd.log 2>&1 </dev/null &
-    until [ -S $socket ]; do
+    rm -f /run/containerd/containerd.sock
+    containerd --config "$NODE_FOLDER/containerd.toml" >>/var/log/containerd.log 2>&1 </dev/null &
+    until [ -S /run/containerd/containerd.sock ]; do
         kill -0 $! || exit 1
         sleep 0.2
     done
+}
+
+start_kubelet() {
+    export TMPDIR=/run/tmp HOME=/run/tmp
+    kubelet --kubeconfig "$NODE_FOLDER/kubeconfig" --config "$NODE_FOLDER/kubelet.json" \
+        --hostname-override "$NODE_NAME" --node-ip "$NODE_ADDRESSES" --v=2 \
+        >>/var/log/kubelet.log 2>&1 </dev/null &
+}
+
+launch() {
+    local image
+    start_containerd
     for image in "$NODE_FOLDER"/../images/*.tar; do
         ctr --namespace k8s.io images import "$image"
     done >/var/log/images.log 2>&1
@@ -92,9 +105,16 @@ launch() {
             --net-config-path "$NODE_FOLDER/flannel.json" --iface eth0 \
             >/var/log/flannel.log 2>&1 </dev/null &
     fi
-    kubelet --kubeconfig "$NODE_FOLDER/kubeconfig" --config "$NODE_FOLDER/kubelet.json" \
-        --hostname-override "$NODE_NAME" --node-ip "$NODE_ADDRESSES" --v=2 \
-        >/var/log/kubelet.log 2>&1 </dev/null &
+    start_kubelet
+}
+
+# Ends containerd or kubelet and starts it anew.
+restart() {
+    local pid
+    pid=$(pidof "$1")
+    kill -KILL "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    "start_$1"
 }
 
 case $1 in
@@ -116,8 +136,10 @@ case $1 in
         mount --make-rshared /
         launch
         # Also takes note of the end of processes that nobody waits for.
-        wait
+        sleep infinity &
+        wait $!
         ;;
+    restart) restart "$2" ;;
     enter)
         shift
         join_groups

@@ -16,6 +16,7 @@ use crate::cache::Cache;
 const HIDDEN: [&str; 4] = ["/run", "/tmp", "/var/lib", "/var/log"];
 
 pub(crate) struct Place {
+    name: String,
     /// Begins all names.
     prefix: String,
     folder: PathBuf,
@@ -35,9 +36,14 @@ impl Place {
             HIDDEN.join(", ")
         );
         Ok(Self {
+            name: name.to_owned(),
             prefix: format!("tandem-cluster-{name}-"),
             folder: cache.folder("clusters").join(name),
         })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Everything that the cluster keeps on disk.
@@ -92,9 +98,14 @@ impl Place {
     /// A program in the network namespace of the control plane, which reaches
     /// all nodes and pods.
     pub(crate) fn at_control_plane(&self, program: impl AsRef<Path>) -> Command {
+        self.at(CONTROL_PLANE, program)
+    }
+
+    /// A program in the network namespace of a host.
+    pub(crate) fn at(&self, host: &str, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command
-            .args(["netns", "exec", &self.namespace(CONTROL_PLANE)])
+            .args(["netns", "exec", &self.namespace(host)])
             .arg(program.as_ref());
         command
     }
@@ -111,8 +122,10 @@ impl Place {
 
 /// The host of the control plane.
 pub(crate) const CONTROL_PLANE: &str = "control-plane";
-/// The host that joins all others.
+/// The host that joins all others, and routes to what is outside.
 pub(crate) const SWITCH: &str = "switch";
+/// A host that is not on the network of the nodes.
+pub(crate) const OUTSIDE: &str = "outside";
 
 /// The name of a node, in Kubernetes and on this machine.
 pub(crate) fn node_name(number: u8) -> String {

@@ -1,7 +1,7 @@
 //! The specification of a cluster, as the command line says it, and as it is kept
 //! beside a cluster that runs.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
@@ -58,6 +58,8 @@ pub(crate) enum Proxy {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Spec {
     pub(crate) families: Families,
+    /// Those of Services, which may be fewer.
+    pub(crate) services: Families,
     pub(crate) cni: Cni,
     /// The proxy of each node; there is at least one.
     pub(crate) nodes: Vec<Proxy>,
@@ -92,6 +94,7 @@ impl Spec {
         }
         Ok(Self {
             families,
+            services: families,
             cni,
             nodes,
         })
@@ -151,6 +154,13 @@ impl std::str::FromStr for Families {
 }
 
 impl Family {
+    pub(crate) const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
     /// Its digit, as `ip -4` and `ip -6` want it.
     pub(crate) const fn digit(self) -> char {
         match self {

@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     io::Write as _,
+    net::IpAddr,
     process::{Command, Stdio},
 };
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     addresses,
-    place::{CONTROL_PLANE, Place, SWITCH, node_name},
+    place::{CONTROL_PLANE, OUTSIDE, Place, SWITCH, node_name},
     spec::{Cni, Family, Spec},
 };
 use crate::exec;
@@ -19,17 +20,23 @@ use crate::exec;
 /// Makes all hosts of a cluster, before anything runs in them.
 pub(crate) fn create(place: &Place, spec: &Spec) -> Result<()> {
     add_namespace(place, SWITCH)?;
+    route(place)?;
     batch(place, SWITCH, &switch(spec))?;
-    let nodes = spec
-        .nodes()
-        .map(|(number, _)| (node_name(number), Some(number)));
-    for (host, number) in [(CONTROL_PLANE.to_owned(), None)].into_iter().chain(nodes) {
-        add_namespace(place, &host)?;
-        batch(place, SWITCH, &cable(place, &host))?;
-        forward(place, &host)?;
-        batch(place, &host, &settings(spec, number))?;
-    }
-    Ok(())
+    add_namespace(place, OUTSIDE)?;
+    batch(place, SWITCH, &way_out(place, spec))?;
+    batch(place, OUTSIDE, &outside(spec))?;
+    host(place, spec, None)?;
+    spec.nodes()
+        .try_for_each(|(number, _)| host(place, spec, Some(number)))
+}
+
+/// Makes a node, or the control plane.
+pub(crate) fn host(place: &Place, spec: &Spec, number: Option<u8>) -> Result<()> {
+    let host = number.map_or_else(|| CONTROL_PLANE.to_owned(), node_name);
+    add_namespace(place, &host)?;
+    batch(place, SWITCH, &cable(place, &host))?;
+    forward(place, &host)?;
+    batch(place, &host, &settings(spec, number))
 }
 
 fn add_namespace(place: &Place, host: &str) -> Result<()> {
@@ -40,10 +47,27 @@ fn add_namespace(place: &Place, host: &str) -> Result<()> {
 
 /// Hosts route: pods are behind nodes.
 fn forward(place: &Place, host: &str) -> Result<()> {
-    let mut sysctl = Command::new("ip");
-    sysctl
-        .args(["netns", "exec", &place.namespace(host), "sysctl", "-qw"])
-        .args(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+    let mut sysctl = place.at(host, "sysctl");
+    sysctl.args([
+        "-qw",
+        "net.ipv4.ip_forward=1",
+        "net.ipv6.conf.all.forwarding=1",
+    ]);
+    exec::output(&mut sysctl)?;
+    Ok(())
+}
+
+/// The router chooses a node for each flow, and tells nobody a shorter way.
+fn route(place: &Place) -> Result<()> {
+    forward(place, SWITCH)?;
+    let mut sysctl = place.at(SWITCH, "sysctl");
+    sysctl.args([
+        "-qw",
+        "net.ipv4.fib_multipath_hash_policy=1",
+        "net.ipv6.fib_multipath_hash_policy=1",
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.default.send_redirects=0",
+    ]);
     exec::output(&mut sysctl)?;
     Ok(())
 }
@@ -71,11 +95,38 @@ fn batch(place: &Place, host: &str, commands: &str) -> Result<()> {
 fn switch(spec: &Spec) -> String {
     let mut text = "link set lo up\nlink add br0 type bridge\nlink set br0 up\n".to_owned();
     for family in spec.families.list() {
-        let _ = writeln!(
-            text,
-            "{}",
-            address(family, addresses::gateway(family), "br0")
-        );
+        let gateway = addresses::gateway(family);
+        let _ = writeln!(text, "{}", address(family, gateway, "br0"));
+        if matches!(spec.cni, Cni::Ptp | Cni::Bridge) {
+            text.push_str(&pod_routes(spec, family, None));
+        }
+    }
+    text
+}
+
+/// The router's device to the host outside.
+fn way_out(place: &Place, spec: &Spec) -> String {
+    let namespace = place.namespace(OUTSIDE);
+    let mut text = format!(
+        "link add {OUTSIDE} type veth peer name eth0 netns {namespace}\n\
+         link set {OUTSIDE} up\n"
+    );
+    for family in spec.families.list() {
+        let length = addresses::outside_network(family).length;
+        let gateway = addresses::outside_gateway(family);
+        let _ = writeln!(text, "{}", on_link(family, gateway, length, OUTSIDE));
+    }
+    text
+}
+
+fn outside(spec: &Spec) -> String {
+    let mut text = "link set lo up\nlink set eth0 up\n".to_owned();
+    for family in spec.families.list() {
+        let length = addresses::outside_network(family).length;
+        let host = addresses::outside(family);
+        let gateway = addresses::outside_gateway(family);
+        let _ = writeln!(text, "{}", on_link(family, host, length, "eth0"));
+        let _ = writeln!(text, "route add default via {gateway}");
     }
     text
 }
@@ -105,17 +156,23 @@ fn settings(spec: &Spec, own: Option<u8>) -> String {
             Cni::FlannelHostGw | Cni::FlannelVxlan => own.is_none(),
             Cni::Macvlan => false,
         };
-        if !routed {
-            continue;
-        }
-        for (number, _) in spec.nodes().filter(|(number, _)| Some(*number) != own) {
-            let pods = addresses::pods(family, spec.cni, number);
-            let node = addresses::node(family, number);
-            let _ = writeln!(text, "route add {pods} via {node}");
+        if routed {
+            text.push_str(&pod_routes(spec, family, own));
         }
     }
     if let (Cni::Macvlan, Some(number)) = (spec.cni, own) {
         text.push_str(&shim(spec, number));
+    }
+    text
+}
+
+/// Routes to the pods of all nodes but one.
+fn pod_routes(spec: &Spec, family: Family, own: Option<u8>) -> String {
+    let mut text = String::new();
+    for (number, _) in spec.nodes().filter(|(number, _)| Some(*number) != own) {
+        let pods = addresses::pods(family, spec.cni, number);
+        let node = addresses::node(family, number);
+        let _ = writeln!(text, "route add {pods} via {node}");
     }
     text
 }
@@ -137,8 +194,11 @@ fn shim(spec: &Spec, number: u8) -> String {
     text
 }
 
-fn address(family: Family, host: std::net::IpAddr, device: &str) -> String {
-    let length = addresses::underlay(family).length;
+fn address(family: Family, host: IpAddr, device: &str) -> String {
+    on_link(family, host, addresses::underlay(family).length, device)
+}
+
+fn on_link(family: Family, host: IpAddr, length: u8, device: &str) -> String {
     // Nobody else has it: there is no need to wait until that is found out.
     let at_once = match family {
         Family::V4 => "",

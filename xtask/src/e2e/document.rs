@@ -15,8 +15,16 @@ use crate::{
     workspace,
 };
 
-/// The cluster that the tests ran in.
-struct Circumstances {
+const PREAMBLE: &str = "\
+# Kubernetes' own tests
+
+Written by `cargo xtask e2e --document`: the end-to-end tests of Kubernetes that have
+to do with Services, in [clusters on one machine](cluster.md), a section for each kind of
+cluster. Tests that failed ran in a cluster of the same kind with another proxy, too.
+";
+
+/// What the tests ran in.
+pub(super) struct Circumstances {
     date: String,
     commit: String,
     kernel: String,
@@ -26,31 +34,49 @@ struct Circumstances {
     control: String,
 }
 
-pub(super) fn write(
-    cluster: &str,
-    skip: &str,
-    control: Proxy,
-    tested: &[Outcome],
-    other: &[Outcome],
-) -> Result<String> {
-    let mut git = Command::new("git");
-    git.current_dir(workspace::root())
-        .args(["describe", "--always", "--dirty"]);
-    let kernel =
-        fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    let circumstances = Circumstances {
-        date: exec::output(Command::new("date").args(["--utc", "+%F"]))?,
-        commit: exec::output(&mut git).unwrap_or_else(|_| "unknown".to_owned()),
-        kernel: kernel.trim().to_owned(),
-        versions: versions(),
-        cluster: cluster.to_owned(),
-        skip: skip.replace('|', "\\|"),
-        control: cluster::proxy_name(control),
-    };
-    Ok(render(&circumstances, tested, other))
+impl Circumstances {
+    pub(super) fn now(cluster: String, skip: &str, control: Proxy) -> Result<Self> {
+        let mut git = Command::new("git");
+        git.current_dir(workspace::root())
+            .args(["describe", "--always", "--dirty"]);
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
+            .context("read the kernel's release")?;
+        Ok(Self {
+            date: exec::output(Command::new("date").args(["--utc", "+%F"]))?,
+            commit: exec::output(&mut git).unwrap_or_else(|_| "unknown".to_owned()),
+            kernel: kernel.trim().to_owned(),
+            versions: versions(),
+            cluster,
+            skip: skip.replace('|', "\\|"),
+            control: cluster::proxy_name(control),
+        })
+    }
 }
 
-fn render(circumstances: &Circumstances, tested: &[Outcome], other: &[Outcome]) -> String {
+/// The document with a section, in the place of that of the same cluster.
+pub(super) fn with(document: &str, section: &str) -> String {
+    let title = |section: &str| section.lines().next().map(str::to_owned);
+    let mut sections: Vec<_> = document
+        .split("\n## ")
+        .skip(1)
+        .map(|section| format!("## {}\n", section.trim_end()))
+        .collect();
+    match sections
+        .iter_mut()
+        .find(|other| title(other) == title(section))
+    {
+        Some(other) => section.clone_into(other),
+        None => sections.push(section.to_owned()),
+    }
+    format!("{PREAMBLE}\n{}", sections.join("\n"))
+}
+
+/// The results in one kind of cluster.
+pub(super) fn section(
+    circumstances: &Circumstances,
+    tested: &[Outcome],
+    other: &[Outcome],
+) -> String {
     let Circumstances {
         date,
         commit,
@@ -67,23 +93,19 @@ fn render(circumstances: &Circumstances, tested: &[Outcome], other: &[Outcome]) 
             .count()
     };
     let mut text = format!(
-        "# Kubernetes' own tests\n\n\
-         Written by `cargo xtask e2e --document`: the end-to-end tests of Kubernetes that have\n\
-         to do with Services, in a [cluster on one machine](cluster.md).\n\n\
+        "## {cluster}\n\n\
          | | |\n|---|---|\n\
          | date | {date} |\n\
          | Tandem | {commit} |\n\
          | kernel | {kernel} |\n\
          | Kubernetes | {KUBERNETES} |\n\
          | others | {versions} |\n\
-         | cluster | {cluster} |\n\
          | left out | `{skip}` |\n\
          | passed | {} |\n\
          | failed | {} |\n\
          | skipped themselves | {} |\n\n\
-         ## Not passed\n\n\
-         Those that failed ran in a cluster of the same kind with the proxy {control}, too.\n\n\
-         | test | Tandem | kube-proxy | why |\n|---|---|---|---|\n",
+         ### Not passed\n\n\
+         | test | Tandem | {control} | why |\n|---|---|---|---|\n",
         count(State::Passed),
         count(State::Failed),
         count(State::Skipped),
@@ -105,7 +127,7 @@ fn render(circumstances: &Circumstances, tested: &[Outcome], other: &[Outcome]) 
             cell(why)
         );
     }
-    text.push_str("\n## Passed\n\n");
+    text.push_str("\n### Passed\n\n");
     for outcome in tested
         .iter()
         .filter(|outcome| outcome.state == State::Passed)
@@ -139,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn each_cluster_has_one_section() {
+        let first = with("", "## a\n\none\n");
+        let second = with(&first, "## b\n\n### Passed\n\n- two\n");
+        let third = with(&second, "## a\n\nthree\n");
+        assert_eq!(
+            third,
+            format!("{PREAMBLE}\n## a\n\nthree\n\n## b\n\n### Passed\n\n- two\n")
+        );
+    }
+
+    #[test]
     fn what_failed_stands_beside_kube_proxy() {
         let tested = [
             outcome("Services should work", State::Passed),
@@ -146,7 +179,7 @@ mod tests {
             outcome("Networking should check kube-proxy urls", State::Failed),
         ];
         let other = [outcome("Services should work too", State::Failed)];
-        let text = render(
+        let text = section(
             &Circumstances {
                 date: String::new(),
                 commit: String::new(),

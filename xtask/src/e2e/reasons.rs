@@ -12,6 +12,18 @@ const REASONS: &[(&str, &str)] = &[
         "asks for kube-proxy's own addresses, such as /proxyMode",
     ),
     ("KubeProxyNFAcct", "reads counters of netfilter"),
+    (
+        "Networking IPerf2",
+        "starts an iperf of another make than Debian's, which the images lack",
+    ),
+    (
+        "LoadBalancers [Feature:LoadBalancer] should only allow access from service loadbalancer source ranges",
+        "in IPv6, calls wget with an address without its brackets",
+    ),
+    (
+        "LoadBalancers ExternalTrafficPolicy: Local [Feature:LoadBalancer] [Slow] should only target nodes with endpoints",
+        "asks a Service of one family for its health at addresses of both",
+    ),
 ];
 
 /// Returns why a test need not pass, if there is a reason.

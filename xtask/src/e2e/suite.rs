@@ -12,7 +12,7 @@ use crate::{
         images::{AGNHOST, BUSYBOX, PAUSE, REGRESSION, TOOLS, WEB},
         node::Nodes,
         node_programs,
-        place::Place,
+        place::{OUTSIDE, Place},
         spec::Spec,
     },
     exec,
@@ -83,7 +83,8 @@ impl Suite<'_> {
         cache::create(&self.results)?;
         let log = self.results.join("log");
         let report = self.results.join("report.json");
-        let mut ginkgo = self.place.at_control_plane("setpriv");
+        // Tests want to be known from nodes by their addresses.
+        let mut ginkgo = self.place.at(OUTSIDE, "setpriv");
         ginkgo
             // A fall of this process ends the tests, too.
             .args(["--pdeathsig", "TERM"])

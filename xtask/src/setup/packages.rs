@@ -1,6 +1,10 @@
 //! Programs of the distribution: installed with apt when one is missing.
 
-use std::{env, path::Path, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -52,6 +56,7 @@ pub(super) const NODES: &[Package] = &[
     package("nsenter", "util-linux"),
     package("openssl", "openssl"),
     package("runc", "runc"),
+    package("socat", "socat"),
     package("strip", "binutils"),
     package("wget", "wget"),
     package("/usr/lib/cni/ptp", "containernetworking-plugins"),
@@ -121,6 +126,17 @@ pub(super) fn bpftool(cache: &Cache) -> Result<()> {
         cache.publish(&program)
     })
     .with_context(|| format!("install bpftool {BPFTOOL} or newer"))
+}
+
+/// Returns NGINX, which is not installed: its package would start it.
+pub(super) fn nginx(cache: &Cache) -> Result<PathBuf> {
+    let _lock = cache.lock("nginx")?;
+    let folder = cache.folder("nginx");
+    let program = folder.join("usr/sbin/nginx");
+    if !program.exists() {
+        debian::unpack(cache, &debian::codename()?, "nginx", |_| true, &folder)?;
+    }
+    Ok(program)
 }
 
 fn is_new_enough(bpftool: &Path) -> bool {
