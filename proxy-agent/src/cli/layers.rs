@@ -16,7 +16,7 @@ use std::{
 
 use clap::{ArgMatches, Command, FromArgMatches as _, parser::ValueSource};
 use serde::Serialize;
-use tracing::warn;
+use tracing::{info, warn};
 
 pub use self::shown::Shown;
 use super::RunArgs;
@@ -53,8 +53,10 @@ pub struct Effective {
     /// What is said and is no flag of ours.
     others: BTreeMap<&'static str, (String, Origin)>,
     mode: String,
-    /// Lines for people to read at the start.
+    /// What is left out or ignored, in a line each.
     pub warnings: Vec<String>,
+    /// What is said and changes nothing, in a line each.
+    pub notes: Vec<String>,
 }
 
 /// An error in the configuration.
@@ -374,6 +376,7 @@ impl Layers {
             others: self.others,
             mode: self.mode,
             warnings: self.warnings,
+            notes: Vec::new(),
         };
         effective.name_what_means_nothing();
         Ok(effective)
@@ -426,9 +429,12 @@ fn text_of<'a>(entries: &'a [Entry], field: &str) -> Option<&'a str> {
 
 impl Effective {
     /// Logs what is left out, ignored, or means nothing.
-    pub fn warn(&self) {
+    pub fn log(&self) {
         for warning in &self.warnings {
             warn!("{warning}");
+        }
+        for note in &self.notes {
+            info!("{note}");
         }
     }
 
@@ -491,7 +497,7 @@ impl Effective {
         ] {
             if !names.is_empty() {
                 let names = names.into_iter().collect::<Vec<_>>().join(", ");
-                self.warnings.push(format!("settings that {what}: {names}"));
+                self.notes.push(format!("settings that {what}: {names}"));
             }
         }
     }
