@@ -5,8 +5,9 @@ use rstest::rstest;
 use super::*;
 use crate::{
     cli::{Cli, command, try_parse},
-    config::{DetectLocalMode, LocalDetector},
+    config::{DetectLocalMode, LocalDetector, settings::KUBE_PROXY},
     model::IpFamily,
+    source::Source,
 };
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
