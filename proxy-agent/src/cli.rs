@@ -17,7 +17,9 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{
     Args, Command as ClapCommand, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
-    ValueEnum, builder::Resettable, error::ErrorKind,
+    ValueEnum,
+    builder::Resettable,
+    error::{ContextKind, ErrorKind},
 };
 
 use self::layers::{Given, LayerError};
@@ -179,7 +181,8 @@ pub struct ManArgs {
     reason = "there is no log yet, and stderr is where errors go"
 )]
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    try_parse(args).map_err(|error| match error.kind() {
+    let args: Vec<OsString> = args.into_iter().collect();
+    try_parse(args.clone()).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // Whoever closed standard output does not want to read it.
             let _ = error.print();
@@ -190,7 +193,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
             WRONG_USAGE.into()
         }
         _ => {
-            eprintln!("{}", one_line(&error));
+            let variable = |name: &str| std::env::var_os(name);
+            let source = variable_at_fault(&error, &args, &variable).unwrap_or_default();
+            eprintln!("{}{source}", one_line(&error));
             WRONG_USAGE.into()
         }
     })
@@ -274,6 +279,22 @@ pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(LogError::Filter { .. } | LogError::Level(_))
         )
+}
+
+/// The environment variable that has the value which an error is about, in brackets.
+fn variable_at_fault(
+    error: &clap::Error,
+    args: &[OsString],
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> Option<String> {
+    let argument = error.get(ContextKind::InvalidArg)?.to_string();
+    let flag = argument.split([' ', '=', '[']).next()?;
+    let is_given = args
+        .iter()
+        .any(|arg| arg.to_string_lossy().starts_with(flag));
+    let name = layers::variable_of(flag.trim_start_matches("--"));
+    let is_set = variable(&name).is_some_and(|value| !value.is_empty());
+    (!is_given && is_set).then(|| format!(" (from the environment: {name})"))
 }
 
 /// Clap's message without the usage that follows it.

@@ -43,7 +43,7 @@ fn once_or_run(once: OneShotArgs, given: Given) -> anyhow::Result<()> {
     if !unknown.is_empty() {
         warn!("{}", config::unknown_variables(&unknown));
     }
-    effective.warn();
+    effective.log();
     if init_only {
         return run::initialise(&effective.config()?);
     }

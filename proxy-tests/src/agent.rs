@@ -167,7 +167,13 @@ impl<'lab> Agent<'lab> {
             .join(format!("{}-agent-{start}.log", node.name()));
         let process = node.run(|| {
             let output = File::create(&log).with_context(|| log.display().to_string())?;
-            prepare()?
+            let mut command = prepare()?;
+            // They tell tests where tools are, and an agent names variables that it does
+            // not know.
+            for name in ["TANDEM_TOOLS", "TANDEM_CACHE", "TANDEM_PATIENCE"] {
+                command.env_remove(name);
+            }
+            command
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output)

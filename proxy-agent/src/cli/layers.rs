@@ -6,28 +6,27 @@
 //! `--hostname-override`, how to log, and what is done once (S102). The environment is
 //! Tandem's own, and counts all the same.
 
+mod configuration;
+mod effective;
 mod shown;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
-    path::PathBuf,
 };
 
 use clap::{ArgMatches, Command, FromArgMatches as _, parser::ValueSource};
 use serde::Serialize;
-use tracing::warn;
 
-pub use self::shown::Shown;
+pub use self::{
+    configuration::{Configuration, unknown_variables},
+    shown::Shown,
+};
 use super::RunArgs;
-use crate::{
-    config::{
-        Config, ConfigError, FeatureGates,
-        file::{Entry, FileError, Invalid, Said, Texts},
-        settings::{self, BESIDE_A_FILE, KUBE_PROXY, Role, Setting},
-        value::{Kind, Wrong, nanoseconds},
-    },
-    source::Source,
+use crate::config::{
+    file::{Entry, FileError, Invalid, Said, Texts},
+    settings::{self, BESIDE_A_FILE, Setting},
+    value::{Kind, Wrong, nanoseconds},
 };
 
 /// What the command line of `run` says, by the names of flags.
@@ -53,8 +52,10 @@ pub struct Effective {
     /// What is said and is no flag of ours.
     others: BTreeMap<&'static str, (String, Origin)>,
     mode: String,
-    /// Lines for people to read at the start.
+    /// What is left out or ignored, in a line each.
     pub warnings: Vec<String>,
+    /// What is said and changes nothing, in a line each.
+    pub notes: Vec<String>,
 }
 
 /// An error in the configuration.
@@ -89,39 +90,6 @@ impl Given {
             given.insert(flag.to_owned(), value);
         }
         Self(given)
-    }
-}
-
-/// The configuration's sources, to be read again when files change.
-#[derive(Clone, Debug)]
-pub struct Configuration {
-    given: Given,
-    paths: Vec<PathBuf>,
-    /// The files as they were when they were last read.
-    texts: Texts,
-}
-
-impl Configuration {
-    pub fn new(given: Given) -> Self {
-        let paths = config_paths(&given, &|name| std::env::var_os(name));
-        Self {
-            given,
-            paths,
-            texts: Texts::default(),
-        }
-    }
-
-    /// Reads the files, and puts all layers together.
-    pub fn load(&mut self) -> Result<Effective, LayerError> {
-        let texts = Texts::read(&self.paths)?;
-        self.texts = texts;
-        resolve(&self.given, &|name| std::env::var_os(name), &self.texts)
-    }
-
-    /// Returns whether the files are other than when they were read.
-    pub fn has_changed(&self) -> bool {
-        // One that cannot be read is being replaced.
-        Texts::read(&self.paths).is_ok_and(|texts| texts != self.texts)
     }
 }
 
@@ -374,6 +342,7 @@ impl Layers {
             others: self.others,
             mode: self.mode,
             warnings: self.warnings,
+            notes: Vec::new(),
         };
         effective.name_what_means_nothing();
         Ok(effective)
@@ -395,7 +364,7 @@ impl Layers {
 }
 
 /// The environment variable of a flag.
-fn variable_of(flag: &str) -> String {
+pub(super) fn variable_of(flag: &str) -> String {
     format!("TANDEM_{}", flag.to_uppercase().replace('-', "_"))
 }
 
@@ -422,106 +391,6 @@ fn default_of(flag: &str) -> Option<String> {
 fn text_of<'a>(entries: &'a [Entry], field: &str) -> Option<&'a str> {
     let entry = entries.iter().find(|entry| entry.setting.field == field);
     entry.map(|entry| entry.text.as_str())
-}
-
-impl Effective {
-    /// Logs what is left out, ignored, or means nothing.
-    pub fn warn(&self) {
-        for warning in &self.warnings {
-            warn!("{warning}");
-        }
-    }
-
-    /// The settings of `run`.
-    pub fn config(&self) -> Result<Config, ConfigError> {
-        let mut config = Config::try_from(self.args.clone())?;
-        if let Source::Kubernetes(access) = &mut config.source {
-            let origin = self.values.get("kubeconfig").map(|(_, origin)| *origin);
-            access.kubeconfig_may_miss = origin == Some(Origin::File);
-        }
-        Ok(config)
-    }
-
-    /// Adds one line about what is said and changes nothing here.
-    fn name_what_means_nothing(&mut self) {
-        let mut nothing = BTreeSet::new();
-        let mut not_yet = BTreeSet::new();
-        for setting in KUBE_PROXY {
-            let key = if setting.field.is_empty() {
-                setting.flag
-            } else {
-                setting.field
-            };
-            let said = match (self.others.get(key), setting.target()) {
-                (Some((text, _)), _) => Some(text.clone()),
-                (None, Some(flag)) => {
-                    let value = self.values.get(flag).filter(|_| setting.flag == flag);
-                    value.map(|(value, _)| value.to_string_lossy().into_owned())
-                }
-                (None, None) => None,
-            };
-            let Some(text) = said else { continue };
-            if setting.kind == Kind::Gates {
-                let gates = text.split(',').filter_map(|gate| gate.split('=').next());
-                let others = gates
-                    .map(str::trim)
-                    .filter(|gate| *gate != FeatureGates::EXTERNAL_IPS);
-                nothing.extend(
-                    others
-                        .filter(|gate| !gate.is_empty())
-                        .map(|gate| format!("featureGates.{gate}")),
-                );
-                continue;
-            }
-            if text == setting.default || setting.field == "mode" || setting.flag == "proxy-mode" {
-                continue;
-            }
-            match setting.role {
-                Role::Nothing(_) => drop(nothing.insert(setting.name())),
-                Role::NotYet(_) => drop(not_yet.insert(setting.name())),
-                Role::InMode(..) if !setting.counts_in(&self.mode) => {
-                    nothing.insert(setting.name());
-                }
-                Role::Is(_) | Role::InMode(..) => {}
-            }
-        }
-        for (what, names) in [
-            ("mean nothing here", nothing),
-            ("are not used yet", not_yet),
-        ] {
-            if !names.is_empty() {
-                let names = names.into_iter().collect::<Vec<_>>().join(", ");
-                self.warnings.push(format!("settings that {what}: {names}"));
-            }
-        }
-    }
-}
-
-/// Variables of Tandem's that no flag has.
-pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
-    let mut known = BTreeSet::new();
-    let command = super::command();
-    for command in std::iter::once(&command).chain(command.get_subcommands()) {
-        let variables = command
-            .get_arguments()
-            .filter_map(|argument| argument.get_env());
-        known.extend(variables.map(|name| name.to_string_lossy().into_owned()));
-    }
-    let names = names.filter_map(|name| name.into_string().ok());
-    let mut unknown: Vec<_> = names
-        .filter(|name| name.starts_with("TANDEM_") && !known.contains(name))
-        .collect();
-    unknown.sort();
-    unknown
-}
-
-/// The files that the command line or the environment names.
-pub fn config_paths(given: &Given, environment: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let value = given.0.get("config").cloned();
-    let value = value.or_else(|| environment("TANDEM_CONFIG"));
-    let value = value.unwrap_or_default().to_string_lossy().into_owned();
-    let paths = value.split(',').filter(|path| !path.is_empty());
-    paths.map(PathBuf::from).collect()
 }
 
 #[cfg(test)]

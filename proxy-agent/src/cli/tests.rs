@@ -186,6 +186,31 @@ fn nonsense_is_one_line_and_exit_code_2(#[case] line: &str) {
     assert_eq!(error.exit_code(), i32::from(WRONG_USAGE));
 }
 
+/// A wrong value of the environment is told by its variable.
+#[rstest]
+#[case(
+    "proxy-agent run",
+    "--attach <HOW>",
+    Some(" (from the environment: TANDEM_ATTACH)")
+)]
+#[case("proxy-agent run --attach=glue", "--attach <HOW>", None)]
+#[case("proxy-agent run", "--sockets <WHOSE>", None)]
+fn a_variable_at_fault_is_named(
+    #[case] line: &str,
+    #[case] argument: &str,
+    #[case] expected: Option<&str>,
+) {
+    let mut error = clap::Error::new(ErrorKind::InvalidValue);
+    let argument = clap::error::ContextValue::String(argument.to_owned());
+    error.insert(ContextKind::InvalidArg, argument);
+    let args: Vec<_> = line.split(' ').map(OsString::from).collect();
+    let variable = |name: &str| (name == "TANDEM_ATTACH").then(|| "glue".into());
+    assert_eq!(
+        variable_at_fault(&error, &args, &variable).as_deref(),
+        expected
+    );
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let error = parse_line("proxy-agent run --detect-local-mode BridgeInterface");

@@ -24,6 +24,7 @@ struct Report {
 /// Shows every setting on standard output.
 pub fn show(effective: &Effective, unknown: &[String], format: ConfigFormat) -> anyhow::Result<()> {
     let mut warnings = effective.warnings.clone();
+    warnings.extend(effective.notes.iter().cloned());
     if !unknown.is_empty() {
         warnings.push(unknown_variables(unknown));
     }

@@ -120,7 +120,7 @@ async fn reconfigured(configuration: &mut Configuration, config: &Config) -> Box
         }
         match try_new(configuration).await {
             Ok((effective, new)) if new != *config => {
-                effective.warn();
+                effective.log();
                 return Box::new(new);
             }
             Ok(_) => debug!("the configuration's files have changed, what they mean has not"),

@@ -107,6 +107,10 @@ impl Kind {
             Self::Int(..) | Self::Port => text == "0",
             Self::Float => text.parse() == Ok(0.0),
             Self::Duration(_) => nanoseconds(text) == Some(0),
+            Self::Any => match serde_json::from_str(text) {
+                Ok(value) => is_all_zero(&value),
+                Err(_) => text.is_empty(),
+            },
             _ => text.is_empty(),
         }
     }
@@ -186,6 +190,18 @@ impl Kind {
                 )
             }
         }
+    }
+}
+
+/// Returns whether nothing in a value is anything but zero, empty or false.
+fn is_all_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
+        Value::Array(items) => items.iter().all(is_all_zero),
+        Value::Object(fields) => fields.values().all(is_all_zero),
     }
 }
 

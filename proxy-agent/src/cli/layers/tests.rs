@@ -5,8 +5,9 @@ use rstest::rstest;
 use super::*;
 use crate::{
     cli::{Cli, command, try_parse},
-    config::{DetectLocalMode, LocalDetector},
+    config::{DetectLocalMode, LocalDetector, settings::KUBE_PROXY},
     model::IpFamily,
+    source::Source,
 };
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
@@ -379,7 +380,7 @@ fn what_means_nothing_is_named_once() {
     );
     assert!(!effective.args.node.feature_gates.service_external_ips);
     let lines: Vec<_> = effective
-        .warnings
+        .notes
         .iter()
         .filter(|line| line.contains("mean nothing"))
         .collect();
@@ -490,6 +491,10 @@ fn distributions_configurations_start(
         effective.args.node.cluster_cidr,
         cluster_cidr.parse().expect("CIDRs")
     );
+    if text.contains("bindAddressHardFail") {
+        // kubeadm writes all fields there are, and sets few.
+        assert!(effective.notes.is_empty(), "{:?}", effective.notes);
+    }
     let left_out = effective
         .warnings
         .iter()

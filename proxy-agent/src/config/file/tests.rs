@@ -32,7 +32,8 @@ fn fields(said: &Said) -> Vec<(&'static str, &str)> {
 #[case("featureGates: {B: true, A: false}", &[("featureGates", "A=false,B=true")])]
 #[case("healthzBindAddress: 127.0.0.1", &[("healthzBindAddress", "127.0.0.1")])]
 #[case("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}", &[("detectLocalMode", "BridgeInterface"), ("detectLocal.bridgeInterface", "cni0")])]
-#[case("logging: {flushFrequency: 5000000000, options: {json: {infoBufferSize: '0'}}}", &[("logging.flushFrequency", "5000000000"), ("logging.options", r#"{"json":{"infoBufferSize":"0"}}"#)])]
+#[case("logging: {flushFrequency: 5000000000, options: {json: {infoBufferSize: '7'}}}", &[("logging.flushFrequency", "5000000000"), ("logging.options", r#"{"json":{"infoBufferSize":"7"}}"#)])]
+#[case("logging: {flushFrequency: 0, options: {json: {infoBufferSize: '0'}, text: {}}}", &[])]
 fn fields_are_read_as_kube_proxy_does(#[case] text: &str, #[case] expected: &[(&str, &str)]) {
     let said = parse(text).expect("a configuration");
     assert_eq!(fields(&said), expected);

@@ -127,4 +127,31 @@ mod tests {
             request.abort();
         }
     }
+
+    /// When a server cannot be reached, the next request goes to the next one.
+    #[tokio::test]
+    async fn another_server_is_asked_when_one_is_away() {
+        for host in ["127.0.0.1", "[::1]"] {
+            let listen = || async {
+                TcpListener::bind(format!("{host}:0"))
+                    .await
+                    .expect("a port")
+            };
+            let config = |listener: &TcpListener| {
+                let url = format!("http://{}", listener.local_addr().expect("its address"));
+                Config::new(url.parse().expect("a URL"))
+            };
+            let (away, here) = (listen().await, listen().await);
+            let configs = vec![config(&away), config(&here)];
+            drop(away);
+            let client = of_several(configs).expect("a client");
+            client
+                .apiserver_version()
+                .await
+                .expect_err("nobody is there");
+            let request = tokio::spawn(async move { client.apiserver_version().await });
+            here.accept().await.expect("a connection");
+            request.abort();
+        }
+    }
 }
