@@ -1,5 +1,6 @@
 //! The settings of `run`, checked and typed.
 
+pub(crate) mod configz;
 pub(crate) mod node_ports;
 pub mod table_sizes;
 
@@ -43,9 +44,19 @@ pub struct Config {
     pub memory_for_services: u64,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
+    pub servers: Servers,
+    pub intervals: Intervals,
+}
+
+/// The addresses that are listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Servers {
+    /// None to serve no health checks.
+    pub health: Option<SocketAddr>,
     /// None to serve no metrics.
     pub metrics: Option<SocketAddr>,
-    pub intervals: Intervals,
+    /// Whether to end if one of them cannot be listened on, instead of trying again.
+    pub hard_fail: bool,
 }
 
 /// The node's name, and the options for its traffic.
@@ -208,6 +219,11 @@ impl FromStr for FeatureGates {
 pub struct ClusterCidr(Vec<IpNet>);
 
 impl ClusterCidr {
+    /// The prefixes, as kube-proxy names them.
+    pub fn words(&self) -> Vec<String> {
+        self.0.iter().map(IpNet::to_string).collect()
+    }
+
     /// The prefix of one family.
     pub fn get<F: Family>(&self) -> Option<(F::Ip, u8)> {
         self.0.iter().copied().find_map(prefix_of::<F>)
@@ -313,6 +329,7 @@ mod tests {
             zone: None,
             pod_cidrs: pod_cidrs.collect(),
             addresses: Vec::new(),
+            leaving: None,
         }
     }
 

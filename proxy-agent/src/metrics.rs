@@ -6,6 +6,7 @@
 //! collectors.
 
 pub mod datapath;
+pub mod pages;
 pub mod process;
 pub mod serve;
 
@@ -48,6 +49,18 @@ pub struct Metrics {
     watch_errors: Labelled<KindOnly, Counter>,
     sockets_ended: Counter,
     client_share: Labelled<IpFamily, Gauge>,
+    healthz: Labelled<Code, Counter>,
+    livez: Labelled<Code, Counter>,
+    pins_restored: Counter,
+}
+
+/// A page of the proxy's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthPage {
+    /// Whether load balancers may send traffic to this node.
+    Healthz,
+    /// Whether the proxy works.
+    Livez,
 }
 
 /// The extent of a sync: all Services, or those that changed.
@@ -60,6 +73,11 @@ pub enum SyncKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IpFamily {
     ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -176,6 +194,16 @@ impl Metrics {
             "Service ports with a Local traffic policy and endpoints on other nodes only",
             self.without_local.clone(),
         );
+        registry.register(
+            "proxy_healthz",
+            "Answers of /healthz of the proxy's health check",
+            self.healthz.clone(),
+        );
+        registry.register(
+            "proxy_livez",
+            "Answers of /livez of the proxy's health check",
+            self.livez.clone(),
+        );
     }
 
     /// Registers the metrics that kube-proxy has no name for.
@@ -196,6 +224,11 @@ impl Metrics {
             "audit_repairs",
             "Table entries that someone else changed, put right",
             self.repairs.clone(),
+        );
+        registry.register(
+            "pins_restored",
+            "Times that pins which someone else had removed were made again",
+            self.pins_restored.clone(),
         );
         registry.register(
             "object_problems",
@@ -265,6 +298,20 @@ impl Metrics {
     pub fn client_share<F: Family>(&self, flows: u32) {
         let gauge = self.client_share.get_or_create(&family::<F>());
         gauge.set(flows.into());
+    }
+
+    /// The proxy's health check answered.
+    pub fn health_answer(&self, page: HealthPage, code: u16) {
+        let answers = match page {
+            HealthPage::Healthz => &self.healthz,
+            HealthPage::Livez => &self.livez,
+        };
+        answers.get_or_create(&Code { code }).inc();
+    }
+
+    /// Pins that someone else had removed were made again.
+    pub fn pins_restored(&self) {
+        self.pins_restored.inc();
     }
 
     /// A sync was asked for.

@@ -88,6 +88,11 @@ pub enum SourceError {
 }
 
 impl Source {
+    /// Returns whether Node objects come from it for certain.
+    pub fn has_nodes(&self) -> bool {
+        matches!(self, Self::Kubernetes { .. })
+    }
+
     /// Fails where [`Source::run`] would fail at once.
     pub async fn check(&self) -> Result<(), SourceError> {
         match self {

@@ -2,7 +2,9 @@
 
 use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
-    config::{self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, table_sizes},
+    config::{
+        self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, Servers, table_sizes,
+    },
     dataplane::{
         attach::Mode,
         load::{FixedSizes, Sizes},
@@ -39,7 +41,9 @@ impl TryFrom<RunArgs> for Config {
             attach,
             sockets,
             sockets_exclude_cgroup,
+            healthz_bind_address,
             metrics_bind_address,
+            bind_address_hard_fail,
             min_sync_period,
             audit_period,
         } = args;
@@ -73,7 +77,11 @@ impl TryFrom<RunArgs> for Config {
                 Attach::Tcx => Mode::Tcx,
                 Attach::Clsact => Mode::Clsact,
             },
-            metrics: metrics_bind_address.0,
+            servers: Servers {
+                health: healthz_bind_address.0,
+                metrics: metrics_bind_address.0,
+                hard_fail: bind_address_hard_fail,
+            },
             intervals: Intervals {
                 min_sync: min_sync_period,
                 audit: audit_period,

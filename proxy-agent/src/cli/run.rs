@@ -74,6 +74,17 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     pub sockets_exclude_cgroup: Vec<socket_lb::exceptions::Pattern>,
+    /// Address that serves the health check of the proxy to load balancers; empty for
+    /// none. An unspecified address means both families
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "IP:PORT",
+        env = "TANDEM_HEALTHZ_BIND_ADDRESS",
+        default_value = "0.0.0.0:10256",
+        value_parser = value::bind_address
+    )]
+    pub healthz_bind_address: BindAddress,
     /// Address that serves metrics and readiness; empty for none
     #[arg(
         long,
@@ -84,6 +95,19 @@ pub struct RunArgs {
         value_parser = value::bind_address
     )]
     pub metrics_bind_address: BindAddress,
+    /// End if one of these addresses cannot be listened on, instead of trying again
+    #[arg(
+        long,
+        help_heading = "Operation",
+        env = "TANDEM_BIND_ADDRESS_HARD_FAIL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub bind_address_hard_fail: bool,
     /// Minimum interval between two syncs of a family
     #[arg(
         long,

@@ -1,5 +1,7 @@
 //! `proxy-agent run`: puts the parts together.
 
+mod background;
+
 use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc};
 
 use anyhow::Context as _;
@@ -21,7 +23,7 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    health::{self, serve::Addresses},
+    health::{self, Health, serve::Addresses},
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
@@ -53,7 +55,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         }
     })?;
     while let Some(ownership) = next {
-        let ended = in_runtime(serve(config, &ownership, &mut stop))?;
+        let health = Health::default();
+        let ended = in_runtime(serve(config, &ownership, &mut stop, health))?;
         drop(ownership);
         next = match ended {
             Ended::Stopped => None,
@@ -88,7 +91,7 @@ async fn stand_by(
     candidate: &Candidate,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Option<Ownership>> {
-    if let Some(address) = config.metrics {
+    if let Some(address) = config.servers.metrics {
         tokio::spawn(serve::serve_standby(address));
     }
     tokio::select! {
@@ -122,6 +125,7 @@ async fn serve(
     config: &Config,
     ownership: &Ownership,
     stop: &mut StopSignals,
+    health: Health,
 ) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
     let mut options = LoadOptions {
@@ -131,6 +135,7 @@ async fn serve(
         log_level: telemetry::level(),
     };
     let loaded = load::load(&options)?;
+    let was_adopted = loaded.adopted;
     info!(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
@@ -150,6 +155,7 @@ async fn serve(
     ));
     let removed_backends = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+        .with_health(&health)
         .with_external_ips(config.node.feature_gates.service_external_ips)
         .with_growth(&growth)
         .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
@@ -158,7 +164,11 @@ async fn serve(
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };
-    let (health, mut in_force) = (reconciler.health(), reconciler.in_force());
+    let mut in_force = reconciler.in_force();
+    if was_adopted || !predecessors.is_empty() {
+        health.adopted();
+    }
+    background::start(config, registry, &health, &metrics)?;
     let (sender, changes) = source::channel();
     let source = config.source.clone();
     let source = source.run(&config.node.name, sender, metrics.clone());
@@ -175,15 +185,13 @@ async fn serve(
     }
     let listen = watch::Sender::default();
     let start = |loaded, predecessors| {
-        let (listen, inputs) = (listen.clone(), inputs.clone());
-        start_on_node(loaded, predecessors, config, listen, inputs, &metrics)
+        let options = node_options(config, &listen, &health);
+        let inputs = inputs.clone();
+        start_on_node(loaded, predecessors, config, options, inputs, &metrics)
     };
     let (mut controller, mut sockets) = start(loaded, predecessors).await?;
 
-    tokio::spawn(health::serve::serve(health, listen.subscribe()));
-    if let Some(address) = config.metrics {
-        tokio::spawn(serve::serve(address, registry));
-    }
+    tokio::spawn(health::serve::serve(health.clone(), listen.subscribe()));
     loop {
         let sockets_run = sockets.run(
             Arc::clone(&removed_backends),
@@ -212,8 +220,23 @@ async fn serve(
                 let loaded = load_larger(&mut options, sizes).await?;
                 growth.exchanged(options.sizes);
                 (controller, sockets) = start(loaded, Predecessors::find(&pins)).await?;
+                health.turned();
             }
         }
+    }
+}
+
+fn node_options(
+    config: &Config,
+    listen: &watch::Sender<Addresses>,
+    health: &Health,
+) -> node::Options {
+    node::Options {
+        mode: config.attach,
+        node: config.node.clone(),
+        audit: config.intervals.audit,
+        listen: listen.clone(),
+        health: health.clone(),
     }
 }
 
@@ -222,18 +245,12 @@ async fn start_on_node(
     mut loaded: Loaded,
     predecessors: Predecessors,
     config: &Config,
-    listen: watch::Sender<Addresses>,
+    options: node::Options,
     inputs: node::NodeInputs,
     metrics: &Metrics,
 ) -> anyhow::Result<(NodeController, Sockets)> {
     let pins = Pins::new(&config.bpf_root);
     log::forward(&mut loaded.ebpf);
-    let options = node::Options {
-        mode: config.attach,
-        node: config.node.clone(),
-        audit: config.intervals.audit,
-        listen,
-    };
     let controller = NodeController::start(loaded, pins.clone(), options, inputs, metrics.clone());
     let mut controller = controller.await?;
     growth::finish(&pins);

@@ -63,6 +63,15 @@ impl FromStr for NodePortAddresses {
 }
 
 impl NodePortAddresses {
+    /// The entries as the flag names them.
+    pub fn words(&self) -> Vec<String> {
+        let word = |entry: &Entry| match entry {
+            Entry::Cidr(cidr) => cidr.to_string(),
+            Entry::Primary => "primary".to_owned(),
+        };
+        self.0.iter().map(word).collect()
+    }
+
     /// Returns whether the Node object has to be known to tell.
     pub fn needs_node(&self) -> bool {
         self.0.contains(&Entry::Primary)
@@ -127,6 +136,7 @@ mod tests {
                     ip: ip.parse().expect("an address"),
                 })
                 .collect(),
+            leaving: None,
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tracing::{debug, info, warn};
 
@@ -201,7 +201,7 @@ async fn run(
     let id = Arc::new((service, IpFamily::of(address.ip())));
     let respond = service_fn(move |_| {
         let endpoints = health.endpoints(&id);
-        let healthy = health.is_healthy(Instant::now());
+        let healthy = health.is_healthy();
         let response = answer(&id.0, endpoints, healthy);
         async { Ok::<_, Infallible>(response) }
     });

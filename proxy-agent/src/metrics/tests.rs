@@ -26,6 +26,8 @@ fn encoded() -> String {
     metrics.table_problem::<V4>("full");
     metrics.watch_error(&Kind::Service);
     metrics.client_share::<V4>(0);
+    metrics.health_answer(HealthPage::Healthz, 503);
+    metrics.health_answer(HealthPage::Livez, 200);
     let mut text = String::new();
     encode(&mut text, &registry).expect("encode");
     text
@@ -45,6 +47,8 @@ fn names_are_those_of_kube_proxy() {
         "kubeproxy_sync_proxy_rules_service_changes_total 2",
         "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
         r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal",ip_family="IPv4"} 1"#,
+        r#"kubeproxy_proxy_healthz_total{code="503"} 1"#,
+        r#"kubeproxy_proxy_livez_total{code="200"} 1"#,
         r#"tandem_object_problems_total{kind="Service",reason="port_number"} 1"#,
         "tandem_build_info{version=",
         "process_resident_memory_bytes ",

@@ -6,21 +6,34 @@ use super::{
     datapath::Datapath,
     devices::{DeviceController, Tables},
 };
-use crate::dataplane::{
-    attach::{self, Hook, Mode},
-    cgroup,
-    held::HeldMaps,
-    load::{self, PINNED_PROGRAMS},
+use crate::{
+    dataplane::{
+        attach::{self, Hook, Mode},
+        cgroup,
+        held::HeldMaps,
+        load::{self, PINNED_PROGRAMS},
+    },
+    health::{
+        Health,
+        state::{Condition, Subject},
+    },
+    metrics::Metrics,
 };
 
 /// Makes pins again that somebody has removed.
 pub(super) struct PinController {
     held: HeldMaps,
+    health: Health,
+    metrics: Metrics,
 }
 
 impl PinController {
-    pub(super) fn new(held: HeldMaps) -> Self {
-        Self { held }
+    pub(super) fn new(held: HeldMaps, health: Health, metrics: Metrics) -> Self {
+        Self {
+            held,
+            health,
+            metrics,
+        }
     }
 
     /// Restores the pins a last time, and logs what becomes of forwarding when this agent
@@ -42,12 +55,15 @@ impl PinController {
         datapath: &mut Datapath,
         devices: &mut DeviceController<T>,
     ) {
-        if let Err(error) = self.restore(datapath, devices).await {
-            warn!(
-                "cannot restore the pins below {}: {error:#}",
-                datapath.pins.root().display()
-            );
-        }
+        let restored = self.restore(datapath, devices).await;
+        let condition = restored.err().map(|error| {
+            let root = datapath.pins.root().display();
+            let text = format!("cannot restore the pins below {root}: {error:#}");
+            warn!("{text}");
+            // They are missed when this agent ends.
+            Condition { text, fails: false }
+        });
+        self.health.tell(Subject::Pins, condition);
     }
 
     /// Makes pins again that somebody has removed. The programs of removed
@@ -80,6 +96,7 @@ impl PinController {
                 "pins below {} were removed by someone else, made again",
                 datapath.pins.root().display()
             );
+            self.metrics.pins_restored();
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::{
         pins::Pins,
         sweep::Swept,
     },
+    health::state::Subject,
     metrics::Metrics,
     sys,
 };
@@ -54,10 +55,11 @@ impl NodeController {
                 metrics.clone(),
             ),
             settings: SettingsController::new(options.node),
-            sweeper: FlowSweeper::new(counters, metrics),
-            pins: PinController::new(HeldMaps::open(&pins)?),
+            sweeper: FlowSweeper::new(counters, metrics.clone()),
+            pins: PinController::new(HeldMaps::open(&pins)?, options.health.clone(), metrics),
             predecessors: None,
             audit: options.audit,
+            health: options.health,
             started: Instant::now(),
             attempts: Attempts::default(),
             datapath: Datapath {
@@ -78,6 +80,9 @@ impl NodeController {
         } = &mut controller.datapath;
         // Now that no device uses the old ones any more.
         load::pin_programs(&mut loaded.ebpf, pins)?;
+        let condition = controller.devices.condition();
+        controller.health.tell(Subject::Devices, condition);
+        controller.health.attached();
         let devices = controller.devices.attached().count();
         info!(devices, ?mode, "programs attached");
         Ok(controller)

@@ -135,7 +135,9 @@ impl Rig {
         };
         let (metrics, registry) = Metrics::new();
         let growth = Rc::new(Growth::new(Sizes::DEFAULT, FixedSizes::default(), u64::MAX));
+        let health = Health::default();
         let reconciler = Reconciler::new("node-0", intervals, metrics.clone())
+            .with_health(&health)
             .with_growth(&growth)
             .with_family::<V4>(fake(&v4_calls, v4))
             .with_family::<V6>(fake(&v6_calls, v6));
@@ -145,7 +147,7 @@ impl Rig {
             v6: v6_calls,
             sender,
             node: reconciler.node(),
-            health: reconciler.health(),
+            health,
             growth,
             metrics,
             registry,
@@ -409,6 +411,7 @@ async fn this_nodes_object_is_handed_on() {
             zone: Some("zone-a".to_owned()),
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            leaving: None,
         };
         Parsed {
             key,

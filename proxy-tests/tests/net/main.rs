@@ -44,6 +44,7 @@ mod path_errors;
 mod ping;
 mod pins;
 mod privileges;
+mod proxy_health;
 mod refusal;
 mod restart;
 mod sctp;

@@ -53,6 +53,11 @@ fn removed_pins_come_back(
         let found = node.pins().pins()?;
         ensure!(found == pins, "{found:?}");
         ensure!(agent.log().contains("made again"), "nothing is said of it");
+        let metrics = agent.metrics()?;
+        ensure!(
+            metrics.contains("tandem_pins_restored_total 1"),
+            "{metrics}"
+        );
         Ok(())
     })?;
     if matches!(folder, "v2/maps" | "v2/programs") {
