@@ -73,6 +73,8 @@ pub struct Options {
     pub audit: Duration,
     /// Told where health check ports are to be opened.
     pub listen: Sender<Addresses>,
+    /// Whether this process mounted the bpf file system.
+    pub mounted_bpf: bool,
     /// Told what is wrong with the datapath.
     pub health: Health,
 }

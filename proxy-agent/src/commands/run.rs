@@ -2,7 +2,7 @@
 
 mod background;
 
-use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc};
+use std::{ops::ControlFlow, path::Path, pin::pin, rc::Rc, sync::Arc};
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
@@ -23,14 +23,22 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    health::{self, Health, serve::Addresses},
+    health::{
+        self, Health,
+        serve::Addresses,
+        state::{Condition, Subject},
+    },
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
     predecessors::Predecessors,
     reconcile::{Reconciler, growth::Growth},
     socket_lb::Sockets,
-    source, sys,
+    source,
+    sys::{
+        self,
+        mount_namespace::{self, Lifetime},
+    },
     table_sync::TableSync,
     telemetry,
 };
@@ -45,7 +53,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         config.source.check().await?;
         StopSignals::listen()
     })?;
-    sys::filesystems::mount_bpf(&config.bpf_root)?;
+    let mounted_bpf = sys::filesystems::mount_bpf(&config.bpf_root)?;
+    let private = warn_of_private_mount(&config.bpf_root, mounted_bpf);
     let name = Name::of_this_process("run", &config.node.name);
     let candidate = Candidate::new(&config.bpf_root, name);
     let mut next = in_runtime(async {
@@ -56,7 +65,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     while let Some(ownership) = next {
         let health = Health::default();
-        let ended = in_runtime(serve(config, &ownership, &mut stop, health))?;
+        health.tell(Subject::Mount, private.clone());
+        let ended = in_runtime(serve(config, &ownership, &mut stop, mounted_bpf, health))?;
         drop(ownership);
         next = match ended {
             Ended::Stopped => None,
@@ -71,6 +81,24 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         };
     }
     Ok(())
+}
+
+/// Says so if what is pinned does not outlive this process, or is not seen by others.
+fn warn_of_private_mount(bpf_root: &Path, mounted_bpf: bool) -> Option<Condition> {
+    let existing = bpf_root.ancestors().find(|path| path.exists())?;
+    let until = match mount_namespace::lifetime(existing, mounted_bpf) {
+        Lifetime::Host => return None,
+        Lifetime::Others => "the last process of this mount namespace ends",
+        Lifetime::Process => "this process ends",
+    };
+    let text = format!(
+        "the bpf file system at {} is seen in this mount namespace only, as under `ip netns exec`: \
+         forwarding ends when {until}, and `get` finds nothing from elsewhere; \
+         `nsenter --net=FILE` enters a network namespace without that",
+        bpf_root.display()
+    );
+    warn!("{text}");
+    Some(Condition { text, fails: false })
 }
 
 /// Runs to the end with a runtime of its own: no task outlives it, so nobody
@@ -125,6 +153,7 @@ async fn serve(
     config: &Config,
     ownership: &Ownership,
     stop: &mut StopSignals,
+    mounted_bpf: bool,
     health: Health,
 ) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
@@ -185,7 +214,7 @@ async fn serve(
     }
     let listen = watch::Sender::default();
     let start = |loaded, predecessors| {
-        let options = node_options(config, &listen, &health);
+        let options = node_options(config, &listen, mounted_bpf, &health);
         let inputs = inputs.clone();
         start_on_node(loaded, predecessors, config, options, inputs, &metrics)
     };
@@ -229,6 +258,7 @@ async fn serve(
 fn node_options(
     config: &Config,
     listen: &watch::Sender<Addresses>,
+    mounted_bpf: bool,
     health: &Health,
 ) -> node::Options {
     node::Options {
@@ -236,6 +266,7 @@ fn node_options(
         node: config.node.clone(),
         audit: config.intervals.audit,
         listen: listen.clone(),
+        mounted_bpf,
         health: health.clone(),
     }
 }

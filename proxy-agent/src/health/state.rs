@@ -29,6 +29,7 @@ pub enum NodeState {
 pub enum Subject {
     Devices,
     Pins,
+    Mount,
     Tables(IpFamily),
     OtherWriter(IpFamily),
 }

@@ -18,19 +18,23 @@ use crate::{
         state::{Condition, Subject},
     },
     metrics::Metrics,
+    sys::mount_namespace::{self, Lifetime},
 };
 
 /// Makes pins again that somebody has removed.
 pub(super) struct PinController {
     held: HeldMaps,
+    /// Whether this process mounted the bpf file system.
+    is_ours: bool,
     health: Health,
     metrics: Metrics,
 }
 
 impl PinController {
-    pub(super) fn new(held: HeldMaps, health: Health, metrics: Metrics) -> Self {
+    pub(super) fn new(held: HeldMaps, is_ours: bool, health: Health, metrics: Metrics) -> Self {
         Self {
             held,
+            is_ours,
             health,
             metrics,
         }
@@ -44,7 +48,15 @@ impl PinController {
         devices: &mut DeviceController<T>,
     ) {
         match self.restore(datapath, devices).await {
-            Ok(()) => info!("stopping; forwarding goes on"),
+            Ok(()) => match mount_namespace::lifetime(datapath.pins.root(), self.is_ours) {
+                Lifetime::Host => info!("stopping; forwarding goes on"),
+                Lifetime::Others => warn!(
+                    "stopping; forwarding goes on until the last process of this mount namespace ends"
+                ),
+                Lifetime::Process => warn!(
+                    "stopping; forwarding ends with it: the bpf file system is mounted for this process only"
+                ),
+            },
             Err(error) => warn!("stopping; forwarding ends with it: {error:#}"),
         }
     }

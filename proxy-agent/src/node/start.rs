@@ -56,7 +56,12 @@ impl NodeController {
             ),
             settings: SettingsController::new(options.node),
             sweeper: FlowSweeper::new(counters, metrics.clone()),
-            pins: PinController::new(HeldMaps::open(&pins)?, options.health.clone(), metrics),
+            pins: PinController::new(
+                HeldMaps::open(&pins)?,
+                options.mounted_bpf,
+                options.health.clone(),
+                metrics,
+            ),
             predecessors: None,
             audit: options.audit,
             health: options.health,
