@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use tokio::sync::mpsc;
 
 use crate::{
+    events::Message,
     metrics::Metrics,
     model::{EndpointSlice, Node, ObjectKey, Parsed, Service, ServiceCidr},
 };
@@ -102,6 +103,17 @@ impl Source {
             Self::Manifests { directory } => manifests::check(directory)?,
         }
         Ok(())
+    }
+
+    /// Writes events to where the objects come from, for as long as it is polled. Nobody
+    /// reads those of manifests.
+    pub async fn write_events(self, node_name: &str, events: mpsc::Receiver<Message>) {
+        let Self::Kubernetes { kubeconfig } = self else {
+            return;
+        };
+        if let Ok(server) = kubernetes::api_server(kubeconfig.as_deref()).await {
+            kubernetes::events::write(server, node_name, events).await;
+        }
     }
 
     /// Sends changes for as long as it is polled and someone listens. Fails

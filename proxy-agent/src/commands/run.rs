@@ -24,7 +24,7 @@ use crate::{
         tables::{KernelFamily, KernelTables},
     },
     health::{
-        self, Health,
+        Health,
         serve::Addresses,
         state::{Condition, Subject},
     },
@@ -197,7 +197,7 @@ async fn serve(
     if was_adopted || !predecessors.is_empty() {
         health.adopted();
     }
-    background::start(config, registry, &health, &metrics)?;
+    let recorder = background::start(config, registry, &health, &metrics).await?;
     let (sender, changes) = source::channel();
     let source = config.source.clone();
     let source = source.run(&config.node.name, sender, metrics.clone());
@@ -220,7 +220,7 @@ async fn serve(
     };
     let (mut controller, mut sockets) = start(loaded, predecessors).await?;
 
-    tokio::spawn(health::serve::serve(health.clone(), listen.subscribe()));
+    background::serve_health_check_ports(config, &health, recorder, listen.subscribe());
     loop {
         let sockets_run = sockets.run(
             Arc::clone(&removed_backends),

@@ -7,6 +7,7 @@
 
 mod client;
 pub mod error_log;
+pub mod events;
 pub mod packet_pods;
 pub mod watch;
 

@@ -1,5 +1,6 @@
 //! Agents against a real kube-apiserver and its controllers.
 
+mod events;
 mod families;
 mod ipv6_first;
 mod manifests;

@@ -122,6 +122,15 @@ fn the_service_account_may_watch_and_nothing_else(kubectl: &Kubectl) -> Result<(
             ensure!(!may(verb, resource), "it may {verb} {resource}");
         }
     }
+    let events = "events.events.k8s.io";
+    for (verb, allowed) in [
+        ("create", true),
+        ("patch", true),
+        ("list", false),
+        ("delete", false),
+    ] {
+        ensure!(may(verb, events) == allowed, "{verb} {events}");
+    }
     for resource in ["secrets", "configmaps", "endpoints"] {
         ensure!(!may("list", resource), "it may list {resource}");
     }
