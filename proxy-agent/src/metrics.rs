@@ -8,7 +8,9 @@
 pub mod datapath;
 pub mod pages;
 pub mod process;
+pub mod requests;
 pub mod serve;
+pub mod text;
 
 use std::time::{Duration, SystemTime};
 
@@ -40,6 +42,8 @@ pub struct Metrics {
     network_programming: ProgrammingDurations,
     service_changes: Counter,
     endpoint_changes: Counter,
+    services_pending: Gauge,
+    endpoints_pending: Gauge,
     without_local: Labelled<PolicyAndFamily, Gauge>,
     sync_failures: Labelled<IpFamily, Counter>,
     writes: Labelled<IpFamily, Counter>,
@@ -137,6 +141,8 @@ impl Metrics {
         let mut registry = Registry::default();
         metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
         metrics.register_own(registry.sub_registry_with_prefix("tandem"));
+        requests::register(registry.sub_registry_with_prefix("rest_client"));
+        register_build(&mut registry);
         registry.register_collector(Box::new(process::Process));
         (metrics, registry)
     }
@@ -190,6 +196,16 @@ impl Metrics {
             self.endpoint_changes.clone(),
         );
         registry.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Changes of Services that are not in force yet",
+            self.services_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices that are not in force yet",
+            self.endpoints_pending.clone(),
+        );
+        registry.register(
             "sync_proxy_rules_no_local_endpoints_total",
             "Service ports with a Local traffic policy and endpoints on other nodes only",
             self.without_local.clone(),
@@ -204,6 +220,13 @@ impl Metrics {
             "Answers of /livez of the proxy's health check",
             self.livez.clone(),
         );
+    }
+
+    /// Changes of Services and of EndpointSlices wait to be programmed.
+    pub fn pending_changes(&self, services: usize, endpoints: usize) {
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.services_pending.set(count(services));
+        self.endpoints_pending.set(count(endpoints));
     }
 
     /// Registers the metrics that kube-proxy has no name for.
@@ -373,6 +396,33 @@ impl Metrics {
         let ports = i64::try_from(ports).unwrap_or(i64::MAX);
         self.without_local.get_or_create(&labels).set(ports);
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    major: &'static str,
+    minor: &'static str,
+    git_version: &'static str,
+    compiler: &'static str,
+    platform: String,
+}
+
+/// Registers what dashboards take the versions of components from (S116).
+fn register_build(registry: &mut Registry) {
+    let build = Labelled::<Build, Gauge>::default();
+    let labels = Build {
+        major: env!("CARGO_PKG_VERSION_MAJOR"),
+        minor: env!("CARGO_PKG_VERSION_MINOR"),
+        git_version: concat!("v", env!("CARGO_PKG_VERSION")),
+        compiler: "rustc",
+        platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+    };
+    build.get_or_create(&labels).set(1);
+    registry.register(
+        "kubernetes_build_info",
+        "Version of the agent, as Kubernetes' components have it",
+        build,
+    );
 }
 
 #[cfg(test)]

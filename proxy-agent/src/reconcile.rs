@@ -121,6 +121,8 @@ pub struct Reconciler {
     in_force: watch::Sender<bool>,
     growth: Option<Rc<Growth>>,
     metrics: Metrics,
+    /// Changes of Services and of EndpointSlices since all families were up to date.
+    pending: [usize; 2],
     /// Changes older than this were not ours to program in time (S28).
     started: SystemTime,
 }
@@ -139,6 +141,7 @@ impl Reconciler {
             in_force: watch::Sender::new(false),
             growth: None,
             metrics,
+            pending: [0; 2],
             started: SystemTime::now(),
         }
     }
@@ -221,6 +224,7 @@ impl Reconciler {
                 () = sleep_until(wake_at) => {}
             }
             self.sync_due();
+            self.count_pending();
             if Instant::now() >= audit_at {
                 for family in &mut self.families {
                     family.audit(&self.index);
@@ -253,6 +257,15 @@ impl Reconciler {
         }
     }
 
+    /// Counts the changes that are not in force in some family.
+    fn count_pending(&mut self) {
+        if self.families.iter().all(|family| family.is_up_to_date()) {
+            self.pending = [0; 2];
+        }
+        let [services, endpoints] = self.pending;
+        self.metrics.pending_changes(services, endpoints);
+    }
+
     /// Takes in a batch and whatever else has come in the meantime.
     fn take_all(&mut self, batch: Batch, changes: &mut mpsc::Receiver<Batch>) {
         let mut next = Some(batch);
@@ -274,11 +287,13 @@ impl Reconciler {
             Change::Service(update) => {
                 let changed = self.update(update);
                 self.metrics.service_changes(changed);
+                self.pending[0] += changed;
             }
             Change::EndpointSlice(update) => {
                 let trigger = self.trigger(&update);
                 let changed = self.update(update);
                 self.metrics.endpoint_changes(changed);
+                self.pending[1] += changed;
                 if let Some(trigger) = trigger.filter(|_| changed > 0) {
                     for family in &mut self.families {
                         family.note(&trigger);

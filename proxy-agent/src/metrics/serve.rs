@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get, put},
 };
@@ -14,10 +14,15 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 
-use super::pages::{self, About};
+use super::{
+    pages::{self, About},
+    text,
+};
 use crate::{health::Health, http};
 
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text";
+const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Connections that are answered at the same time.
 const CONNECTIONS: usize = 64;
 /// Bytes of the longest question.
@@ -152,12 +157,20 @@ fn standby_router() -> Router {
         )
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+/// In the format that is asked for: the older one if none is.
+async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    let mut newer = String::new();
+    if let Err(error) = encode(&mut newer, &registry) {
+        return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
+    let accepted = headers.get(header::ACCEPT);
+    let accepted = accepted.and_then(|accepted| accepted.to_str().ok());
+    let (kind, text) = if accepted.is_some_and(|it| it.contains(OPEN_METRICS)) {
+        (OPEN_METRICS_TYPE, newer)
+    } else {
+        (TEXT_TYPE, text::of_open_metrics(&newer))
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 #[cfg(test)]
@@ -174,10 +187,16 @@ mod tests {
     use crate::{index::Index, metrics::Metrics, model::IpFamily};
 
     async fn get(address: SocketAddr, path: &str) -> String {
+        ask(address, path, "*/*").await
+    }
+
+    async fn ask(address: SocketAddr, path: &str, accept: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(address)
             .await
             .expect("connect");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.expect("send");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("receive");
@@ -213,7 +232,11 @@ mod tests {
             "{answer}"
         );
         let answer = get(address, "/metrics").await;
-        assert!(answer.contains(CONTENT_TYPE), "{answer}");
+        assert!(answer.contains(TEXT_TYPE), "{answer}");
+        assert!(answer.contains("service_changes_total 7"), "{answer}");
+        let accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5";
+        let answer = ask(address, "/metrics", accept).await;
+        assert!(answer.contains(OPEN_METRICS_TYPE), "{answer}");
         assert!(answer.contains("service_changes_total 7"), "{answer}");
         assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
     }

@@ -55,6 +55,9 @@ pub trait Queue {
     /// them is due.
     fn reopen(&mut self);
 
+    /// Returns whether all changes are in force, as far as there is room for them.
+    fn is_up_to_date(&self) -> bool;
+
     /// Returns whether a sync of all Services has succeeded.
     fn was_in_force(&self) -> bool;
 }
@@ -330,6 +333,10 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
     fn reopen(&mut self) {
         self.program.reopen();
         self.complete = true;
+    }
+
+    fn is_up_to_date(&self) -> bool {
+        !self.complete && self.pending.is_empty()
     }
 
     fn was_in_force(&self) -> bool {

@@ -185,6 +185,17 @@ impl Rig {
         })
     }
 
+    /// Changes of Services and of slices that are not in force.
+    fn pending(&self) -> [u64; 2] {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("encode");
+        ["service", "endpoint"].map(|kind| {
+            let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes_pending ");
+            let count = text.lines().find_map(|line| line.strip_prefix(&name));
+            count.map_or(0, |count| count.parse().expect("a count"))
+        })
+    }
+
     /// Services of IPv4 that were logged because they do not fit.
     fn full(&self) -> usize {
         let mut text = String::new();
@@ -443,4 +454,19 @@ async fn stops_when_the_source_is_gone() {
     );
     drop(rig.sender);
     rig.done.await;
+}
+
+/// Changes are pending for as long as one family does not have them.
+#[tokio::test(start_paused = true)]
+async fn changes_are_pending_until_both_families_have_them() {
+    let failing = Outcomes::fail([1]);
+    let mut rig = Rig::new(Intervals::default(), Outcomes::default(), failing);
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    assert_eq!(rig.pending(), [0, 0]);
+    rig.send(vec![Update::Apply(slice("a", 2)).into()]).await;
+    rig.settle().await;
+    assert_eq!(rig.pending(), [0, 1], "IPv6 failed");
+    rig.run_for(Duration::from_secs(2)).await;
+    assert_eq!(rig.pending(), [0, 0]);
 }

@@ -8,6 +8,7 @@
 mod client;
 pub mod error_log;
 pub mod events;
+mod measured;
 pub mod packet_pods;
 pub mod watch;
 

@@ -19,6 +19,8 @@ use kube::{
 };
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
+use super::measured::Measured;
+
 /// A connection that was silent for this long is asked whether it lives …
 const ASK_AFTER: Duration = Duration::from_secs(20);
 /// … and again in such intervals …
@@ -52,6 +54,7 @@ pub(super) fn of(config: Config) -> Result<Client, Error> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
+        .layer_fn(Measured)
         .service(HttpClient::builder(TokioExecutor::new()).build(connector));
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
