@@ -19,7 +19,7 @@ pub use self::{
     explain::{ExplainArgs, ExplainOutput},
     get::{GetArgs, Output, Resource},
     node::NodeArgs,
-    run::{Attach, BindAddress, RunArgs, TableArgs},
+    run::{Attach, BindAddress, ConntrackArgs, RunArgs, TableArgs},
 };
 use crate::{
     commands::explain::flow::FlowError,

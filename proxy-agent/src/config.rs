@@ -28,6 +28,7 @@ use crate::{
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::Source,
+    sys::conntrack::ConntrackConfig,
 };
 
 /// Everything `run` needs to know.
@@ -44,6 +45,10 @@ pub struct Config {
     pub memory_for_services: u64,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
+    /// Settings for the flows of others.
+    pub conntrack: ConntrackConfig,
+    /// Where sysctls are.
+    pub proc_sys: PathBuf,
     pub servers: Servers,
     pub intervals: Intervals,
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocator;
 pub(crate) mod capabilities;
+pub(crate) mod conntrack;
 pub(crate) mod filesystems;
 pub mod kernel;
 pub(crate) mod memory;

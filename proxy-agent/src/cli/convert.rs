@@ -1,6 +1,6 @@
 //! From arguments to settings.
 
-use super::{Attach, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
+use super::{Attach, ConntrackArgs, LogArgs, NodeArgs, PathArgs, PinArgs, RunArgs, TableArgs};
 use crate::{
     config::{
         self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, Servers, table_sizes,
@@ -12,6 +12,7 @@ use crate::{
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::Source,
+    sys::conntrack::ConntrackConfig,
     telemetry::LogConfig,
 };
 
@@ -36,6 +37,17 @@ impl TryFrom<RunArgs> for Config {
                     flow_table_size,
                     initial_service_ports,
                     initial_endpoints,
+                },
+            conntrack:
+                ConntrackArgs {
+                    conntrack_max_per_core,
+                    conntrack_min,
+                    conntrack_tcp_timeout_established,
+                    conntrack_tcp_timeout_close_wait,
+                    conntrack_tcp_be_liberal,
+                    conntrack_udp_timeout,
+                    conntrack_udp_timeout_stream,
+                    proc_sys,
                 },
             masquerade_ports,
             attach,
@@ -77,6 +89,16 @@ impl TryFrom<RunArgs> for Config {
                 Attach::Tcx => Mode::Tcx,
                 Attach::Clsact => Mode::Clsact,
             },
+            conntrack: ConntrackConfig {
+                max_per_core: conntrack_max_per_core,
+                min: conntrack_min,
+                tcp_established: conntrack_tcp_timeout_established,
+                tcp_close_wait: conntrack_tcp_timeout_close_wait,
+                tcp_be_liberal: conntrack_tcp_be_liberal,
+                udp: conntrack_udp_timeout,
+                udp_stream: conntrack_udp_timeout_stream,
+            },
+            proc_sys,
             servers: Servers {
                 health: healthz_bind_address.0,
                 metrics: metrics_bind_address.0,

@@ -34,6 +34,8 @@ pub struct RunArgs {
     pub paths: PathArgs,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub conntrack: ConntrackArgs,
     /// Ports that masqueraded connections may take towards each backend. A
     /// range that no process of this node uses keeps the two apart
     #[arg(
@@ -129,6 +131,85 @@ pub struct RunArgs {
         value_parser = value::positive_duration
     )]
     pub audit_period: Duration,
+}
+
+/// Settings of netfilter's connection tracking, for the flows of others: Tandem's are not
+/// tracked there. Without them nothing is set.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Connection tracking of other flows")]
+pub struct ConntrackArgs {
+    /// Connections for each processor, 1048576 at most; 0 leaves it alone
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_CONNTRACK_MAX_PER_CORE",
+        default_value_t = 0
+    )]
+    pub conntrack_max_per_core: u32,
+    /// Connections at least, however few processors there are
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TANDEM_CONNTRACK_MIN",
+        default_value_t = 0
+    )]
+    pub conntrack_min: u32,
+    /// Idle time of established TCP connections; 0 leaves it alone
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_CONNTRACK_TCP_TIMEOUT_ESTABLISHED",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub conntrack_tcp_timeout_established: Duration,
+    /// Idle time of TCP connections in `CLOSE_WAIT`; 0 leaves it alone
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub conntrack_tcp_timeout_close_wait: Duration,
+    /// Segments outside the window are not invalid
+    #[arg(
+        long,
+        env = "TANDEM_CONNTRACK_TCP_BE_LIBERAL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub conntrack_tcp_be_liberal: bool,
+    /// Idle time of UDP without an answer; 0 leaves it alone
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_CONNTRACK_UDP_TIMEOUT",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub conntrack_udp_timeout: Duration,
+    /// Idle time of UDP with an answer; 0 leaves it alone
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "TANDEM_CONNTRACK_UDP_TIMEOUT_STREAM",
+        default_value = "0s",
+        value_parser = value::duration
+    )]
+    pub conntrack_udp_timeout_stream: Duration,
+    /// Where the sysctls are; in a container, a mount of the host's
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANDEM_PROC_SYS",
+        default_value = "/proc/sys"
+    )]
+    pub proc_sys: PathBuf,
 }
 
 /// Sizes of the tables. Those of an earlier agent grow to them, and do not shrink.

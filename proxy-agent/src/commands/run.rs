@@ -53,6 +53,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         config.source.check().await?;
         StopSignals::listen()
     })?;
+    sys::conntrack::apply(&config.conntrack, &config.proc_sys)?;
     let mounted_bpf = sys::filesystems::mount_bpf(&config.bpf_root)?;
     let private = warn_of_private_mount(&config.bpf_root, mounted_bpf);
     let name = Name::of_this_process("run", &config.node.name);

@@ -57,6 +57,15 @@ fn kube_proxys(config: &Config) -> Value {
             "kubeconfig": kubeconfig.map_or_else(String::new, |path| path.display().to_string()),
         },
         "clusterCIDR": cluster_cidr,
+        "conntrack": {
+            "maxPerCore": config.conntrack.max_per_core,
+            "min": config.conntrack.min,
+            "tcpBeLiberal": config.conntrack.tcp_be_liberal,
+            "tcpCloseWaitTimeout": seconds(config.conntrack.tcp_close_wait),
+            "tcpEstablishedTimeout": seconds(config.conntrack.tcp_established),
+            "udpStreamTimeout": seconds(config.conntrack.udp_stream),
+            "udpTimeout": seconds(config.conntrack.udp),
+        },
         "detectLocal": {"bridgeInterface": bridge, "interfaceNamePrefix": prefix},
         "detectLocalMode": mode,
         "featureGates": {

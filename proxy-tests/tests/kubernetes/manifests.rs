@@ -80,7 +80,10 @@ fn manifests(lab: &Lab, server: SocketAddr, sockets: &str) -> Result<PathBuf> {
     fs::create_dir(&to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        fs::copy(entry.path(), to.join(entry.file_name()))?;
+        // Components are folders, and not for everybody.
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
     }
     let path = to.join("settings.env");
     let settings = fs::read_to_string(&path)?

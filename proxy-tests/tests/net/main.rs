@@ -10,6 +10,7 @@ mod bridged_uplink;
 mod check;
 mod cluster_ip;
 mod coexistence;
+mod conntrack_settings;
 mod counters;
 mod device_flags;
 mod devices;
