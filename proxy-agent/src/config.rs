@@ -49,6 +49,8 @@ pub struct Config {
     pub conntrack: ConntrackConfig,
     /// Where sysctls are.
     pub proc_sys: PathBuf,
+    /// Key of the taint to take off the node once Services work here.
+    pub remove_taint: Option<String>,
     pub servers: Servers,
     pub intervals: Intervals,
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     events::Message,
+    health::Health,
     metrics::Metrics,
     model::{EndpointSlice, Node, ObjectKey, Parsed, Service, ServiceCidr},
 };
@@ -113,6 +114,16 @@ impl Source {
         };
         if let Ok(server) = kubernetes::api_server(kubeconfig.as_deref()).await {
             kubernetes::events::write(server, node_name, events).await;
+        }
+    }
+
+    /// Takes a taint off this node's object once Services work here.
+    pub async fn remove_taint(self, node_name: &str, key: &str, health: &Health) {
+        let Self::Kubernetes { kubeconfig } = self else {
+            return;
+        };
+        if let Ok(server) = kubernetes::api_server(kubeconfig.as_deref()).await {
+            kubernetes::start_taint::remove(server, node_name, key, health).await;
         }
     }
 

@@ -55,6 +55,7 @@ impl TryFrom<RunArgs> for Config {
             sockets_exclude_cgroup,
             healthz_bind_address,
             metrics_bind_address,
+            remove_taint,
             bind_address_hard_fail,
             min_sync_period,
             audit_period,
@@ -99,6 +100,7 @@ impl TryFrom<RunArgs> for Config {
                 udp_stream: conntrack_udp_timeout_stream,
             },
             proc_sys,
+            remove_taint: remove_taint.filter(|key| !key.is_empty()),
             servers: Servers {
                 health: healthz_bind_address.0,
                 metrics: metrics_bind_address.0,

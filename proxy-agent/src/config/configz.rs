@@ -103,6 +103,7 @@ fn ours(config: &Config) -> Value {
         "masqueradePorts": masquerade_ports(config.masquerade_ports),
         "maxEndpoints": config.sizes.endpoints,
         "maxServicePorts": config.sizes.services,
+        "removeTaint": config.remove_taint,
         "sockets": config.sockets.mode.to_possible_value().map(|mode| mode.get_name().to_owned()),
         "socketsExcludeCgroups": exceptions,
     })

@@ -10,6 +10,7 @@ pub mod error_log;
 pub mod events;
 mod measured;
 pub mod packet_pods;
+pub mod start_taint;
 pub mod watch;
 
 use std::path::Path;

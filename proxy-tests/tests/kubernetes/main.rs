@@ -10,3 +10,4 @@ mod scenarios;
 mod service_ranges;
 mod single_stack;
 mod sockets;
+mod start_taint;

@@ -37,6 +37,7 @@ pub(super) async fn start(
     let recorder = record_events(config);
     start_servers(config, registry, health, metrics, &recorder).await?;
     recorder.record(Event::starting());
+    remove_taint(config, health);
     Ok(recorder)
 }
 
@@ -61,6 +62,15 @@ fn record_events(config: &Config) -> Recorder {
     let (source, node) = (config.source.clone(), config.node.name.clone());
     tokio::spawn(async move { source.write_events(&node, events).await });
     recorder
+}
+
+/// Removes the taint that keeps pods away, once Services work here.
+fn remove_taint(config: &Config, health: &Health) {
+    if let Some(key) = config.remove_taint.clone() {
+        let (source, node) = (config.source.clone(), config.node.name.clone());
+        let health = health.clone();
+        tokio::spawn(async move { source.remove_taint(&node, &key, &health).await });
+    }
 }
 
 /// An address that is taken and fatal is an event (S93, S110).
