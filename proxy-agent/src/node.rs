@@ -253,6 +253,7 @@ impl NodeController {
     /// Repairs what somebody else changed.
     async fn audit(&mut self) {
         self.devices.audit(&mut self.datapath.attach()).await;
+        self.pins.audit(&mut self.datapath, &mut self.devices).await;
         let node = self.inputs.node.borrow().clone();
         let network = self.watch.network();
         if let Err(error) = self.addresses.audit(network, node.as_ref()).await {

@@ -61,7 +61,20 @@ impl PinController {
         }
     }
 
-    /// Restores the pins, and logs if that fails.
+    /// Restores the pins, also those in whose place somebody put others, and logs if that
+    /// fails.
+    pub(super) async fn audit<T: Tables>(
+        &self,
+        datapath: &mut Datapath,
+        devices: &mut DeviceController<T>,
+    ) {
+        if let Err(error) = self.held.remove_others() {
+            warn!("{:#}", anyhow::Error::new(error));
+        }
+        self.keep(datapath, devices).await;
+    }
+
+    /// Restores the pins that are gone, and logs if that fails.
     pub(super) async fn keep<T: Tables>(
         &self,
         datapath: &mut Datapath,
@@ -105,7 +118,7 @@ impl PinController {
         if maps > 0 || lost || links || calls {
             warn!(
                 tables = maps,
-                "pins below {} were removed by someone else, made again",
+                "pins below {} were removed or replaced by someone else, made again",
                 datapath.pins.root().display()
             );
             self.metrics.pins_restored();

@@ -76,6 +76,37 @@ fn removed_pins_come_back(
     Ok(())
 }
 
+/// Pins in whose place somebody put other maps are made again at the next audit.
+#[test]
+fn replaced_pins_are_made_again() -> Result<()> {
+    let lab = Lab::start(Topology::ONE_NODE)?;
+    let node = &lab.nodes[0];
+    let [client, backend] = node.add_pods(["client", "backend"])?;
+    let service = lab.serve([&backend])?;
+    let options = AgentOptions::with(&["--audit-period", "1s"]);
+    let agent = Agent::start(node, &lab, &options)?;
+    agent.wait_ready()?;
+    let before = node.pins().pins()?;
+    let maps = node.pins().path().join("v2/maps");
+    let [v4, v6, aside] = ["FRONTENDS_V4", "FRONTENDS_V6", "ASIDE"].map(|name| maps.join(name));
+    for (from, to) in [(&v4, &aside), (&v6, &v4), (&aside, &v6)] {
+        fs::rename(from, to)?;
+    }
+    eventually("the tables can be read again", REPAIRED_WITHIN, || {
+        ensure!(agent.log().contains("made again"), "nothing is said of it");
+        let services = agent::command(node, &["get", "services", "-o", "json"])?;
+        for &family in lab.families().list() {
+            let ip = service.cluster_ip(family).to_string();
+            ensure!(services.contains(&ip), "{ip}: {services}");
+        }
+        Ok(())
+    })?;
+    let pins = node.pins().pins()?;
+    ensure!(pins == before, "{pins:?}");
+    agent.terminate()?;
+    is_served(&[&client], &lab, &service)
+}
+
 /// Pins that go right before the agent ends are restored before it does.
 #[test]
 fn the_end_restores_pins_first() -> Result<()> {
