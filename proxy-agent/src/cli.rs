@@ -13,7 +13,7 @@ mod node;
 mod run;
 mod value;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{
     Args, Command as ClapCommand, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
@@ -267,6 +267,33 @@ fn map_arguments(command: ClapCommand, map: &dyn Fn(clap::Arg) -> clap::Arg) -> 
         command = command.mut_subcommand(name, |command| map_arguments(command, map));
     }
     command
+}
+
+/// The flags of `run` as they are in a command line and the environment, defaults
+/// included, by name.
+pub fn flags(args: impl IntoIterator<Item = OsString>) -> BTreeMap<String, String> {
+    let command = Cli::command();
+    let Ok(matches) = command.clone().try_get_matches_from(args) else {
+        return BTreeMap::new();
+    };
+    let Some((name, found)) = matches.subcommand() else {
+        return BTreeMap::new();
+    };
+    let mut command = command;
+    // Flags of all commands belong to each of them only then.
+    command.build();
+    let arguments = command
+        .find_subcommand(name)
+        .into_iter()
+        .flat_map(clap::Command::get_arguments);
+    let flags = arguments.filter_map(|argument| {
+        let long = argument.get_long()?;
+        let id = argument.get_id().as_str();
+        let raw = found.try_get_raw(id).ok()??;
+        let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
+        Some((long.to_owned(), values.join(",")))
+    });
+    flags.collect()
 }
 
 /// Returns whether a command failed because of what it was told: what clap cannot know

@@ -1,5 +1,6 @@
 //! The settings of `run`, checked and typed.
 
+pub(crate) mod configz;
 pub mod file;
 pub(crate) mod node_ports;
 pub mod settings;
@@ -11,7 +12,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
-    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -31,6 +31,7 @@ use crate::{
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::Source,
+    sys::conntrack::ConntrackConfig,
 };
 
 /// Everything `run` needs to know.
@@ -47,31 +48,28 @@ pub struct Config {
     pub memory_for_services: u64,
     pub masquerade_ports: PortRange,
     pub attach: Mode,
-    /// None to serve no metrics.
-    pub metrics: Option<SocketAddr>,
-    /// None to serve no health checks of the node.
-    pub healthz: Option<SocketAddr>,
-    /// Whether an address to listen on that is taken ends the agent.
-    pub bind_address_hard_fail: bool,
-    pub oom_score_adj: i32,
+    /// Settings for the flows of others.
     pub conntrack: ConntrackConfig,
+    /// Where sysctls are.
+    pub proc_sys: PathBuf,
+    /// Key of the taint to take off the node once Services work here.
+    pub remove_taint: Option<String>,
+    pub servers: Servers,
+    pub oom_score_adj: i32,
     pub intervals: Intervals,
     /// Where all this was read from, to be read again.
     pub files: Vec<PathBuf>,
 }
 
-/// What the kernel's connection tracking is set to.
+/// The addresses that are listened on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConntrackConfig {
-    /// 0 to leave the limit alone.
-    pub max_per_core: u32,
-    pub min: u32,
-    /// Zero to leave a time alone.
-    pub tcp_established_timeout: Duration,
-    pub tcp_close_wait_timeout: Duration,
-    pub tcp_be_liberal: bool,
-    pub udp_timeout: Duration,
-    pub udp_stream_timeout: Duration,
+pub struct Servers {
+    /// None to serve no health checks.
+    pub health: Option<SocketAddr>,
+    /// None to serve no metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Whether to end if one of them cannot be listened on, instead of trying again.
+    pub hard_fail: bool,
 }
 
 /// The node's name, and the options for its traffic.
@@ -237,6 +235,11 @@ impl FromStr for FeatureGates {
 pub struct ClusterCidr(Vec<IpNet>);
 
 impl ClusterCidr {
+    /// The prefixes, as kube-proxy names them.
+    pub fn words(&self) -> Vec<String> {
+        self.0.iter().map(IpNet::to_string).collect()
+    }
+
     /// The prefix of one family.
     pub fn get<F: Family>(&self) -> Option<(F::Ip, u8)> {
         self.0.iter().copied().find_map(prefix_of::<F>)
@@ -342,6 +345,7 @@ mod tests {
             zone: None,
             pod_cidrs: pod_cidrs.collect(),
             addresses: Vec::new(),
+            leaving: None,
         }
     }
 

@@ -1,29 +1,29 @@
-//! Health check ports: where load balancers ask whether this node has endpoints
-//! of a Service with `externalTrafficPolicy: Local` (S12, S111–S113).
+//! The health of the proxy, and health check ports: where load balancers ask whether this
+//! node takes clients (S105–S109), and whether it has endpoints of a Service with
+//! `externalTrafficPolicy: Local` (S12, S111–S113).
 //!
-//! The reconciler says after each sync what the answers are; [`serve`] gives
-//! them.
+//! The reconciler says after each sync what the answers are, and others what keeps
+//! Services from working; [`serve`] and [`proxy`] give the answers.
 
 pub mod answer;
+pub mod proxy;
 pub mod serve;
+pub mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use proxy_common::family::Family;
 use tokio::{sync::watch, time::Instant};
 
+use self::state::{Condition, NodeState, Report, State, Subject};
 use crate::{
     index::Index,
     model::{IpFamily, ObjectKey},
 };
-
-/// A family is healthy as long as no change waits for longer than this: twice
-/// kube-proxy's sync period (S106).
-const HEALTHY_WITHIN: Duration = Duration::from_mins(1);
 
 /// The health checks of all Services, by Service and family.
 pub type Checks = BTreeMap<(ObjectKey, IpFamily), Check>;
@@ -40,15 +40,14 @@ pub struct Check {
 #[derive(Clone, Debug)]
 pub struct Health {
     checks: watch::Sender<Checks>,
-    /// Per family, the time of its oldest change that is not in force.
-    waiting: Arc<Mutex<BTreeMap<IpFamily, Instant>>>,
+    state: Arc<Mutex<State>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
             checks: watch::Sender::new(Checks::new()),
-            waiting: Arc::default(),
+            state: Arc::default(),
         }
     }
 }
@@ -59,19 +58,54 @@ impl Health {
         self.checks.subscribe()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop that programs these families starts.
+    pub fn start(&self, families: impl IntoIterator<Item = IpFamily>) {
+        self.state().start(families.into_iter(), Instant::now());
+    }
+
+    /// What an earlier agent left serves until the first sync.
+    pub fn adopted(&self) {
+        self.state().adopt();
+    }
+
+    /// The programs are on the devices.
+    pub fn attached(&self) {
+        self.state().attach();
+    }
+
+    /// The loop is alive.
+    pub fn turned(&self) {
+        self.state().turn(Instant::now());
+    }
+
+    /// Load balancers shall send nothing here without a Node object of that name.
+    pub fn need_node(&self, name: &str) {
+        self.state().need_node(name);
+    }
+
+    /// This node's object is in another state.
+    pub fn set_node(&self, node: NodeState) {
+        self.state().set_node(node);
+    }
+
+    /// Sets what is wrong with a subject, or that nothing is.
+    pub fn tell(&self, subject: Subject, condition: Option<Condition>) {
+        self.state().tell(subject, condition);
+    }
+
     /// Changes wait to be programmed. The first one counts until all are.
     pub fn queued<F: Family>(&self, now: Instant) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(IpFamily::by_type::<F>()).or_insert(now);
+        self.state().queue(IpFamily::by_type::<F>(), now);
     }
 
     /// A sync put these Services in force, all there are if it was complete.
     pub fn synced<F: Family>(&self, index: &Index, services: &BTreeSet<ObjectKey>, complete: bool) {
         let family = IpFamily::by_type::<F>();
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&family);
+        self.state().sync(family, Instant::now());
         self.checks.send_if_modified(|checks| {
             let mut changed = false;
             if complete {
@@ -102,12 +136,24 @@ impl Health {
         checks.get(id).map_or(0, |check| check.endpoints)
     }
 
-    /// Returns whether no family has left changes waiting for too long (S106).
-    pub fn is_healthy(&self, now: Instant) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting
-            .values()
-            .all(|since| now.duration_since(*since) < HEALTHY_WITHIN)
+    /// The state of the proxy, at a time by the clock.
+    pub fn report(&self, wall: SystemTime) -> Report {
+        self.state().report(Instant::now(), wall)
+    }
+
+    /// Returns whether the proxy serves, whatever the Node says.
+    pub fn is_healthy(&self) -> bool {
+        self.report(SystemTime::now()).is_healthy()
+    }
+
+    /// The reasons why Services do not work here; none if they do.
+    pub fn is_unready(&self) -> Vec<String> {
+        self.state().is_unready()
+    }
+
+    /// The time since the loop last turned, if that is too long.
+    pub fn dead_for(&self) -> Option<Duration> {
+        self.state().dead_for(Instant::now())
     }
 }
 
@@ -282,22 +328,5 @@ mod tests {
         assert_eq!(names(&checks.borrow()), [("web", IpFamily::V6)]);
         health.synced::<V6>(&index, &all, false);
         assert!(checks.borrow().is_empty());
-    }
-
-    /// A change that waits for a minute is unhealthy (S106).
-    #[test]
-    fn a_change_that_waits_for_long_is_unhealthy() {
-        let health = Health::default();
-        let start = Instant::now();
-        let later = |seconds| start + Duration::from_secs(seconds);
-        assert!(health.is_healthy(later(1000)), "idle");
-        health.queued::<V4>(start);
-        health.queued::<V4>(later(50));
-        assert!(health.is_healthy(later(59)) && !health.is_healthy(later(60)));
-        let index = Index::new(NODE);
-        health.synced::<V6>(&index, &BTreeSet::new(), false);
-        assert!(!health.is_healthy(later(60)), "the other family");
-        health.synced::<V4>(&index, &BTreeSet::new(), false);
-        assert!(health.is_healthy(later(60)));
     }
 }

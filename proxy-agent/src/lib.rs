@@ -21,6 +21,7 @@ pub mod commands;
 pub mod config;
 pub mod dataplane;
 mod escape;
+mod events;
 #[cfg(test)]
 mod golden;
 mod health;

@@ -6,8 +6,11 @@
 //! collectors.
 
 pub mod datapath;
+pub mod pages;
 pub mod process;
+pub mod requests;
 pub mod serve;
+pub mod text;
 
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +42,8 @@ pub struct Metrics {
     network_programming: ProgrammingDurations,
     service_changes: Counter,
     endpoint_changes: Counter,
+    services_pending: Gauge,
+    endpoints_pending: Gauge,
     without_local: Labelled<PolicyAndFamily, Gauge>,
     sync_failures: Labelled<IpFamily, Counter>,
     writes: Labelled<IpFamily, Counter>,
@@ -48,6 +53,18 @@ pub struct Metrics {
     watch_errors: Labelled<KindOnly, Counter>,
     sockets_ended: Counter,
     client_share: Labelled<IpFamily, Gauge>,
+    healthz: Labelled<Code, Counter>,
+    livez: Labelled<Code, Counter>,
+    pins_restored: Counter,
+}
+
+/// A page of the proxy's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthPage {
+    /// Whether load balancers may send traffic to this node.
+    Healthz,
+    /// Whether the proxy works.
+    Livez,
 }
 
 /// The extent of a sync: all Services, or those that changed.
@@ -60,6 +77,11 @@ pub enum SyncKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IpFamily {
     ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -119,6 +141,8 @@ impl Metrics {
         let mut registry = Registry::default();
         metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
         metrics.register_own(registry.sub_registry_with_prefix("tandem"));
+        requests::register(registry.sub_registry_with_prefix("rest_client"));
+        register_build(&mut registry);
         registry.register_collector(Box::new(process::Process));
         (metrics, registry)
     }
@@ -172,10 +196,37 @@ impl Metrics {
             self.endpoint_changes.clone(),
         );
         registry.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Changes of Services that are not in force yet",
+            self.services_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices that are not in force yet",
+            self.endpoints_pending.clone(),
+        );
+        registry.register(
             "sync_proxy_rules_no_local_endpoints_total",
             "Service ports with a Local traffic policy and endpoints on other nodes only",
             self.without_local.clone(),
         );
+        registry.register(
+            "proxy_healthz",
+            "Answers of /healthz of the proxy's health check",
+            self.healthz.clone(),
+        );
+        registry.register(
+            "proxy_livez",
+            "Answers of /livez of the proxy's health check",
+            self.livez.clone(),
+        );
+    }
+
+    /// Changes of Services and of EndpointSlices wait to be programmed.
+    pub fn pending_changes(&self, services: usize, endpoints: usize) {
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.services_pending.set(count(services));
+        self.endpoints_pending.set(count(endpoints));
     }
 
     /// Registers the metrics that kube-proxy has no name for.
@@ -196,6 +247,11 @@ impl Metrics {
             "audit_repairs",
             "Table entries that someone else changed, put right",
             self.repairs.clone(),
+        );
+        registry.register(
+            "pins_restored",
+            "Times that pins which someone else had removed were made again",
+            self.pins_restored.clone(),
         );
         registry.register(
             "object_problems",
@@ -267,6 +323,20 @@ impl Metrics {
         gauge.set(flows.into());
     }
 
+    /// The proxy's health check answered.
+    pub fn health_answer(&self, page: HealthPage, code: u16) {
+        let answers = match page {
+            HealthPage::Healthz => &self.healthz,
+            HealthPage::Livez => &self.livez,
+        };
+        answers.get_or_create(&Code { code }).inc();
+    }
+
+    /// Pins that someone else had removed were made again.
+    pub fn pins_restored(&self) {
+        self.pins_restored.inc();
+    }
+
     /// A sync was asked for.
     pub fn sync_queued<F: Family>(&self) {
         self.sync_queued
@@ -326,6 +396,33 @@ impl Metrics {
         let ports = i64::try_from(ports).unwrap_or(i64::MAX);
         self.without_local.get_or_create(&labels).set(ports);
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    major: &'static str,
+    minor: &'static str,
+    git_version: &'static str,
+    compiler: &'static str,
+    platform: String,
+}
+
+/// Registers what dashboards take the versions of components from (S116).
+fn register_build(registry: &mut Registry) {
+    let build = Labelled::<Build, Gauge>::default();
+    let labels = Build {
+        major: env!("CARGO_PKG_VERSION_MAJOR"),
+        minor: env!("CARGO_PKG_VERSION_MINOR"),
+        git_version: concat!("v", env!("CARGO_PKG_VERSION")),
+        compiler: "rustc",
+        platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+    };
+    build.get_or_create(&labels).set(1);
+    registry.register(
+        "kubernetes_build_info",
+        "Version of the agent, as Kubernetes' components have it",
+        build,
+    );
 }
 
 #[cfg(test)]

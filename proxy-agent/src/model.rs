@@ -28,7 +28,7 @@ pub use self::{
     address::{AddressProblem, Cidr, FamilyIps, IpFamily},
     endpoint_slice::{Endpoint, EndpointSlice, EndpointSliceProblem},
     name::{Name, ObjectKey, ServicePortName},
-    node::{Node, NodeProblem},
+    node::{Leaving, Node, NodeProblem},
     placement::Placement,
     service::{Service, ServicePort, ServiceProblem},
     service_cidr::{ServiceCidr, ServiceCidrProblem},

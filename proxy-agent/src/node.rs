@@ -51,7 +51,7 @@ use self::{
 use crate::{
     config::NodeConfig,
     dataplane::{attach::Mode, load::Loaded, local_addrs::LocalAddrTable},
-    health::serve::Addresses,
+    health::{Health, serve::Addresses, state::Subject},
     model::Node,
     predecessors::Predecessors,
 };
@@ -73,6 +73,10 @@ pub struct Options {
     pub audit: Duration,
     /// Told where health check ports are to be opened.
     pub listen: Sender<Addresses>,
+    /// Whether this process mounted the bpf file system.
+    pub mounted_bpf: bool,
+    /// Told what is wrong with the datapath.
+    pub health: Health,
 }
 
 /// The cluster state that the controller follows.
@@ -98,6 +102,7 @@ pub struct NodeController {
     /// Programs of other layout versions that ours have not replaced yet.
     predecessors: Option<Predecessors>,
     audit: Duration,
+    health: Health,
     started: Instant,
     attempts: Attempts,
 }
@@ -184,6 +189,7 @@ impl NodeController {
             if self.sync_at().any(|at| now >= at) {
                 self.sync().await;
             }
+            self.health.tell(Subject::Devices, self.devices.condition());
         }
     }
 
@@ -247,6 +253,7 @@ impl NodeController {
     /// Repairs what somebody else changed.
     async fn audit(&mut self) {
         self.devices.audit(&mut self.datapath.attach()).await;
+        self.pins.audit(&mut self.datapath, &mut self.devices).await;
         let node = self.inputs.node.borrow().clone();
         let network = self.watch.network();
         if let Err(error) = self.addresses.audit(network, node.as_ref()).await {

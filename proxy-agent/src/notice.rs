@@ -106,6 +106,11 @@ impl<K: Ord + Clone, P: Ord + Clone> Ledger<K, P> {
     pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
         self.known.retain(|key, _| keep(key));
     }
+
+    /// The objects that have problems, and these.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &BTreeSet<P>)> {
+        self.known.iter()
+    }
 }
 
 #[cfg(test)]

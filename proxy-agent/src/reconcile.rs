@@ -32,7 +32,7 @@ use self::{
     growth::Growth,
 };
 use crate::{
-    health::Health,
+    health::{Health, state::NodeState},
     index::{Index, Indexed},
     metrics::Metrics,
     model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem, State},
@@ -72,6 +72,8 @@ pub trait SyncTarget<F: Family> {
 /// of the index.
 pub type Desired<'a, F> = dyn FnMut(&ObjectKey) -> Vec<DesiredPort<F>> + 'a;
 
+/// Longest time between two turns of the loop, so that one that stands still is noticed.
+const TURN: Duration = Duration::from_secs(15);
 /// Lines logged about the new problems of one object.
 const MAX_LINES: usize = 5;
 
@@ -119,6 +121,8 @@ pub struct Reconciler {
     in_force: watch::Sender<bool>,
     growth: Option<Rc<Growth>>,
     metrics: Metrics,
+    /// Changes of Services and of EndpointSlices since all families were up to date.
+    pending: [usize; 2],
     /// Changes older than this were not ours to program in time (S28).
     started: SystemTime,
 }
@@ -137,8 +141,16 @@ impl Reconciler {
             in_force: watch::Sender::new(false),
             growth: None,
             metrics,
+            pending: [0; 2],
             started: SystemTime::now(),
         }
+    }
+
+    /// Reports to that health; before any family is added.
+    #[must_use]
+    pub fn with_health(mut self, health: &Health) -> Self {
+        self.health = health.clone();
+        self
     }
 
     /// Sets whether spec.externalIPs are served (S7); they are, unless this says no.
@@ -176,11 +188,6 @@ impl Reconciler {
         self.node.subscribe()
     }
 
-    /// The state that health check ports answer with.
-    pub fn health(&self) -> Health {
-        self.health.clone()
-    }
-
     /// Watches the prefixes that cluster IPs come from; `None` before they are known.
     pub fn service_ranges(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
         self.service_ranges.subscribe()
@@ -194,11 +201,15 @@ impl Reconciler {
     /// Runs until the source is gone, or until polled no more. The tables stay
     /// as they are then; no sync is left in the middle.
     pub async fn run(mut self, mut changes: mpsc::Receiver<Batch>) {
+        self.health
+            .start(self.families.iter().map(|family| family.family()));
         let mut audit_at = Instant::now() + self.intervals.audit;
         let growth = self.growth.clone();
         let mut exchanged = growth.as_ref().map(|growth| growth.watch());
         loop {
-            let wake_at = self.due().map_or(audit_at, |due| due.min(audit_at));
+            self.health.turned();
+            let wake_at = audit_at.min(Instant::now() + TURN);
+            let wake_at = self.due().map_or(wake_at, |due| due.min(wake_at));
             tokio::select! {
                 biased;
                 () = next(&mut exchanged) => {
@@ -213,6 +224,7 @@ impl Reconciler {
                 () = sleep_until(wake_at) => {}
             }
             self.sync_due();
+            self.count_pending();
             if Instant::now() >= audit_at {
                 for family in &mut self.families {
                     family.audit(&self.index);
@@ -245,6 +257,15 @@ impl Reconciler {
         }
     }
 
+    /// Counts the changes that are not in force in some family.
+    fn count_pending(&mut self) {
+        if self.families.iter().all(|family| family.is_up_to_date()) {
+            self.pending = [0; 2];
+        }
+        let [services, endpoints] = self.pending;
+        self.metrics.pending_changes(services, endpoints);
+    }
+
     /// Takes in a batch and whatever else has come in the meantime.
     fn take_all(&mut self, batch: Batch, changes: &mut mpsc::Receiver<Batch>) {
         let mut next = Some(batch);
@@ -266,11 +287,13 @@ impl Reconciler {
             Change::Service(update) => {
                 let changed = self.update(update);
                 self.metrics.service_changes(changed);
+                self.pending[0] += changed;
             }
             Change::EndpointSlice(update) => {
                 let trigger = self.trigger(&update);
                 let changed = self.update(update);
                 self.metrics.endpoint_changes(changed);
+                self.pending[1] += changed;
                 if let Some(trigger) = trigger.filter(|_| changed > 0) {
                     for family in &mut self.families {
                         family.note(&trigger);
@@ -281,6 +304,9 @@ impl Reconciler {
                 if self.update(update) > 0 {
                     self.node.send_replace(self.index.node().cloned());
                 }
+                let node = self.index.node();
+                let state = node.map_or(NodeState::Missing, |node| NodeState::Here(node.leaving));
+                self.health.set_node(state);
             }
             Change::ServiceCidr(update) => {
                 self.update(update);

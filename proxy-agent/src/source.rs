@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use tokio::sync::mpsc;
 
 use crate::{
+    events::Message,
+    health::Health,
     metrics::Metrics,
     model::{EndpointSlice, Node, ObjectKey, Parsed, Service, ServiceCidr},
 };
@@ -98,6 +100,11 @@ pub enum SourceError {
 }
 
 impl Source {
+    /// Returns whether Node objects come from it for certain.
+    pub fn has_nodes(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
+    }
+
     /// Fails where [`Source::run`] would fail at once.
     pub async fn check(&self) -> Result<(), SourceError> {
         match self {
@@ -107,6 +114,27 @@ impl Source {
             Self::Manifests { directory } => manifests::check(directory)?,
         }
         Ok(())
+    }
+
+    /// Writes events to where the objects come from, for as long as it is polled. Nobody
+    /// reads those of manifests.
+    pub async fn write_events(self, node_name: &str, events: mpsc::Receiver<Message>) {
+        let Self::Kubernetes(access) = self else {
+            return;
+        };
+        if let Ok(server) = kubernetes::api_server(&access).await {
+            kubernetes::events::write(server, node_name, events).await;
+        }
+    }
+
+    /// Takes a taint off this node's object once Services work here.
+    pub async fn remove_taint(self, node_name: &str, key: &str, health: &Health) {
+        let Self::Kubernetes(access) = self else {
+            return;
+        };
+        if let Ok(server) = kubernetes::api_server(&access).await {
+            kubernetes::start_taint::remove(server, node_name, key, health).await;
+        }
     }
 
     /// Sends changes for as long as it is polled and someone listens. Fails

@@ -2,9 +2,11 @@
 
 pub(crate) mod allocator;
 pub(crate) mod capabilities;
+pub(crate) mod conntrack;
 pub(crate) mod filesystems;
 pub mod kernel;
 pub(crate) mod memory;
+pub(crate) mod mount_namespace;
 pub(crate) mod netns;
 
 use std::{io, path::PathBuf};

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, IsTerminal},
+    sync::OnceLock,
 };
 
 use clap::ValueEnum;
@@ -17,6 +18,8 @@ use tracing_subscriber::{
         layer,
     },
     prelude::*,
+    registry::Registry,
+    reload,
     util::TryInitError,
 };
 
@@ -55,6 +58,10 @@ pub enum LogError {
     Level(String),
     #[error("cannot start the log")]
     Init(#[from] TryInitError),
+    #[error("this process has no log")]
+    None,
+    #[error("cannot change the log")]
+    Change(#[from] reload::Error),
 }
 
 /// Starts the log of this process, which has lines of `usual` level and above
@@ -69,6 +76,7 @@ pub fn init(config: &LogConfig, usual: &str) -> Result<(), LogError> {
         source,
     })?;
     let layer = layer().with_writer(io::stderr);
+    let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     match config.format {
         LogFormat::Text => {
@@ -80,7 +88,36 @@ pub fn init(config: &LogConfig, usual: &str) -> Result<(), LogError> {
         }
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init()?,
     }
+    // The first log is the only one.
+    let _ = FILTER.set(handle);
     Ok(())
+}
+
+/// The filter of this process's log, while it runs.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes the level or filter of this process's log. That of the programs in the kernel
+/// is what it was when they were loaded.
+pub fn change(level: &str) -> Result<(), LogError> {
+    if let Some(word) = unknown_level(level) {
+        return Err(LogError::Level(word.to_owned()));
+    }
+    let directives = directives(Some(level), 0, level);
+    let filter = EnvFilter::try_new(directives).map_err(|source| LogError::Filter {
+        filter: level.to_owned(),
+        source,
+    })?;
+    let handle = FILTER.get().ok_or(LogError::None)?;
+    Ok(handle.reload(filter)?)
+}
+
+/// The level that a verbosity of kube-proxy's log stands for.
+pub fn level_of_verbosity(verbosity: u8) -> &'static str {
+    match verbosity {
+        0..4 => "info",
+        4..6 => "debug",
+        6.. => "trace",
+    }
 }
 
 /// The message and the fields of an event, which may quote anything: they are

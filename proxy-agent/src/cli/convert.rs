@@ -5,8 +5,7 @@ use super::{
 };
 use crate::{
     config::{
-        self, Config, ConfigError, ConntrackConfig, DetectLocalMode, LocalDetector, NodeConfig,
-        table_sizes,
+        self, Config, ConfigError, DetectLocalMode, LocalDetector, NodeConfig, Servers, table_sizes,
     },
     dataplane::{
         attach::Mode,
@@ -15,6 +14,7 @@ use crate::{
     reconcile::Intervals,
     socket_lb::SocketConfig,
     source::{Access, Source},
+    sys::conntrack::ConntrackConfig,
     telemetry::LogConfig,
 };
 
@@ -59,6 +59,7 @@ impl TryFrom<RunArgs> for Config {
             sockets,
             sockets_exclude_cgroup,
             metrics_bind_address,
+            remove_taint,
             min_sync_period,
             audit_period,
         } = args;
@@ -98,12 +99,16 @@ impl TryFrom<RunArgs> for Config {
                 Attach::Tcx => Mode::Tcx,
                 Attach::Clsact => Mode::Clsact,
             },
-            metrics: metrics_bind_address.0,
-            healthz: healthz_bind_address.0,
-            bind_address_hard_fail,
             oom_score_adj,
+            proc_sys: conntrack.proc_sys.clone(),
             conntrack: conntrack.into(),
             files,
+            remove_taint: remove_taint.filter(|key| !key.is_empty()),
+            servers: Servers {
+                health: healthz_bind_address.0,
+                metrics: metrics_bind_address.0,
+                hard_fail: bind_address_hard_fail,
+            },
             intervals: Intervals {
                 min_sync: min_sync_period,
                 audit: audit_period,
@@ -160,15 +165,16 @@ impl From<ConntrackArgs> for ConntrackConfig {
             conntrack_tcp_be_liberal,
             conntrack_udp_timeout,
             conntrack_udp_timeout_stream,
+            proc_sys: _,
         } = args;
         Self {
             max_per_core: conntrack_max_per_core,
             min: conntrack_min,
-            tcp_established_timeout: conntrack_tcp_timeout_established,
-            tcp_close_wait_timeout: conntrack_tcp_timeout_close_wait,
+            tcp_established: conntrack_tcp_timeout_established,
+            tcp_close_wait: conntrack_tcp_timeout_close_wait,
             tcp_be_liberal: conntrack_tcp_be_liberal,
-            udp_timeout: conntrack_udp_timeout,
-            udp_stream_timeout: conntrack_udp_timeout_stream,
+            udp: conntrack_udp_timeout,
+            udp_stream: conntrack_udp_timeout_stream,
         }
     }
 }

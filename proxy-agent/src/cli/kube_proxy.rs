@@ -91,52 +91,48 @@ pub struct KubeProxyArgs {
     pub conntrack: ConntrackArgs,
 }
 
-/// The kernel's connection tracking, which Tandem does not use.
+/// Settings of netfilter's connection tracking, for the flows of others: Tandem's are not
+/// tracked there. Without them nothing is set.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Connection tracking of the kernel")]
+#[command(next_help_heading = "Connection tracking of other flows")]
 pub struct ConntrackArgs {
-    /// Connections to track for each CPU; 0 to leave the limit alone
+    /// Connections for each processor, 1048576 at most; 0 leaves it alone
     #[arg(
         long,
-        hide = true,
         value_name = "N",
         env = "TANDEM_CONNTRACK_MAX_PER_CORE",
-        default_value = "32768"
+        default_value = "0"
     )]
     pub conntrack_max_per_core: u32,
-    /// Connections to track at least
+    /// Connections at least, however few processors there are
     #[arg(
         long,
-        hide = true,
         value_name = "N",
         env = "TANDEM_CONNTRACK_MIN",
-        default_value = "131072"
+        default_value = "0"
     )]
     pub conntrack_min: u32,
-    /// Idle time of established TCP connections; 0 to leave it alone
+    /// Idle time of established TCP connections; 0 leaves it alone
     #[arg(
         long,
-        hide = true,
         value_name = "DURATION",
         env = "TANDEM_CONNTRACK_TCP_TIMEOUT_ESTABLISHED",
-        default_value = "24h",
+        default_value = "0s",
         value_parser = value::duration
     )]
     pub conntrack_tcp_timeout_established: Duration,
-    /// Idle time of TCP connections in `CLOSE_WAIT`; 0 to leave it alone
+    /// Idle time of TCP connections in `CLOSE_WAIT`; 0 leaves it alone
     #[arg(
         long,
-        hide = true,
         value_name = "DURATION",
         env = "TANDEM_CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT",
-        default_value = "1h",
+        default_value = "0s",
         value_parser = value::duration
     )]
     pub conntrack_tcp_timeout_close_wait: Duration,
-    /// Take segments outside the window for valid
+    /// Segments outside the window are not invalid
     #[arg(
         long,
-        hide = true,
         env = "TANDEM_CONNTRACK_TCP_BE_LIBERAL",
         value_name = "BOOL",
         num_args = 0..=1,
@@ -147,26 +143,32 @@ pub struct ConntrackArgs {
         value_parser = value::switch
     )]
     pub conntrack_tcp_be_liberal: bool,
-    /// Idle time of unanswered UDP flows; 0 to leave it alone
+    /// Idle time of UDP without an answer; 0 leaves it alone
     #[arg(
         long,
-        hide = true,
         value_name = "DURATION",
         env = "TANDEM_CONNTRACK_UDP_TIMEOUT",
         default_value = "0s",
         value_parser = value::duration
     )]
     pub conntrack_udp_timeout: Duration,
-    /// Idle time of UDP flows; 0 to leave it alone
+    /// Idle time of UDP with an answer; 0 leaves it alone
     #[arg(
         long,
-        hide = true,
         value_name = "DURATION",
         env = "TANDEM_CONNTRACK_UDP_TIMEOUT_STREAM",
         default_value = "0s",
         value_parser = value::duration
     )]
     pub conntrack_udp_timeout_stream: Duration,
+    /// Where the sysctls are; in a container, a mount of the host's
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANDEM_PROC_SYS",
+        default_value = "/proc/sys"
+    )]
+    pub proc_sys: PathBuf,
 }
 
 /// Adds the flags of kube-proxy that a command does not have.

@@ -112,6 +112,15 @@ pub struct RunArgs {
         value_parser = value::metrics_address
     )]
     pub metrics_bind_address: BindAddress,
+    /// Take the taint with this key off the node once Services work here
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "KEY",
+        env = "TANDEM_REMOVE_TAINT",
+        conflicts_with = "manifests"
+    )]
+    pub remove_taint: Option<String>,
     /// Minimum interval between two syncs of a family
     #[arg(
         long,

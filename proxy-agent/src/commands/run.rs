@@ -1,6 +1,8 @@
 //! `proxy-agent run`: puts the parts together.
 
-use std::{ops::ControlFlow, pin::pin, rc::Rc, sync::Arc, time::Duration};
+mod background;
+
+use std::{ops::ControlFlow, path::Path, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use proxy_common::family::{V4, V6};
@@ -22,14 +24,22 @@ use crate::{
         pins::Pins,
         tables::{KernelFamily, KernelTables},
     },
-    health::{self, serve::Addresses},
+    health::{
+        Health,
+        serve::Addresses,
+        state::{Condition, Subject},
+    },
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
     predecessors::Predecessors,
     reconcile::{Reconciler, growth::Growth},
     socket_lb::Sockets,
-    source, sys,
+    source,
+    sys::{
+        self,
+        mount_namespace::{self, Lifetime},
+    },
     table_sync::TableSync,
     telemetry,
 };
@@ -59,7 +69,8 @@ pub fn run(mut configuration: Configuration, mut config: Config) -> anyhow::Resu
         config.source.check().await?;
         StopSignals::listen()
     })?;
-    sys::filesystems::mount_bpf(&config.bpf_root)?;
+    let mounted_bpf = sys::filesystems::mount_bpf(&config.bpf_root)?;
+    let private = warn_of_private_mount(&config.bpf_root, mounted_bpf);
     let name = Name::of_this_process("run", &config.node.name);
     let candidate = Candidate::new(&config.bpf_root, name);
     let mut next = in_runtime(async {
@@ -79,7 +90,19 @@ pub fn run(mut configuration: Configuration, mut config: Config) -> anyhow::Resu
             }
         }
         sys::memory::set_oom_score_adj(config.oom_score_adj);
-        let serving = serve(&config, &mut configuration, &ownership, &mut stop);
+        if let Err(error) = sys::conntrack::apply(&config.conntrack, &config.proc_sys) {
+            warn!("connection tracking of other flows is not as configured: {error}");
+        }
+        let health = Health::default();
+        health.tell(Subject::Mount, private.clone());
+        let serving = serve(
+            &config,
+            &mut configuration,
+            &ownership,
+            &mut stop,
+            mounted_bpf,
+            health,
+        );
         let ended = in_runtime(serving)?;
         if let Ended::Reconfigured(new) = ended {
             if new.bpf_root != config.bpf_root {
@@ -139,6 +162,24 @@ async fn try_new(configuration: &mut Configuration) -> anyhow::Result<(Effective
     Ok((effective, config))
 }
 
+/// Says so if what is pinned does not outlive this process, or is not seen by others.
+fn warn_of_private_mount(bpf_root: &Path, mounted_bpf: bool) -> Option<Condition> {
+    let existing = bpf_root.ancestors().find(|path| path.exists())?;
+    let until = match mount_namespace::lifetime(existing, mounted_bpf) {
+        Lifetime::Host => return None,
+        Lifetime::Others => "the last process of this mount namespace ends",
+        Lifetime::Process => "this process ends",
+    };
+    let text = format!(
+        "the bpf file system at {} is seen in this mount namespace only, as under `ip netns exec`: \
+         forwarding ends when {until}, and `get` finds nothing from elsewhere; \
+         `nsenter --net=FILE` enters a network namespace without that",
+        bpf_root.display()
+    );
+    warn!("{text}");
+    Some(Condition { text, fails: false })
+}
+
 /// Runs to the end with a runtime of its own: no task outlives it, so nobody
 /// writes, or listens on a port, who is not the owner any more.
 fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -157,7 +198,7 @@ async fn stand_by(
     candidate: &Candidate,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Option<Ownership>> {
-    if let Some(address) = config.metrics {
+    if let Some(address) = config.servers.metrics {
         tokio::spawn(serve::serve_standby(address));
     }
     tokio::select! {
@@ -194,6 +235,8 @@ async fn serve(
     configuration: &mut Configuration,
     ownership: &Ownership,
     stop: &mut StopSignals,
+    mounted_bpf: bool,
+    health: Health,
 ) -> anyhow::Result<Ended> {
     let pins = Pins::new(&config.bpf_root);
     let mut options = LoadOptions {
@@ -203,6 +246,7 @@ async fn serve(
         log_level: telemetry::level(),
     };
     let loaded = load::load(&options)?;
+    let was_adopted = loaded.adopted;
     info!(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
@@ -223,6 +267,7 @@ async fn serve(
     ));
     let removed_backends = Arc::new(Notify::new());
     let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+        .with_health(&health)
         .with_external_ips(config.node.feature_gates.service_external_ips)
         .with_growth(&growth)
         .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
@@ -231,7 +276,11 @@ async fn serve(
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };
-    let (health, mut in_force) = (reconciler.health(), reconciler.in_force());
+    let mut in_force = reconciler.in_force();
+    if was_adopted || !predecessors.is_empty() {
+        health.adopted();
+    }
+    let recorder = background::start(config, registry, &health, &metrics).await?;
     let (sender, changes) = source::channel();
     let source = config.source.clone();
     let source = source.run(&config.node.name, sender, metrics.clone());
@@ -248,15 +297,13 @@ async fn serve(
     }
     let listen = watch::Sender::default();
     let start = |loaded, predecessors| {
-        let (listen, inputs) = (listen.clone(), inputs.clone());
-        start_on_node(loaded, predecessors, config, listen, inputs, &metrics)
+        let options = node_options(config, &listen, mounted_bpf, &health);
+        let inputs = inputs.clone();
+        start_on_node(loaded, predecessors, config, options, inputs, &metrics)
     };
     let (mut controller, mut sockets) = start(loaded, predecessors).await?;
 
-    tokio::spawn(health::serve::serve(health, listen.subscribe()));
-    if let Some(address) = config.metrics {
-        tokio::spawn(serve::serve(address, registry));
-    }
+    background::serve_health_check_ports(config, &health, recorder, listen.subscribe());
     let mut reconfigured = pin!(reconfigured(configuration, config));
     loop {
         let sockets_run = sockets.run(
@@ -287,8 +334,25 @@ async fn serve(
                 let loaded = load_larger(&mut options, sizes).await?;
                 growth.exchanged(options.sizes);
                 (controller, sockets) = start(loaded, Predecessors::find(&pins)).await?;
+                health.turned();
             }
         }
+    }
+}
+
+fn node_options(
+    config: &Config,
+    listen: &watch::Sender<Addresses>,
+    mounted_bpf: bool,
+    health: &Health,
+) -> node::Options {
+    node::Options {
+        mode: config.attach,
+        node: config.node.clone(),
+        audit: config.intervals.audit,
+        listen: listen.clone(),
+        mounted_bpf,
+        health: health.clone(),
     }
 }
 
@@ -297,18 +361,12 @@ async fn start_on_node(
     mut loaded: Loaded,
     predecessors: Predecessors,
     config: &Config,
-    listen: watch::Sender<Addresses>,
+    options: node::Options,
     inputs: node::NodeInputs,
     metrics: &Metrics,
 ) -> anyhow::Result<(NodeController, Sockets)> {
     let pins = Pins::new(&config.bpf_root);
     log::forward(&mut loaded.ebpf);
-    let options = node::Options {
-        mode: config.attach,
-        node: config.node.clone(),
-        audit: config.intervals.audit,
-        listen,
-    };
     let controller = NodeController::start(loaded, pins.clone(), options, inputs, metrics.clone());
     let mut controller = controller.await?;
     growth::finish(&pins);

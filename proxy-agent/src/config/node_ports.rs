@@ -79,6 +79,15 @@ impl NodePortAddresses {
         }
     }
 
+    /// The entries as the flag names them.
+    pub fn words(&self) -> Vec<String> {
+        let word = |entry: &Entry| match entry {
+            Entry::Cidr(cidr) => cidr.to_string(),
+            Entry::Primary => "primary".to_owned(),
+        };
+        self.entries.iter().map(word).collect()
+    }
+
     /// Returns whether the Node object has to be known to tell.
     pub fn needs_node(&self) -> bool {
         self.entries.contains(&Entry::Primary)
@@ -164,6 +173,7 @@ mod tests {
                     ip: ip.parse().expect("an address"),
                 })
                 .collect(),
+            leaving: None,
         }
     }
 

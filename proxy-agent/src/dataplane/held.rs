@@ -20,6 +20,12 @@ pub enum HeldError {
     },
     #[error("make the folder of the tables")]
     Folder(#[source] std::io::Error),
+    #[error("remove what is pinned in the place of table {table}")]
+    Foreign {
+        table: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("pin table {table} again")]
     Pin {
         table: String,
@@ -51,6 +57,24 @@ impl HeldMaps {
         })
     }
 
+    /// Removes pins in the places of these maps that are of something else.
+    pub fn remove_others(&self) -> Result<(), HeldError> {
+        for (table, map) in &self.maps {
+            let path = self.pins.map(table);
+            let is_ours = self
+                .pins
+                .open(table)
+                .is_ok_and(|pinned| id(&pinned) == id(map));
+            if path.exists() && !is_ours {
+                fs::remove_file(&path).map_err(|source| HeldError::Foreign {
+                    table: table.clone(),
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Pins those again whose pins are gone; returns how many.
     pub fn pin_again(&self) -> Result<usize, HeldError> {
         fs::create_dir_all(self.pins.maps())
@@ -69,4 +93,9 @@ impl HeldMaps {
         }
         Ok(pinned)
     }
+}
+
+/// The kernel's number of a map, which no other has while this one is held.
+fn id(map: &MapData) -> Option<u32> {
+    Some(map.info().ok()?.id())
 }

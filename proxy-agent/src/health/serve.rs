@@ -16,12 +16,13 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tracing::{debug, info, warn};
 
 use super::{Checks, Health, answer::answer};
 use crate::{
+    events::{Event, Recorder},
     http,
     model::{IpFamily, ObjectKey},
     notice::Notices,
@@ -87,11 +88,21 @@ fn places(checks: &Checks, addresses: &Addresses) -> BTreeSet<Place> {
         .collect()
 }
 
+/// What the servers answer with, and who is told of ports that are taken.
+#[derive(Clone, Debug, Default)]
+pub struct Reports {
+    pub health: Health,
+    /// Name of this node.
+    pub node: String,
+    pub recorder: Recorder,
+}
+
 /// Opens and closes listeners as Services and addresses change, for as long as
 /// it is polled.
-pub async fn serve(health: Health, mut addresses: watch::Receiver<Addresses>) {
+pub async fn serve(reports: Reports, mut addresses: watch::Receiver<Addresses>) {
+    let health = reports.health.clone();
     let mut checks = health.checks();
-    let mut servers = Servers::new(health);
+    let mut servers = Servers::new(reports);
     loop {
         let wanted = places(&checks.borrow_and_update(), &addresses.borrow_and_update());
         servers.close_others(&wanted).await;
@@ -107,7 +118,7 @@ pub async fn serve(health: Health, mut addresses: watch::Receiver<Addresses>) {
 
 /// The listeners there are.
 struct Servers {
-    health: Health,
+    reports: Reports,
     connections: Arc<Semaphore>,
     running: BTreeMap<Place, JoinHandle<()>>,
     /// Addresses that cannot be listened on, each with the error.
@@ -115,9 +126,9 @@ struct Servers {
 }
 
 impl Servers {
-    fn new(health: Health) -> Self {
+    fn new(reports: Reports) -> Self {
         Self {
-            health,
+            reports,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             running: BTreeMap::new(),
             failed: Notices::default(),
@@ -153,13 +164,20 @@ impl Servers {
                     let server = run(
                         listener,
                         service.clone(),
-                        self.health.clone(),
+                        self.reports.health.clone(),
                         Arc::clone(&self.connections),
                     );
                     self.running.insert(place.clone(), tokio::spawn(server));
                 }
                 Err(error) => {
                     let message = error.to_string();
+                    // A series for as long as it is taken.
+                    self.reports.recorder.record(Event::failed_health_check(
+                        &self.reports.node,
+                        service,
+                        address.port(),
+                        &message,
+                    ));
                     if self.failed.is_news(place.clone(), message.clone()) {
                         warn!(
                             %service, %address,
@@ -201,7 +219,7 @@ async fn run(
     let id = Arc::new((service, IpFamily::of(address.ip())));
     let respond = service_fn(move |_| {
         let endpoints = health.endpoints(&id);
-        let healthy = health.is_healthy(Instant::now());
+        let healthy = health.is_healthy();
         let response = answer(&id.0, endpoints, healthy);
         async { Ok::<_, Infallible>(response) }
     });
@@ -269,7 +287,7 @@ mod tests {
         let free = listen(address(0)).expect("a free port");
         let address = free.local_addr().expect("its address");
         let place = |name: &str| (ObjectKey::new("shop", name), address);
-        let mut servers = Servers::new(Health::default());
+        let mut servers = Servers::new(Reports::default());
         let (old, new) = (
             BTreeSet::from([place("old")]),
             BTreeSet::from([place("new")]),
@@ -285,7 +303,7 @@ mod tests {
     /// More listeners than there may be connections: each answers.
     #[tokio::test]
     async fn listeners_that_nobody_asks_keep_no_connection_from_others() {
-        let mut servers = Servers::new(Health::default());
+        let mut servers = Servers::new(Reports::default());
         servers.connections = Arc::new(Semaphore::new(2));
         for (name, ip) in [
             ("a", IpAddr::V4(Ipv4Addr::LOCALHOST)),

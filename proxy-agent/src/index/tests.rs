@@ -34,6 +34,7 @@ fn node(name: &str, zone: Option<&str>) -> Node {
         zone: zone.map(str::to_owned),
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        leaving: None,
     }
 }
 

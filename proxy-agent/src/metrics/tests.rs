@@ -26,6 +26,11 @@ fn encoded() -> String {
     metrics.table_problem::<V4>("full");
     metrics.watch_error(&Kind::Service);
     metrics.client_share::<V4>(0);
+    metrics.health_answer(HealthPage::Healthz, 503);
+    metrics.health_answer(HealthPage::Livez, 200);
+    metrics.pending_changes(4, 5);
+    requests::note("api:6443", "GET", Some(200), Duration::from_millis(3));
+    requests::note("api:6443", "POST", None, Duration::from_millis(3));
     let mut text = String::new();
     encode(&mut text, &registry).expect("encode");
     text
@@ -45,10 +50,22 @@ fn names_are_those_of_kube_proxy() {
         "kubeproxy_sync_proxy_rules_service_changes_total 2",
         "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
         r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal",ip_family="IPv4"} 1"#,
+        r#"kubeproxy_proxy_healthz_total{code="503"} 1"#,
+        r#"kubeproxy_proxy_livez_total{code="200"} 1"#,
         r#"tandem_object_problems_total{kind="Service",reason="port_number"} 1"#,
         "tandem_build_info{version=",
         "process_resident_memory_bytes ",
         "process_cpu_seconds_total ",
+        "process_virtual_memory_bytes ",
+        "process_start_time_seconds ",
+        "process_open_fds ",
+        "process_max_fds ",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 4",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 5",
+        r#"rest_client_requests_total{code="200",host="api:6443",method="GET"} "#,
+        r#"rest_client_requests_total{code="<error>",host="api:6443",method="POST"} "#,
+        r#"rest_client_request_duration_seconds_bucket{le="0.005",host="api:6443",verb="GET"} "#,
+        r#"kubernetes_build_info{major="0","#,
     ] {
         assert!(text.contains(line), "{line:?} is not in:\n{text}");
     }

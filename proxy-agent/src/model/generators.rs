@@ -156,6 +156,7 @@ pub fn node() -> impl Strategy<Value = Node> {
         zone: zone.map(String::from),
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        leaving: None,
     })
 }
 

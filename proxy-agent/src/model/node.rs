@@ -17,6 +17,10 @@ use super::{
 /// The label that names a node's zone (S35).
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// The key of the taint that the cluster autoscaler gives a node before it removes it
+/// (S108).
+pub const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 const LEFT_OUT: &str = "it is left out";
 
 /// A node of the cluster.
@@ -30,6 +34,17 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// In the order of the object.
     pub addresses: Vec<NodeAddress>,
+    /// The reason why it will be gone soon, if it will.
+    pub leaving: Option<Leaving>,
+}
+
+/// A reason why a node takes no more clients of load balancers (S108).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// Somebody deletes the object.
+    Deleted,
+    /// It has the taint [`TO_BE_DELETED`], with any effect and value.
+    ToBeDeleted,
 }
 
 /// An address of a node.
@@ -104,9 +119,16 @@ impl Object for Node {
         fields: NodeFields,
         problems: &mut Problems,
     ) -> Result<Option<Self>, Malformed> {
-        let spec = fields.spec.or_default("spec")?;
+        let mut spec = fields.spec.or_default("spec")?;
         let status = fields.status.or_default("status")?;
         let addresses = status.addresses.or_default("status.addresses")?;
+        let is_deleted = !matches!(metadata.deletion_timestamp, Field::Absent);
+        let is_to_be_deleted = is_to_be_deleted(std::mem::take(&mut spec.taints), problems);
+        let leaving = if is_deleted {
+            Some(Leaving::Deleted)
+        } else {
+            is_to_be_deleted.then_some(Leaving::ToBeDeleted)
+        };
         let pod_cidrs = pod_cidrs(spec, problems)?;
         Ok(Some(Self {
             key: key.clone(),
@@ -115,6 +137,7 @@ impl Object for Node {
                 .flatten(),
             pod_cidrs,
             addresses: node_addresses(addresses, problems),
+            leaving,
         }))
     }
 
@@ -127,6 +150,20 @@ fn zone(labels: Field<Wanted>) -> Result<Option<String>, Malformed> {
     let labels = labels.or_default("metadata.labels")?;
     let zone = labels.label(ZONE_LABEL)?;
     Ok(zone.filter(|zone| !zone.is_empty()).map(str::to_owned))
+}
+
+/// What cannot be read is no such taint: it must not take a node out of service.
+fn is_to_be_deleted(taints: Field<List<fields::Taint>>, problems: &mut Problems) -> bool {
+    let taints = problems.note(taints.or_default("spec.taints"), LEFT_OUT);
+    let mut found = false;
+    for (at, taint) in taints.into_iter().flatten().enumerate() {
+        let path = format_args!("spec.taints[{at}]");
+        let key = taint
+            .or_default(path)
+            .and_then(|taint| taint.key.or_default(format_args!("{path}.key")));
+        found |= problems.note(key, LEFT_OUT).as_deref() == Some(TO_BE_DELETED);
+    }
+    found
 }
 
 fn pod_cidrs(spec: fields::Spec, problems: &mut Problems) -> Result<Vec<IpNet>, Malformed> {

@@ -35,6 +35,7 @@ pub use self::{
 use self::{refused::Refused, room::WithoutRoom};
 use crate::{
     dataplane::{attach::Target, load::Sizes, tables::TableError},
+    health::state::Condition,
     retry::{Backoff, Retry},
 };
 
@@ -47,6 +48,8 @@ pub(super) struct DeviceController<T> {
     tables: T,
     /// Devices with programs.
     attached: BTreeMap<u32, DesiredDevice>,
+    /// Names of the devices that should have programs, and whether they are uplinks.
+    wanted: BTreeMap<u32, (String, bool)>,
     /// Bridges, as described to the programs on their ports.
     bridges: BTreeMap<u32, Device>,
     /// Devices for which an operation failed, each with its error.
@@ -62,6 +65,7 @@ impl<T: Tables> DeviceController<T> {
         Self {
             tables,
             attached: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             bridges: BTreeMap::new(),
             refused: Refused::default(),
             without_room: WithoutRoom::default(),
@@ -79,6 +83,28 @@ impl<T: Tables> DeviceController<T> {
         self.refused.contains(ifindex)
     }
 
+    /// Says which devices are not served. The node does not serve what it is sent if none
+    /// of its uplinks is.
+    pub(super) fn condition(&self) -> Option<Condition> {
+        let mut refused: Vec<_> = self
+            .refused
+            .told()
+            .filter_map(|(ifindex, message)| Some((self.wanted.get(&ifindex)?, message)))
+            .collect();
+        refused.sort_by_key(|((_, is_uplink), _)| !is_uplink);
+        let ((name, _), message) = refused.first()?;
+        let more = match refused.len() {
+            1 => String::new(),
+            devices => format!(", and {} more devices", devices - 1),
+        };
+        let mut uplinks = self.wanted.iter().filter(|(_, (_, is_uplink))| *is_uplink);
+        let has_uplinks = uplinks.clone().next().is_some();
+        Some(Condition {
+            text: format!("device {name} is not served{more}: {message}"),
+            fails: has_uplinks && uplinks.all(|(ifindex, _)| !self.attached.contains_key(ifindex)),
+        })
+    }
+
     /// The time of the next attempt for the refused devices.
     pub(super) fn due(&self) -> Option<Instant> {
         self.retry.due()
@@ -94,6 +120,11 @@ impl<T: Tables> DeviceController<T> {
         let (wanted, bridges): (BTreeMap<_, _>, BTreeMap<_, _>) = desired
             .into_iter()
             .partition(|(_, device)| device.carries_programs);
+        let described = wanted.iter().map(|(ifindex, device)| {
+            let is_uplink = device.device.flags & Device::UPLINK != 0;
+            (*ifindex, (device.name.clone(), is_uplink))
+        });
+        self.wanted = described.collect();
         let present = |ifindex: u32| links.iter().find(|link| link.ifindex == ifindex);
         // A device that refused programs may have a row and some of them.
         let refused = self.refused.devices();

@@ -6,21 +6,38 @@ use super::{
     datapath::Datapath,
     devices::{DeviceController, Tables},
 };
-use crate::dataplane::{
-    attach::{self, Hook, Mode},
-    cgroup,
-    held::HeldMaps,
-    load::pinned,
+use crate::{
+    dataplane::{
+        attach::{self, Hook, Mode},
+        cgroup,
+        held::HeldMaps,
+        load::pinned,
+    },
+    health::{
+        Health,
+        state::{Condition, Subject},
+    },
+    metrics::Metrics,
+    sys::mount_namespace::{self, Lifetime},
 };
 
 /// Makes pins again that somebody has removed.
 pub(super) struct PinController {
     held: HeldMaps,
+    /// Whether this process mounted the bpf file system.
+    is_ours: bool,
+    health: Health,
+    metrics: Metrics,
 }
 
 impl PinController {
-    pub(super) fn new(held: HeldMaps) -> Self {
-        Self { held }
+    pub(super) fn new(held: HeldMaps, is_ours: bool, health: Health, metrics: Metrics) -> Self {
+        Self {
+            held,
+            is_ours,
+            health,
+            metrics,
+        }
     }
 
     /// Restores the pins a last time, and logs what becomes of forwarding when this agent
@@ -31,23 +48,47 @@ impl PinController {
         devices: &mut DeviceController<T>,
     ) {
         match self.restore(datapath, devices).await {
-            Ok(()) => info!("stopping; forwarding goes on"),
+            Ok(()) => match mount_namespace::lifetime(datapath.pins.root(), self.is_ours) {
+                Lifetime::Host => info!("stopping; forwarding goes on"),
+                Lifetime::Others => warn!(
+                    "stopping; forwarding goes on until the last process of this mount namespace ends"
+                ),
+                Lifetime::Process => warn!(
+                    "stopping; forwarding ends with it: the bpf file system is mounted for this process only"
+                ),
+            },
             Err(error) => warn!("stopping; forwarding ends with it: {error:#}"),
         }
     }
 
-    /// Restores the pins, and logs if that fails.
+    /// Restores the pins, also those in whose place somebody put others, and logs if that
+    /// fails.
+    pub(super) async fn audit<T: Tables>(
+        &self,
+        datapath: &mut Datapath,
+        devices: &mut DeviceController<T>,
+    ) {
+        if let Err(error) = self.held.remove_others() {
+            warn!("{:#}", anyhow::Error::new(error));
+        }
+        self.keep(datapath, devices).await;
+    }
+
+    /// Restores the pins that are gone, and logs if that fails.
     pub(super) async fn keep<T: Tables>(
         &self,
         datapath: &mut Datapath,
         devices: &mut DeviceController<T>,
     ) {
-        if let Err(error) = self.restore(datapath, devices).await {
-            warn!(
-                "cannot restore the pins below {}: {error:#}",
-                datapath.pins.root().display()
-            );
-        }
+        let restored = self.restore(datapath, devices).await;
+        let condition = restored.err().map(|error| {
+            let root = datapath.pins.root().display();
+            let text = format!("cannot restore the pins below {root}: {error:#}");
+            warn!("{text}");
+            // They are missed when this agent ends.
+            Condition { text, fails: false }
+        });
+        self.health.tell(Subject::Pins, condition);
     }
 
     /// Makes pins again that somebody has removed. The programs of removed
@@ -76,9 +117,10 @@ impl PinController {
         if maps > 0 || lost || links || calls {
             warn!(
                 tables = maps,
-                "pins below {} were removed by someone else, made again",
+                "pins below {} were removed or replaced by someone else, made again",
                 datapath.pins.root().display()
             );
+            self.metrics.pins_restored();
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::{
         pins::Pins,
         sweep::Swept,
     },
+    health::state::Subject,
     metrics::Metrics,
     sys,
 };
@@ -54,10 +55,16 @@ impl NodeController {
                 metrics.clone(),
             ),
             settings: SettingsController::new(options.node),
-            sweeper: FlowSweeper::new(counters, metrics),
-            pins: PinController::new(HeldMaps::open(&pins)?),
+            sweeper: FlowSweeper::new(counters, metrics.clone()),
+            pins: PinController::new(
+                HeldMaps::open(&pins)?,
+                options.mounted_bpf,
+                options.health.clone(),
+                metrics,
+            ),
             predecessors: None,
             audit: options.audit,
+            health: options.health,
             started: Instant::now(),
             attempts: Attempts::default(),
             datapath: Datapath {
@@ -80,6 +87,9 @@ impl NodeController {
         if !loaded.programs.are_pinned() {
             pinned::pin(&mut loaded.ebpf, pins)?;
         }
+        let condition = controller.devices.condition();
+        controller.health.tell(Subject::Devices, condition);
+        controller.health.attached();
         let devices = controller.devices.attached().count();
         info!(devices, ?mode, "programs attached");
         Ok(controller)

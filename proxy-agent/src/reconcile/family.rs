@@ -17,10 +17,13 @@ use super::{
     pace::{self, Pace},
 };
 use crate::{
-    health::Health,
+    health::{
+        Health,
+        state::{Condition, Subject},
+    },
     index::Index,
     metrics::{Metrics, SyncKind},
-    model::{ObjectKey, Service},
+    model::{IpFamily, ObjectKey, Service},
     notice::Ledger,
     plan::Problem,
     retry::Retry,
@@ -30,6 +33,9 @@ use crate::{
 
 /// A family's queue, whichever family it is.
 pub trait Queue {
+    /// The family.
+    fn family(&self) -> IpFamily;
+
     /// Marks Services that may have changed.
     fn enqueue(&mut self, services: &BTreeSet<ObjectKey>);
 
@@ -48,6 +54,9 @@ pub trait Queue {
     /// Other tables have taken the place of those in use: a sync of all Services into
     /// them is due.
     fn reopen(&mut self);
+
+    /// Returns whether all changes are in force, as far as there is room for them.
+    fn is_up_to_date(&self) -> bool;
 
     /// Returns whether a sync of all Services has succeeded.
     fn was_in_force(&self) -> bool;
@@ -151,6 +160,46 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
                 self.metrics.table_problem::<F>(problem.reason());
             }
         }
+        self.tell_of_full_tables();
+    }
+
+    /// Tells health checks which Services the tables do not hold. The others are served, so
+    /// the node is not given up for them: all nodes have the same.
+    fn tell_of_full_tables(&self) {
+        let is_full = |problem: &Problem| problem.full_table().is_some();
+        let without_room = self
+            .problems
+            .iter()
+            .filter(|(_, known)| known.iter().any(is_full));
+        let mut without_room = without_room.map(|(service, _)| service);
+        let condition = without_room.next().map(|first| {
+            let more = match without_room.count() {
+                0 => String::new(),
+                more => format!(" and {more} more Services"),
+            };
+            Condition {
+                text: format!(
+                    "{}: the tables have no room for all of {first}{more}",
+                    F::NAME
+                ),
+                fails: false,
+            }
+        });
+        let subject = Subject::Tables(IpFamily::by_type::<F>());
+        self.health.tell(subject, condition);
+    }
+
+    /// Tells health checks how many rows the last audit had to repair.
+    fn tell_of_repairs(&self, repairs: usize) {
+        let condition = (repairs > 0).then(|| Condition {
+            text: format!(
+                "{}: someone else writes to the tables, the last audit repaired {repairs} rows",
+                F::NAME
+            ),
+            fails: false,
+        });
+        let subject = Subject::OtherWriter(IpFamily::by_type::<F>());
+        self.health.tell(subject, condition);
     }
 
     /// Counts the ports that drop because of a Local policy.
@@ -208,6 +257,10 @@ impl<F: Family, P: SyncTarget<F>> FamilyQueue<F, P> {
 }
 
 impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
+    fn family(&self) -> IpFamily {
+        IpFamily::by_type::<F>()
+    }
+
     fn enqueue(&mut self, services: &BTreeSet<ObjectKey>) {
         if !services.is_empty() {
             self.metrics.sync_queued::<F>();
@@ -282,6 +335,10 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
         self.complete = true;
     }
 
+    fn is_up_to_date(&self) -> bool {
+        !self.complete && self.pending.is_empty()
+    }
+
     fn was_in_force(&self) -> bool {
         !self.first
     }
@@ -297,8 +354,12 @@ impl<F: Family, P: SyncTarget<F>> Queue for FamilyQueue<F, P> {
         }
         let mut desired = |service: &ObjectKey| select(index, service);
         match self.program.audit(&all(index), &mut desired) {
-            Ok(0) => debug!(family = F::NAME, "tables are as they should be"),
+            Ok(0) => {
+                debug!(family = F::NAME, "tables are as they should be");
+                self.tell_of_repairs(0);
+            }
             Ok(repairs) => {
+                self.tell_of_repairs(repairs);
                 warn!(
                     family = F::NAME,
                     repairs, "tables were changed by someone else, repaired"

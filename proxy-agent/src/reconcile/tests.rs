@@ -135,7 +135,9 @@ impl Rig {
         };
         let (metrics, registry) = Metrics::new();
         let growth = Rc::new(Growth::new(Sizes::DEFAULT, FixedSizes::default(), u64::MAX));
+        let health = Health::default();
         let reconciler = Reconciler::new("node-0", intervals, metrics.clone())
+            .with_health(&health)
             .with_growth(&growth)
             .with_family::<V4>(fake(&v4_calls, v4))
             .with_family::<V6>(fake(&v6_calls, v6));
@@ -145,7 +147,7 @@ impl Rig {
             v6: v6_calls,
             sender,
             node: reconciler.node(),
-            health: reconciler.health(),
+            health,
             growth,
             metrics,
             registry,
@@ -178,6 +180,17 @@ impl Rig {
         ["IPv4", "IPv6"].map(|family| {
             let name = "kubeproxy_network_programming_duration_seconds_count";
             let name = format!("{name}{{ip_family=\"{family}\"}} ");
+            let count = text.lines().find_map(|line| line.strip_prefix(&name));
+            count.map_or(0, |count| count.parse().expect("a count"))
+        })
+    }
+
+    /// Changes of Services and of slices that are not in force.
+    fn pending(&self) -> [u64; 2] {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("encode");
+        ["service", "endpoint"].map(|kind| {
+            let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes_pending ");
             let count = text.lines().find_map(|line| line.strip_prefix(&name));
             count.map_or(0, |count| count.parse().expect("a count"))
         })
@@ -409,6 +422,7 @@ async fn this_nodes_object_is_handed_on() {
             zone: Some("zone-a".to_owned()),
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            leaving: None,
         };
         Parsed {
             key,
@@ -440,4 +454,19 @@ async fn stops_when_the_source_is_gone() {
     );
     drop(rig.sender);
     rig.done.await;
+}
+
+/// Changes are pending for as long as one family does not have them.
+#[tokio::test(start_paused = true)]
+async fn changes_are_pending_until_both_families_have_them() {
+    let failing = Outcomes::fail([1]);
+    let mut rig = Rig::new(Intervals::default(), Outcomes::default(), failing);
+    rig.send(lists(&["a", "b"])).await;
+    rig.settle().await;
+    assert_eq!(rig.pending(), [0, 0]);
+    rig.send(vec![Update::Apply(slice("a", 2)).into()]).await;
+    rig.settle().await;
+    assert_eq!(rig.pending(), [0, 1], "IPv6 failed");
+    rig.run_for(Duration::from_secs(2)).await;
+    assert_eq!(rig.pending(), [0, 0]);
 }

@@ -7,9 +7,12 @@
 
 mod client;
 pub mod error_log;
+pub mod events;
 mod failover;
+mod measured;
 pub mod packet_pods;
 mod servers;
+pub mod start_taint;
 pub mod watch;
 
 use std::path::Path;

@@ -14,15 +14,15 @@ use nix::{
 use crate::sys::SystemError;
 
 /// Makes sure that `bpf_root` is in a bpf file system, mounting one where such
-/// things belong if there is none.
-pub fn mount_bpf(bpf_root: &Path) -> Result<(), SystemError> {
+/// things belong if there is none. Returns whether it did.
+pub fn mount_bpf(bpf_root: &Path) -> Result<bool, SystemError> {
     const MOUNT: &str = "/sys/fs/bpf";
     let existing = bpf_root
         .ancestors()
         .find(|path| path.exists())
         .unwrap_or(Path::new("/"));
     if is_bpf(existing) {
-        return Ok(());
+        return Ok(false);
     }
     let failed = |source: io::Error| SystemError::BpfFs {
         path: bpf_root.to_owned(),
@@ -39,7 +39,8 @@ pub fn mount_bpf(bpf_root: &Path) -> Result<(), SystemError> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .map_err(|errno| failed(errno.into()))
+    .map_err(|errno| failed(errno.into()))?;
+    Ok(true)
 }
 
 /// Returns whether the path is in a bpf file system.

@@ -1,5 +1,6 @@
 //! Agents against a real kube-apiserver and its controllers.
 
+mod events;
 mod families;
 mod ipv6_first;
 mod manifests;
@@ -9,3 +10,4 @@ mod scenarios;
 mod service_ranges;
 mod single_stack;
 mod sockets;
+mod start_taint;

@@ -134,7 +134,10 @@ fn manifests(lab: &Lab, settings: &[String], sockets: &str) -> Result<PathBuf> {
     fs::create_dir(&to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        fs::copy(entry.path(), to.join(entry.file_name()))?;
+        // Components are folders, and not for everybody.
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
     }
     let path = to.join("settings.env");
     let given = fs::read_to_string(&path)?;
@@ -173,6 +176,15 @@ fn the_service_account_may_watch_and_nothing_else(kubectl: &Kubectl) -> Result<(
         for verb in ["create", "update", "patch", "delete"] {
             ensure!(!may(verb, resource), "it may {verb} {resource}");
         }
+    }
+    let events = "events.events.k8s.io";
+    for (verb, allowed) in [
+        ("create", true),
+        ("patch", true),
+        ("list", false),
+        ("delete", false),
+    ] {
+        ensure!(may(verb, events) == allowed, "{verb} {events}");
     }
     for resource in ["secrets", "configmaps", "endpoints"] {
         ensure!(!may("list", resource), "it may list {resource}");

@@ -56,18 +56,25 @@ fn start_kube_proxy(place: &Place, nodes: &Nodes<'_>, number: u8) -> Result<()> 
 /// A copy of the manifests, and a layer over them with what is this cluster's.
 fn manifests(place: &Place, spec: &Spec) -> Result<std::path::PathBuf> {
     let folder = place.file("manifests");
-    let base = folder.join("base");
-    cache::create(&base)?;
-    let source = workspace::root().join("manifests");
-    let entries = fs::read_dir(&source).context("read the manifests")?;
-    for entry in entries {
-        let entry = entry.context("read the manifests")?;
-        fs::copy(entry.path(), base.join(entry.file_name()))
-            .with_context(|| format!("copy {}", entry.path().display()))?;
-    }
+    copy(&workspace::root().join("manifests"), &folder.join("base"))?;
     let layer = layer(spec, &cgroup_root(&hierarchies()?)).to_string();
     fs::write(folder.join("kustomization.yaml"), layer).context("write the manifests")?;
     Ok(folder)
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    cache::create(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
+        let entry = entry.with_context(|| format!("read {}", from.display()))?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to)?;
+        } else {
+            fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the agent's container finds the host's control groups of the second
@@ -96,6 +103,8 @@ fn layer(spec: &Spec, cgroup_root: &str) -> Value {
         "kind": "Kustomization",
         "namespace": "kube-system",
         "resources": ["base"],
+        // One of the tests wants kube-proxy's settings of connection tracking.
+        "components": ["base/components/conntrack"],
         "configMapGenerator": [{
             "name": "tandem",
             "behavior": "merge",

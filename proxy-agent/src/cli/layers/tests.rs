@@ -227,8 +227,8 @@ fn defaults_depend_on_each_other(
     #[case] needs_node: bool,
 ) {
     let config = file(fields).config().expect("a configuration");
-    assert_eq!(config.healthz, healthz.parse().ok());
-    assert_eq!(config.metrics, metrics.parse().ok());
+    assert_eq!(config.servers.health, healthz.parse().ok());
+    assert_eq!(config.servers.metrics, metrics.parse().ok());
     assert_eq!(config.node.node_port_addresses.needs_node(), needs_node);
 }
 
@@ -256,8 +256,8 @@ fn ports_turn_servers_off(
         .config()
         .expect("valid");
     let address = |text: Option<&str>| text.map(|text| text.parse().expect("an address"));
-    assert_eq!(config.healthz, address(healthz));
-    assert_eq!(config.metrics, address(metrics));
+    assert_eq!(config.servers.health, address(healthz));
+    assert_eq!(config.servers.metrics, address(metrics));
 }
 
 /// `localhostNodePorts: false` means it, in both families.

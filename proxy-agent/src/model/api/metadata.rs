@@ -25,6 +25,7 @@ api_fields! {
         namespace: Box<str> = "namespace",
         uid: Box<str> = "uid",
         resource_version: Box<str> = "resourceVersion",
+        deletion_timestamp: Box<str> = "deletionTimestamp",
         labels: Wanted = "labels",
         annotations: Wanted = "annotations",
     }

@@ -14,6 +14,11 @@ api_fields! {
     pub struct Spec {
         pod_cidr: Box<str> = "podCIDR",
         pod_cidrs: List<Box<str>> = "podCIDRs",
+        taints: List<Taint> = "taints",
+    }
+
+    pub struct Taint {
+        key: Box<str> = "key",
     }
 
     pub struct Status {

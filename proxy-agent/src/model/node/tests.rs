@@ -91,3 +91,30 @@ fn an_old_object_has_one_prefix() {
     }));
     assert_eq!(node.pod_cidr::<V4>(), Some(([10, 1, 0, 0].into(), 24)));
 }
+
+/// A deletion or the autoscaler's taint, with any effect, makes a node leave; other taints
+/// and what cannot be read do not (S108).
+#[rstest]
+#[case::nothing(json!({}), json!([]), None, 0)]
+#[case::deleted(json!({"deletionTimestamp": "2024-01-01T00:00:00Z"}), json!([]), Some(Leaving::Deleted), 0)]
+#[case::null(json!({"deletionTimestamp": null}), json!(null), None, 0)]
+#[case::to_be_deleted(
+    json!({}),
+    json!([{"key": "other"}, {"key": TO_BE_DELETED, "value": "1", "effect": "PreferNoSchedule"}]),
+    Some(Leaving::ToBeDeleted),
+    0
+)]
+#[case::others(json!({}), json!([{"key": "node.kubernetes.io/unschedulable"}]), None, 0)]
+#[case::malformed(json!({}), json!([7, {"key": 7}, {"key": TO_BE_DELETED}]), Some(Leaving::ToBeDeleted), 2)]
+#[case::no_list(json!({}), json!(7), None, 1)]
+fn tells_whether_it_leaves(
+    #[case] mut metadata: Value,
+    #[case] taints: Value,
+    #[case] expected: Option<Leaving>,
+    #[case] problems: usize,
+) {
+    metadata["name"] = json!("node-1");
+    let (node, found) = parse(json!({"metadata": metadata, "spec": {"taints": taints}}));
+    assert_eq!(node.leaving, expected);
+    assert_eq!(found.len(), problems, "{found:?}");
+}

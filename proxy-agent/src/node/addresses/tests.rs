@@ -141,6 +141,7 @@ async fn the_node_object_is_waited_for_and_then_remembered() {
         key: ObjectKey::new("", "node"),
         zone: None,
         pod_cidrs: Vec::new(),
+        leaving: None,
     };
     let only = "192.0.2.1/32= 192.0.2.2/32=n 2001:db8::1/128= 2001:db8::2/128=n";
     controller

@@ -57,6 +57,12 @@ impl Refused {
         self.0.retain(|ifindex, _| keep(*ifindex));
     }
 
+    /// The devices that were told of, and what keeps them from being served.
+    pub(super) fn told(&self) -> impl Iterator<Item = (u32, &str)> {
+        let told = self.0.iter().filter(|(_, refusal)| refusal.told);
+        told.map(|(ifindex, refusal)| (*ifindex, &*refusal.message))
+    }
+
     pub(super) fn devices(&self) -> impl Iterator<Item = &u32> {
         self.0.keys()
     }

@@ -89,6 +89,7 @@ mod tests {
             zone: None,
             pod_cidrs: cidrs.map(|cidr| cidr.parse().expect("a CIDR")).collect(),
             addresses: Vec::new(),
+            leaving: None,
         };
         let mut settings = Settings {
             flags: Settings::MASQUERADE_ALL | Settings::SOCKETS_HOST,

@@ -22,6 +22,8 @@ use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
 
 use super::failover::Failover;
 
+use super::measured::Measured;
+
 /// A connection that was silent for this long is asked whether it lives …
 const ASK_AFTER: Duration = Duration::from_secs(20);
 /// … and again in such intervals …
@@ -83,6 +85,7 @@ fn service(
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
+        .layer_fn(Measured)
         .service(HttpClient::builder(TokioExecutor::new()).build(connector)))
 }
 

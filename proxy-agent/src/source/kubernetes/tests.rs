@@ -16,8 +16,8 @@ fn watched<R: Resource<DynamicType = ()>>() -> Asked {
     (R::group(&()).into_owned(), R::plural(&()).into_owned())
 }
 
-/// The role allows to list and watch what is listed and watched, and no
-/// more (S16).
+/// The role allows to list and watch what is listed and watched, to write events, and no
+/// more (S16, S93).
 #[test]
 fn the_role_is_what_is_needed() {
     let manifest = include_str!("../../../../manifests/rbac.yaml");
@@ -28,6 +28,10 @@ fn the_role_is_what_is_needed() {
     let role: ClusterRole = serde_saphyr::from_str(role).expect("a role");
     let mut allowed = BTreeSet::new();
     for rule in role.rules.unwrap_or_default() {
+        if rule.resources.as_deref() == Some(&["events".to_owned()]) {
+            assert_eq!(rule.verbs, ["create", "patch"]);
+            continue;
+        }
         assert_eq!(rule.verbs, ["list", "watch"]);
         for group in rule.api_groups.unwrap_or_default() {
             for resource in rule.resources.iter().flatten() {

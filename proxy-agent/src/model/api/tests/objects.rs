@@ -264,17 +264,23 @@ impl Complete for Node {
     const USED: &[&str] = &[
         ".metadata",
         ".metadata.name",
+        ".metadata.deletionTimestamp",
         ".metadata.labels",
         ".metadata.labels.topology.kubernetes.io/zone",
         ".spec",
         ".spec.podCIDRs",
         ".spec.podCIDRs[]",
+        ".spec.taints",
+        ".spec.taints[]",
+        ".spec.taints[].key",
         ".status",
         ".status.addresses",
         ".status.addresses[]",
         ".status.addresses[].type",
         ".status.addresses[].address",
     ];
+    // Whatever it is, the object is being deleted.
+    const QUIET: &[&str] = &[".metadata.deletionTimestamp"];
     const FATAL: &[&str] = &[
         ".metadata",
         ".metadata.name",
