@@ -46,6 +46,7 @@ pub struct Metrics {
     object_problems: Labelled<KindAndReason, Counter>,
     table_problems: Labelled<FamilyAndReason, Counter>,
     watch_errors: Labelled<KindOnly, Counter>,
+    watch_failing: Labelled<KindOnly, Gauge>,
     sockets_ended: Counter,
     client_share: Labelled<IpFamily, Gauge>,
 }
@@ -213,6 +214,11 @@ impl Metrics {
             self.watch_errors.clone(),
         );
         registry.register(
+            "watch_failing",
+            "Whether a watch of the API server fails: what changes there is not seen",
+            self.watch_failing.clone(),
+        );
+        registry.register(
             "sockets_ended",
             "Connected UDP sockets ended because their backend serves no more",
             self.sockets_ended.clone(),
@@ -254,6 +260,13 @@ impl Metrics {
     pub fn watch_error(&self, kind: &impl ToString) {
         let kind = kind.to_string();
         self.watch_errors.get_or_create(&KindOnly { kind }).inc();
+    }
+
+    /// A watch began to fail, or does not fail any more.
+    pub fn watch_failing(&self, kind: &str, fails: bool) {
+        let kind = kind.to_owned();
+        let gauge = self.watch_failing.get_or_create(&KindOnly { kind });
+        gauge.set(fails.into());
     }
 
     /// Sockets of UDP backends that left were ended.

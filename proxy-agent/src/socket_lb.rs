@@ -126,13 +126,13 @@ impl Sockets {
         let (sender, uids) = watch::channel(BTreeSet::new());
         let serves = exceptions.is_some();
         let ask = async {
-            if let Source::Kubernetes { kubeconfig } = source
+            if let Source::Kubernetes(options) = source
                 && mode == Mode::All
                 && serves
                 // If not, the source says why and the agent ends.
-                && let Ok(server) = kubernetes::api_server(kubeconfig.as_deref()).await
+                && let Ok(server) = kubernetes::api_server(options, node).await
             {
-                packet_pods::follow(server, node, sender).await;
+                packet_pods::follow(server, node, sender, metrics.clone()).await;
             }
         };
         let end = async {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
+use self::kubernetes::ClientOptions;
 use crate::{
     metrics::Metrics,
     model::{EndpointSlice, Node, ObjectKey, Parsed, Service, ServiceCidr},
@@ -69,13 +70,8 @@ impl From<Update<ServiceCidr>> for Change {
 /// The source to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    Kubernetes {
-        /// None for the cluster this runs in.
-        kubeconfig: Option<PathBuf>,
-    },
-    Manifests {
-        directory: PathBuf,
-    },
+    Kubernetes(ClientOptions),
+    Manifests { directory: PathBuf },
 }
 
 /// An error that keeps a source from starting.
@@ -89,10 +85,10 @@ pub enum SourceError {
 
 impl Source {
     /// Fails where [`Source::run`] would fail at once.
-    pub async fn check(&self) -> Result<(), SourceError> {
+    pub async fn check(&self, node_name: &str) -> Result<(), SourceError> {
         match self {
-            Self::Kubernetes { kubeconfig } => {
-                kubernetes::api_server(kubeconfig.as_deref()).await?;
+            Self::Kubernetes(options) => {
+                kubernetes::api_server(options, node_name).await?;
             }
             Self::Manifests { directory } => manifests::check(directory)?,
         }
@@ -108,8 +104,8 @@ impl Source {
         metrics: Metrics,
     ) -> Result<(), SourceError> {
         match self {
-            Self::Kubernetes { kubeconfig } => {
-                let server = kubernetes::api_server(kubeconfig.as_deref()).await?;
+            Self::Kubernetes(options) => {
+                let server = kubernetes::api_server(&options, node_name).await?;
                 kubernetes::run(server, node_name, changes, metrics).await;
             }
             Self::Manifests { directory } => {

@@ -9,7 +9,10 @@ use crate::{
     },
     reconcile::Intervals,
     socket_lb::SocketConfig,
-    source::Source,
+    source::{
+        Source,
+        kubernetes::{ClientOptions, RateLimit},
+    },
     telemetry::LogConfig,
 };
 
@@ -47,7 +50,10 @@ impl TryFrom<RunArgs> for Config {
             node: node.try_into()?,
             source: match manifests {
                 Some(directory) => Source::Manifests { directory },
-                None => Source::Kubernetes { kubeconfig },
+                None => Source::Kubernetes(ClientOptions {
+                    kubeconfig,
+                    rate: RateLimit::default(),
+                }),
             },
             bpf_root,
             sockets: SocketConfig {

@@ -40,7 +40,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     sys::kernel::require_kernel()?;
     let mut stop = in_runtime(async {
         // Before anything is changed on this node.
-        config.source.check().await?;
+        config.source.check(&config.node.name).await?;
         StopSignals::listen()
     })?;
     sys::filesystems::mount_bpf(&config.bpf_root)?;

@@ -25,6 +25,7 @@ fn encoded() -> String {
     metrics.object_problem(Kind::Service, "port_number");
     metrics.table_problem::<V4>("full");
     metrics.watch_error(&Kind::Service);
+    metrics.watch_failing("Service", true);
     metrics.client_share::<V4>(0);
     let mut text = String::new();
     encode(&mut text, &registry).expect("encode");

@@ -3,28 +3,39 @@
 //! Four watches: Services and EndpointSlices without those that are not for
 //! this proxy (S1, S17), this node's own Node object, and `ServiceCIDRs`, which
 //! API servers before 1.33 do not have. The API server may be away for as long
-//! as it likes; the last state then stays in force (S98).
+//! as it likes; the last state then stays in force (S98). A watch that is not
+//! permitted keeps none of the others from going on.
 
 mod client;
-pub mod error_log;
+mod connection;
+mod limits;
+mod pacing;
 pub mod packet_pods;
 pub mod watch;
-
-use std::path::Path;
+mod watch_log;
+pub mod watcher;
 
 use futures::{
-    StreamExt,
+    Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, LocalBoxStream},
 };
 use kube::{
-    Api, Client,
-    config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError},
-    runtime::{WatchStreamExt, watcher},
+    Api, Resource,
+    api::{ListParams, VersionMatch, WatchParams},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tracing::info;
 
-use self::error_log::{ErrorLog, chain};
+pub use self::{
+    connection::{ApiServer, ClientOptions, ConnectError, api_server},
+    limits::RateLimit,
+};
+use self::{
+    pacing::{Chance, Pacing},
+    watch::News,
+    watch_log::WatchLog,
+    watcher::{Error, Event, Events, Listed, Requests},
+};
 use super::{Batch, Change, Update};
 use crate::{
     metrics::Metrics,
@@ -34,51 +45,25 @@ use crate::{
     },
 };
 
-/// An error creating a client for the API server. Whether the server can be reached is
-/// not checked then.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("cannot read kubeconfig {path}: {reason}")]
-    Kubeconfig { path: String, reason: String },
-    #[error("no kubeconfig or manifests given, and not in a pod with a service account: {0}")]
-    NotInCluster(String),
-    #[error("cannot set up the connection to the API server: {0}")]
-    Client(String),
+const LAST_STATE: &str = "the last state stays in force";
+
+/// The objects of a kind that are watched.
+#[derive(Clone, Debug, Default)]
+struct Selector {
+    labels: Option<String>,
+    fields: Option<String>,
 }
 
-/// An API server, whether or not it can be reached.
-#[derive(Clone)]
-pub struct ApiServer {
-    client: Client,
-    url: String,
-}
+impl Selector {
+    fn labels(mut self, labels: String) -> Self {
+        self.labels = Some(labels);
+        self
+    }
 
-/// The API server that the kubeconfig names, else that of the cluster this runs
-/// in. Does not connect yet.
-pub async fn api_server(kubeconfig: Option<&Path>) -> Result<ApiServer, ConnectError> {
-    let config = match kubeconfig {
-        Some(path) => read_kubeconfig(path).await?,
-        None => Config::incluster().map_err(|error| ConnectError::NotInCluster(chain(&error)))?,
-    };
-    let url = config.cluster_url.to_string();
-    let client = client::of(config).map_err(|error| ConnectError::Client(chain(&error)))?;
-    Ok(ApiServer { client, url })
-}
-
-async fn read_kubeconfig(path: &Path) -> Result<Config, ConnectError> {
-    let failed = |error: KubeconfigError| ConnectError::Kubeconfig {
-        path: path.display().to_string(),
-        reason: match error {
-            // Its own message repeats the path.
-            KubeconfigError::ReadConfig(error, _) => error.to_string(),
-            error => chain(&error),
-        },
-    };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    let options = KubeConfigOptions::default();
-    Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .map_err(failed)
+    fn fields(mut self, fields: String) -> Self {
+        self.fields = Some(fields);
+        self
+    }
 }
 
 /// Watches for as long as it is polled and someone listens.
@@ -88,53 +73,154 @@ pub async fn run(
     changes: mpsc::Sender<Batch>,
     metrics: Metrics,
 ) {
-    let services = watcher::Config::default()
-        .labels(&format!("!{PROXY_NAME_LABEL}"))
-        .fields("spec.clusterIP!=None");
-    let slices = watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}"));
-    let node = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
+    let all = Selector::default();
+    let services = all
+        .clone()
+        .labels(format!("!{PROXY_NAME_LABEL}"))
+        .fields("spec.clusterIP!=None".to_owned());
+    let slices = all.clone().labels(format!("!{HEADLESS_LABEL}"));
+    let node = all.clone().fields(format!("metadata.name={node_name}"));
 
-    let ApiServer { client, url } = server;
-    info!(server = url, "watching the API server");
+    info!(server = server.url(), "watching the API server");
     let mut all = stream::select_all([
-        watch_kind::<Service>(client.clone(), services),
-        watch_kind::<EndpointSlice>(client.clone(), slices),
-        watch_kind::<Node>(client.clone(), node),
-        watch_kind::<ServiceCidr>(client, watcher::Config::default()),
+        changes_of::<Service>(&server, services, &metrics),
+        changes_of::<EndpointSlice>(&server, slices, &metrics),
+        changes_of::<Node>(&server, node, &metrics),
+        changes_of::<ServiceCidr>(&server, all, &metrics),
     ]);
-    let mut errors = ErrorLog::new(url, metrics);
-    while let Some((kind, news)) = all.next().await {
-        match news {
-            Ok(change) => {
-                errors.works(kind);
-                if changes.send(vec![change]).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) if kind == Kind::ServiceCidr && error_log::is_not_found(&error) => {
-                errors.not_served(kind);
-                let empty = Update::<ServiceCidr>::Relist(Vec::new());
-                if changes.send(vec![empty.into()]).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => errors.failed(kind, &error, Instant::now()),
+    while let Some(change) = all.next().await {
+        if changes.send(vec![change]).await.is_err() {
+            return;
         }
     }
 }
 
-type News = (Kind, Result<Change, watcher::Error>);
-
-/// The news of one kind, in all namespaces.
-fn watch_kind<T>(client: Client, config: watcher::Config) -> LocalBoxStream<'static, News>
+/// The changes of one kind, in all namespaces. Says what is wrong with the watch.
+fn changes_of<T>(
+    server: &ApiServer,
+    selector: Selector,
+    metrics: &Metrics,
+) -> LocalBoxStream<'static, Change>
 where
     T: Object + 'static,
     Change: From<Update<T>>,
 {
-    let events = watcher(Api::<ApiObject<T::Fields>>::all(client), config).default_backoff();
-    watch::updates::<T>(events)
-        .map(|news| (T::KIND, news.map(Change::from)))
-        .boxed_local()
+    let news = watch::updates::<T>(events::<ApiObject<T::Fields>>(server, selector));
+    let mut log = WatchLog::of::<ApiObject<T::Fields>>(server.url(), LAST_STATE, metrics.clone());
+    let changes = news.filter_map(move |news| {
+        let update = match news {
+            Ok(News::Update(update)) => Some(update),
+            Ok(News::Recovered) => {
+                log.works();
+                None
+            }
+            Err(error) if T::KIND == Kind::ServiceCidr && error.is_absence() => {
+                log.not_served();
+                Some(Update::Relist(Vec::new()))
+            }
+            Err(error) => {
+                log.failed(&error);
+                None
+            }
+        };
+        std::future::ready(update.map(Change::from))
+    });
+    changes.boxed_local()
+}
+
+/// What happens to the objects of one kind, in all namespaces.
+fn events<K>(
+    server: &ApiServer,
+    selector: Selector,
+) -> impl Stream<Item = Result<Event<K>, Error>> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    let requests = KindRequests::<K> {
+        server: server.clone(),
+        selector,
+        kind: std::marker::PhantomData,
+    };
+    watcher::events(requests, Pacing::new(Chance::default()))
+}
+
+/// The requests for one kind of object.
+struct KindRequests<K> {
+    server: ApiServer,
+    selector: Selector,
+    kind: std::marker::PhantomData<fn() -> K>,
+}
+
+impl<K> KindRequests<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    fn api(&self) -> Api<K> {
+        Api::all(self.server.client())
+    }
+
+    async fn begin(
+        &self,
+        version: &str,
+        seconds: u32,
+        send_initial_events: bool,
+    ) -> kube::Result<Events<K>> {
+        let parameters = WatchParams {
+            label_selector: self.selector.labels.clone(),
+            field_selector: self.selector.fields.clone(),
+            timeout: Some(seconds),
+            bookmarks: true,
+            send_initial_events,
+        };
+        Ok(self
+            .api()
+            .watch(&parameters, version)
+            .await?
+            .into_stream()
+            .boxed())
+    }
+}
+
+impl<K> Requests for KindRequests<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    type Object = K;
+
+    async fn list(&mut self, version: &str) -> kube::Result<Listed<K>> {
+        let parameters = ListParams {
+            label_selector: self.selector.labels.clone(),
+            field_selector: self.selector.fields.clone(),
+            version_match: Some(VersionMatch::NotOlderThan),
+            resource_version: Some(version.to_owned()),
+            // With one, what is not older than a version comes from etcd.
+            limit: None,
+            ..ListParams::default()
+        };
+        let list = self.api().list(&parameters).await?;
+        Ok(Listed {
+            objects: list.items,
+            version: list
+                .metadata
+                .resource_version
+                .filter(|version| !version.is_empty()),
+        })
+    }
+
+    async fn stream(&mut self, version: &str, seconds: u32) -> kube::Result<Events<K>> {
+        self.begin(version, seconds, true).await
+    }
+
+    async fn watch(&mut self, version: &str, seconds: u32) -> kube::Result<Events<K>> {
+        self.begin(version, seconds, false).await
+    }
+
+    async fn failed(&mut self, error: &Error) {
+        self.server.failed(error).await;
+    }
 }
 
 #[cfg(test)]

@@ -15,9 +15,11 @@ use hyper_util::{
 };
 use kube::{
     Client, Config, Error,
-    client::{ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+    client::{ClientBuilder, ConfigExt as _},
 };
-use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+use tower::{BoxError, ServiceBuilder};
+
+use super::limits::Limits;
 
 /// A connection that was silent for this long is asked whether it lives …
 const ASK_AFTER: Duration = Duration::from_secs(20);
@@ -31,7 +33,9 @@ const DEAD_AFTER: Duration = Duration::from_secs(40);
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// A client as the configuration says. Does not connect yet.
-pub(super) fn of(config: Config) -> Result<Client, Error> {
+///
+/// What fails is not tried again here: a watch does that, and says so.
+pub(super) fn of(config: Config, limits: &Limits) -> Result<Client, Error> {
     if let Some(proxy) = config.proxy_url {
         return Err(Error::ProxyProtocolUnsupported {
             proxy_url: Box::new(proxy),
@@ -48,7 +52,7 @@ pub(super) fn of(config: Config) -> Result<Client, Error> {
     connector.set_write_timeout(config.write_timeout);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .layer(RetryLayer::new(RetryPolicy::server_retry()))
+        .layer(limits.clone())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
@@ -67,6 +71,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::source::kubernetes::{limits::RateLimit, pacing::Chance};
 
     /// The descriptor of the socket of this process that has an address.
     fn socket_at(address: std::net::SocketAddr) -> Option<RawFd> {
@@ -84,7 +89,9 @@ mod tests {
             let listener = TcpListener::bind(format!("{host}:0")).await;
             let listener = listener.expect("a port");
             let url = format!("http://{}", listener.local_addr().expect("its address"));
-            let client = of(Config::new(url.parse().expect("a URL"))).expect("a client");
+            let limits = Limits::new(RateLimit::default(), Chance::default());
+            let client = of(Config::new(url.parse().expect("a URL")), &limits);
+            let client = client.expect("a client");
             let request = tokio::spawn(async move { client.apiserver_version().await });
             let (_stream, peer) = listener.accept().await.expect("a connection");
             let socket = socket_at(peer).expect("the client's socket");
