@@ -46,6 +46,10 @@ pub struct Config {
     /// None to serve no metrics.
     pub metrics: Option<SocketAddr>,
     pub intervals: Intervals,
+    /// Where the last known state is kept, if it is.
+    pub state_dir: Option<PathBuf>,
+    /// A list that has lost most Services takes effect at once.
+    pub allow_empty: bool,
 }
 
 /// The node's name, and the options for its traffic.

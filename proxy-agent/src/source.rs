@@ -40,7 +40,10 @@ pub enum Update<T> {
     Relist(Vec<Parsed<T>>),
     /// The present state of one object.
     Apply(Parsed<T>),
+    /// One object was deleted.
     Delete(ObjectKey),
+    /// Objects that a look at everything did not find any more.
+    Missing(Vec<ObjectKey>),
 }
 
 impl From<Update<Service>> for Change {

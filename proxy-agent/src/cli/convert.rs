@@ -45,6 +45,8 @@ impl TryFrom<RunArgs> for Config {
             metrics_bind_address,
             min_sync_period,
             audit_period,
+            state_dir,
+            allow_empty,
         } = args;
         Ok(Self {
             node: node.try_into()?,
@@ -84,6 +86,8 @@ impl TryFrom<RunArgs> for Config {
                 min_sync: min_sync_period,
                 audit: audit_period,
             },
+            state_dir: state_dir.0,
+            allow_empty,
         })
     }
 }

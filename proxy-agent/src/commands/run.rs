@@ -22,6 +22,7 @@ use crate::{
         tables::{KernelFamily, KernelTables},
     },
     health::{self, serve::Addresses},
+    last_state::Store,
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
@@ -149,12 +150,21 @@ async fn serve(
         config.memory_for_services,
     ));
     let removed_backends = Arc::new(Notify::new());
-    let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
-        .with_external_ips(config.node.feature_gates.service_external_ips)
-        .with_growth(&growth)
-        .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
-        .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
+    let mut reconciler =
+        Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+            .with_external_ips(config.node.feature_gates.service_external_ips)
+            .allowing_empty(config.allow_empty)
+            .with_growth(&growth)
+            .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
+            .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
+    if let (source::Source::Kubernetes(_), Some(folder)) = (&config.source, &config.state_dir) {
+        // What other agents have left in tables, of other layouts, too, is newer.
+        let serves = !loaded.adopted && predecessors.is_empty();
+        let store = Store::new(folder, &config.node.name);
+        reconciler = reconciler.with_last_state(store, serves);
+    }
     let inputs = node::NodeInputs {
+        stale: reconciler.is_stale(),
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };

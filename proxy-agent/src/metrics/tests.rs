@@ -26,6 +26,7 @@ fn encoded() -> String {
     metrics.table_problem::<V4>("full");
     metrics.watch_error(&Kind::Service);
     metrics.watch_failing("Service", true);
+    metrics.held_objects(Kind::Service, 4);
     metrics.client_share::<V4>(0);
     let mut text = String::new();
     encode(&mut text, &registry).expect("encode");

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::family::{Family, V4, V6};
+use serde::{Deserialize, Serialize};
 
 pub use self::fields::NodeFields;
 use super::{
@@ -20,7 +21,7 @@ pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const LEFT_OUT: &str = "it is left out";
 
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Without a namespace.
     pub key: ObjectKey,
@@ -33,14 +34,14 @@ pub struct Node {
 }
 
 /// An address of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeAddress {
     pub kind: NodeAddressKind,
     pub ip: IpAddr,
 }
 
 /// The kind of a node's address. Host names are not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeAddressKind {
     Internal,
     External,

@@ -101,6 +101,7 @@ mod tests {
                 Ok(News::Update(Update::Relist(list))) => format!("={}", names(list)),
                 Ok(News::Update(Update::Apply(parsed))) => format!("+{}", parsed.key.name()),
                 Ok(News::Update(Update::Delete(key))) => format!("-{}", key.name()),
+                Ok(News::Update(Update::Missing(_))) => "no watch says so".to_owned(),
                 Ok(News::Recovered) => "*".to_owned(),
                 Err(_) => "!".to_owned(),
             })
