@@ -110,6 +110,11 @@ impl Index {
         }
     }
 
+    /// Returns the number of Services, known or not, that have slices.
+    pub fn services_with_slices(&self) -> usize {
+        self.slices.len()
+    }
+
     /// The Service that a slice belongs to, if it is known.
     pub fn owner(&self, slice: &ObjectKey) -> Option<&ObjectKey> {
         self.owners.get(slice)

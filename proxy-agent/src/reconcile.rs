@@ -16,7 +16,7 @@ pub(crate) mod pace;
 mod stale;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 use self::{
     family::{FamilyQueue, Queue},
     growth::Growth,
-    held::Held,
+    held::{Held, Loss},
     stale::Stale,
 };
 use crate::{
@@ -430,7 +430,9 @@ impl Reconciler {
     /// Holds objects that are missing, if they are most of all there are.
     fn hold<T: Indexed>(&mut self, missing: &[ObjectKey]) {
         let known = self.index.count::<T>();
-        let held = self.held.hold(T::KIND, missing, known);
+        let held = self
+            .held
+            .hold(T::KIND, missing, loss(&self.index, T::KIND, missing));
         if T::KIND == Kind::EndpointSlice {
             for slice in missing {
                 if let Some(service) = self.index.owner(slice) {
@@ -496,6 +498,27 @@ impl Reconciler {
             self.metrics.object_problem(T::KIND, problem.reason());
         }
         (key.1, object.state)
+    }
+}
+
+/// Returns how much of what is known is missing.
+fn loss(index: &Index, kind: Kind, missing: &[ObjectKey]) -> Loss {
+    if kind != Kind::EndpointSlice {
+        return Loss {
+            services: missing.len(),
+            known: index.count::<Service>(),
+        };
+    }
+    let mut lost = BTreeMap::<_, usize>::new();
+    for service in missing.iter().filter_map(|slice| index.owner(slice)) {
+        *lost.entry(service).or_default() += 1;
+    }
+    let all = lost
+        .iter()
+        .filter(|(service, lost)| index.slices(service).count() == **lost);
+    Loss {
+        services: all.count(),
+        known: index.services_with_slices(),
     }
 }
 

@@ -15,6 +15,14 @@ pub(super) const HOLD: Duration = Duration::from_mins(1);
 /// So many may be missing, whatever their share is.
 pub(super) const FEW: usize = 3;
 
+/// How many Services a list has lost, or has lost all slices of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loss {
+    pub(super) services: usize,
+    /// Of so many.
+    pub(super) known: usize,
+}
+
 /// The objects that stay, and until when.
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -31,8 +39,8 @@ impl Held {
 
     /// Holds what a list lacks of the known objects, if that is most of them. Returns how
     /// many it newly holds.
-    pub(super) fn hold(&mut self, kind: Kind, missing: &[ObjectKey], known: usize) -> usize {
-        let is_most = missing.len() > FEW && missing.len() * 2 > known;
+    pub(super) fn hold(&mut self, kind: Kind, missing: &[ObjectKey], loss: Loss) -> usize {
+        let is_most = loss.services > FEW && loss.services * 2 > loss.known;
         if self.never || !is_most || !matches!(kind, Kind::Service | Kind::EndpointSlice) {
             return 0;
         }
@@ -92,6 +100,10 @@ mod tests {
         keys.collect()
     }
 
+    fn loss(services: usize, known: usize) -> Loss {
+        Loss { services, known }
+    }
+
     #[rstest]
     #[case::half(5, 10, 0)]
     #[case::more(6, 10, 6)]
@@ -105,13 +117,19 @@ mod tests {
         #[case] held: usize,
     ) {
         for kind in [Kind::Service, Kind::EndpointSlice] {
-            assert_eq!(Held::default().hold(kind, &keys(0..missing), known), held);
+            assert_eq!(
+                Held::default().hold(kind, &keys(0..missing), loss(missing, known)),
+                held
+            );
         }
         let mut never = Held::default();
         never.set_never(true);
-        assert_eq!(never.hold(Kind::Service, &keys(0..missing), known), 0);
         assert_eq!(
-            Held::default().hold(Kind::Node, &keys(0..missing), known),
+            never.hold(Kind::Service, &keys(0..missing), loss(missing, known)),
+            0
+        );
+        assert_eq!(
+            Held::default().hold(Kind::Node, &keys(0..missing), loss(missing, known)),
             0
         );
     }
@@ -119,9 +137,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_goes_a_minute_after_it_was_first_missing() {
         let mut held = Held::default();
-        held.hold(Kind::Service, &keys(0..6), 10);
+        held.hold(Kind::Service, &keys(0..6), loss(6, 10));
         tokio::time::advance(HOLD / 2).await;
-        assert_eq!(held.hold(Kind::Service, &keys(0..8), 10), 2);
+        assert_eq!(held.hold(Kind::Service, &keys(0..8), loss(8, 10)), 2);
         held.hold_with(&keys(0..1)[0], &keys(20..21)[0]);
         held.hold_with(&keys(9..10)[0], &keys(21..22)[0]);
         held.forget(Kind::Service, &keys(1..2)[0]);

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Held, Reconciler};
+use super::{Held, Reconciler, loss};
 use crate::{
     index::Index,
     last_state::{Remembered, Store},
@@ -115,10 +115,13 @@ impl Reconciler {
         let (known, known_slices) = (old.count::<Service>(), old.count::<EndpointSlice>());
         let missing = old.missing::<Service>(&services);
         let missing_slices = old.missing::<EndpointSlice>(&slices);
-        let held = self.held.hold(Kind::Service, &missing, known);
+        let held = self
+            .held
+            .hold(Kind::Service, &missing, loss(old, Kind::Service, &missing));
+        let lost_slices = loss(old, Kind::EndpointSlice, &missing_slices);
         let held_slices = self
             .held
-            .hold(Kind::EndpointSlice, &missing_slices, known_slices);
+            .hold(Kind::EndpointSlice, &missing_slices, lost_slices);
         for slice in &missing_slices {
             if let Some(service) = old.owner(slice) {
                 self.held.hold_with(service, slice);

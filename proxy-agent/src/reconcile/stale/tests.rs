@@ -358,6 +358,21 @@ async fn manifests_that_are_gone_are_held(#[case] allow_empty: bool, #[case] lef
     assert!(agent.served().is_empty());
 }
 
+/// Services that are scaled to nothing: of few, all slices may go.
+#[tokio::test(start_paused = true)]
+async fn slices_of_few_services_go_at_once() {
+    let mut agent = Agent::start(Start::default());
+    agent.take(lists(&FIVE)).await;
+    agent
+        .take(vec![Update::Relist(slices(&["a", "b"])).into()])
+        .await;
+    let without = agent
+        .served()
+        .into_iter()
+        .filter(|(_, endpoints)| *endpoints == 0);
+    assert_eq!(without.count(), 3);
+}
+
 /// A relist that is allowed to lose everything.
 #[tokio::test(start_paused = true)]
 async fn an_empty_list_may_be_allowed() {
