@@ -4,4 +4,5 @@ pub mod datapath;
 mod machine;
 pub mod masquerade;
 mod measure;
+pub mod scale;
 mod table;
