@@ -57,6 +57,10 @@ pub struct Config {
     pub servers: Servers,
     pub oom_score_adj: i32,
     pub intervals: Intervals,
+    /// Where the last known state is kept, if it is.
+    pub state_dir: Option<PathBuf>,
+    /// A list that has lost most Services takes effect at once.
+    pub allow_empty: bool,
     /// Where all this was read from, to be read again.
     pub files: Vec<PathBuf>,
 }

@@ -49,6 +49,13 @@ impl Index {
         }
     }
 
+    /// An empty index for the same node.
+    pub fn anew(&self) -> Self {
+        let mut index = Self::new(self.context.name.clone());
+        index.context.external_ips = self.context.external_ips;
+        index
+    }
+
     /// Sets whether spec.externalIPs are served (S7): they are, unless told
     /// otherwise before there are any Services.
     pub fn serve_external_ips(&mut self, serve: bool) {
@@ -87,6 +94,45 @@ impl Index {
         changed
     }
 
+    /// Returns the objects of a kind that are known and not among these.
+    pub fn missing<T: Indexed>(&self, present: &BTreeSet<ObjectKey>) -> Vec<ObjectKey> {
+        let keys = T::keys(self).into_iter();
+        keys.filter(|key| !present.contains(key)).collect()
+    }
+
+    /// Returns the number of objects of a kind.
+    pub fn count<T: Indexed>(&self) -> usize {
+        match T::KIND {
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.owners.len(),
+            Kind::Node => usize::from(self.node.is_some()),
+            Kind::ServiceCidr => self.service_cidrs.len(),
+        }
+    }
+
+    /// Returns the number of Services, known or not, that have slices.
+    pub fn services_with_slices(&self) -> usize {
+        self.slices.len()
+    }
+
+    /// The Service that a slice belongs to, if it is known.
+    pub fn owner(&self, slice: &ObjectKey) -> Option<&ObjectKey> {
+        self.owners.get(slice)
+    }
+
+    /// Takes over what has not been listed since: the Node, and the prefixes of
+    /// cluster IPs.
+    pub fn inherit(&mut self, old: &Self) {
+        if !self.listed.contains(&Kind::Node)
+            && let Some(node) = &old.node
+        {
+            self.apply(node.clone());
+        }
+        if !self.listed.contains(&Kind::ServiceCidr) && old.listed.contains(&Kind::ServiceCidr) {
+            self.replace_except(old.service_cidrs.values().cloned().collect(), |_| false);
+        }
+    }
+
     /// Takes in all objects of a kind at once, as [`Index::replace_except`] does.
     #[cfg(test)]
     pub fn replace<T: Indexed>(&mut self, objects: Vec<T>) -> usize {
@@ -111,6 +157,17 @@ impl Index {
 
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
         self.services.get(key)
+    }
+
+    pub fn all_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.values().flatten()
+    }
+
+    /// The objects with the prefixes that cluster IPs come from; `None` before they have
+    /// been listed.
+    pub fn service_cidrs(&self) -> Option<Vec<&ServiceCidr>> {
+        let listed = self.listed.contains(&Kind::ServiceCidr);
+        listed.then(|| self.service_cidrs.values().collect())
     }
 
     /// The slices of a Service, in the order of their names.

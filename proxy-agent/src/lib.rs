@@ -27,6 +27,7 @@ mod golden;
 mod health;
 mod http;
 mod index;
+mod last_state;
 mod metrics;
 pub mod model;
 pub mod node;

@@ -51,6 +51,9 @@ pub struct Metrics {
     object_problems: Labelled<KindAndReason, Counter>,
     table_problems: Labelled<FamilyAndReason, Counter>,
     watch_errors: Labelled<KindOnly, Counter>,
+    watch_failing: Labelled<KindOnly, Gauge>,
+    held_objects: Labelled<KindOnly, Gauge>,
+    state_stale: Gauge,
     sockets_ended: Counter,
     client_share: Labelled<IpFamily, Gauge>,
     healthz: Labelled<Code, Counter>,
@@ -269,6 +272,21 @@ impl Metrics {
             self.watch_errors.clone(),
         );
         registry.register(
+            "watch_failing",
+            "Whether a watch of the API server fails: what changes there is not seen",
+            self.watch_failing.clone(),
+        );
+        registry.register(
+            "held_objects",
+            "Objects that stay for a minute although a list that lost most of them has them no more",
+            self.held_objects.clone(),
+        );
+        registry.register(
+            "state_stale",
+            "Whether the state on disk is served, because the API server has not answered since the start",
+            self.state_stale.clone(),
+        );
+        registry.register(
             "sockets_ended",
             "Connected UDP sockets ended because their backend serves no more",
             self.sockets_ended.clone(),
@@ -310,6 +328,25 @@ impl Metrics {
     pub fn watch_error(&self, kind: &impl ToString) {
         let kind = kind.to_string();
         self.watch_errors.get_or_create(&KindOnly { kind }).inc();
+    }
+
+    /// A watch began to fail, or does not fail any more.
+    pub fn watch_failing(&self, kind: &str, fails: bool) {
+        let kind = kind.to_owned();
+        let gauge = self.watch_failing.get_or_create(&KindOnly { kind });
+        gauge.set(fails.into());
+    }
+
+    /// Objects that are held although they are missing.
+    pub fn held_objects(&self, kind: Kind, count: usize) {
+        let kind = kind.to_string();
+        let gauge = self.held_objects.get_or_create(&KindOnly { kind });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The state on disk is served, or is not any more.
+    pub fn state_stale(&self, stale: bool) {
+        self.state_stale.set(stale.into());
     }
 
     /// Sockets of UDP backends that left were ended.

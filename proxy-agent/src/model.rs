@@ -18,6 +18,7 @@ pub(crate) mod placement;
 mod pool;
 pub(crate) mod service;
 pub(crate) mod service_cidr;
+mod stored;
 
 use std::{fmt, time::SystemTime};
 

@@ -86,6 +86,8 @@ pub struct NodeInputs {
     pub node: Receiver<Option<Node>>,
     /// The prefixes that cluster IPs come from; `None` before they are known.
     pub service_ranges: Receiver<Option<BTreeSet<IpNet>>>,
+    /// The state on disk is served.
+    pub stale: Receiver<bool>,
 }
 
 /// Keeps one node's datapath in step with its devices, addresses and settings.
@@ -164,6 +166,13 @@ impl NodeController {
                     }
                     self.inputs.service_ranges.mark_unchanged();
                     self.sync_service_cidrs();
+                }
+                changed = self.inputs.stale.changed() => {
+                    if changed.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    let stale = *self.inputs.stale.borrow_and_update();
+                    settings::set_stale(&mut self.datapath.loaded.config, stale);
                 }
                 () = sleep_until(wake_at) => {}
             }

@@ -11,10 +11,12 @@
 
 pub(crate) mod family;
 pub mod growth;
+mod held;
 pub(crate) mod pace;
+mod stale;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -30,12 +32,15 @@ use tracing::{debug, warn};
 use self::{
     family::{FamilyQueue, Queue},
     growth::Growth,
+    held::{Held, Loss},
+    stale::Stale,
 };
 use crate::{
     health::{Health, state::NodeState},
     index::{Index, Indexed},
+    last_state::Store,
     metrics::Metrics,
-    model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem, State},
+    model::{EndpointSlice, IpFamily, Kind, Node, ObjectKey, Parsed, Problem, Service, State},
     notice::Ledger,
     plan,
     select::DesiredPort,
@@ -120,6 +125,12 @@ pub struct Reconciler {
     service_ranges: watch::Sender<Option<BTreeSet<IpNet>>>,
     in_force: watch::Sender<bool>,
     growth: Option<Rc<Growth>>,
+    held: Held,
+    /// Keeps the state for after a reboot.
+    store: Option<Store>,
+    /// The state from before the start, until it is known what is there now.
+    stale: Option<Stale>,
+    is_stale: watch::Sender<bool>,
     metrics: Metrics,
     /// Changes of Services and of EndpointSlices since all families were up to date.
     pending: [usize; 2],
@@ -140,6 +151,10 @@ impl Reconciler {
             service_ranges: watch::Sender::new(None),
             in_force: watch::Sender::new(false),
             growth: None,
+            held: Held::default(),
+            store: None,
+            stale: None,
+            is_stale: watch::Sender::new(false),
             metrics,
             pending: [0; 2],
             started: SystemTime::now(),
@@ -168,6 +183,13 @@ impl Reconciler {
         self
     }
 
+    /// Sets whether a list that has lost most Services takes effect at once.
+    #[must_use]
+    pub fn allowing_empty(mut self, allow: bool) -> Self {
+        self.held.set_never(allow);
+        self
+    }
+
     /// Adds a family and the tables it is programmed into.
     #[must_use]
     pub fn with_family<F: Family>(mut self, program: impl SyncTarget<F> + 'static) -> Self {
@@ -193,7 +215,13 @@ impl Reconciler {
         self.service_ranges.subscribe()
     }
 
-    /// Returns whether the tables of all families have been what they should be once.
+    /// Returns whether the state on disk is served.
+    pub fn is_stale(&self) -> watch::Receiver<bool> {
+        self.is_stale.subscribe()
+    }
+
+    /// Returns whether the tables of all families have been what they should be once,
+    /// by what the source said since the start.
     pub fn in_force(&self) -> watch::Receiver<bool> {
         self.in_force.subscribe()
     }
@@ -206,10 +234,12 @@ impl Reconciler {
         let mut audit_at = Instant::now() + self.intervals.audit;
         let growth = self.growth.clone();
         let mut exchanged = growth.as_ref().map(|growth| growth.watch());
+        self.begin_stale();
         loop {
             self.health.turned();
-            let wake_at = audit_at.min(Instant::now() + TURN);
-            let wake_at = self.due().map_or(wake_at, |due| due.min(wake_at));
+            let dues = [self.due(), self.held.due(), self.save_due()];
+            let turn = audit_at.min(Instant::now() + TURN);
+            let wake_at = dues.into_iter().flatten().fold(turn, Instant::min);
             tokio::select! {
                 biased;
                 () = next(&mut exchanged) => {
@@ -221,13 +251,20 @@ impl Reconciler {
                     Some(batch) => self.take_all(batch, &mut changes),
                     None => return,
                 },
+                () = written(&mut self.store) => {}
                 () = sleep_until(wake_at) => {}
             }
+            self.release_held();
             self.sync_due();
             self.count_pending();
+            self.save();
             if Instant::now() >= audit_at {
+                let index = self
+                    .stale
+                    .as_ref()
+                    .map_or(&self.index, |stale| &stale.index);
                 for family in &mut self.families {
-                    family.audit(&self.index);
+                    family.audit(index);
                 }
                 sys::allocator::release_memory();
                 audit_at = Instant::now() + self.intervals.audit;
@@ -237,21 +274,23 @@ impl Reconciler {
 
     /// The time of the next sync of any family.
     fn due(&self) -> Option<Instant> {
-        let ready = self.index.is_complete();
+        let ready = self.serving().is_some();
         let due = self.families.iter().filter_map(|family| family.due());
         due.min().filter(|_| ready)
     }
 
     fn sync_due(&mut self) {
-        if !self.index.is_complete() {
-            return;
-        }
+        let index = match &self.stale {
+            Some(stale) if stale.serves => &stale.index,
+            None if self.index.is_complete() => &self.index,
+            _ => return,
+        };
         for family in &mut self.families {
             if family.due().is_some_and(|due| due <= Instant::now()) {
-                family.sync(&self.index);
+                family.sync(index);
             }
         }
-        if self.families.iter().all(|family| family.was_in_force()) {
+        if self.stale.is_none() && self.families.iter().all(|family| family.was_in_force()) {
             self.in_force
                 .send_if_modified(|known| !std::mem::replace(known, true));
         }
@@ -275,8 +314,19 @@ impl Reconciler {
             }
             next = changes.try_recv().ok();
         }
+        self.end_stale();
+        if self.stale.is_some() {
+            return;
+        }
+        self.enqueue_dirty();
+    }
+
+    fn enqueue_dirty(&mut self) {
         let dirty = self.index.take_dirty();
         debug!(services = dirty.len(), "changes taken in");
+        if let Some(store) = &mut self.store {
+            store.changed();
+        }
         for family in &mut self.families {
             family.enqueue(&dirty);
         }
@@ -310,14 +360,17 @@ impl Reconciler {
             }
             Change::ServiceCidr(update) => {
                 self.update(update);
-                let ranges = self.index.service_ranges();
-                self.service_ranges.send_if_modified(|known| {
-                    let changed = *known != ranges;
-                    *known = ranges;
-                    changed
-                });
+                self.tell_service_ranges(self.index.service_ranges());
             }
         }
+    }
+
+    fn tell_service_ranges(&self, ranges: Option<BTreeSet<IpNet>>) {
+        self.service_ranges.send_if_modified(|known| {
+            let changed = *known != ranges;
+            *known = ranges;
+            changed
+        });
     }
 
     /// The change whose latency is measured, if an update of a slice brings one:
@@ -358,19 +411,103 @@ impl Reconciler {
                 // One that does not say its name may be any.
                 let any = unreadable.contains(&ObjectKey::default());
                 let stays = |key: &ObjectKey| any || unreadable.contains(key);
+                let listed = usable.iter().map(|object| object.key().clone());
+                let listed = listed.chain(unreadable.iter().cloned()).collect();
+                let mut missing = self.index.missing::<T>(&listed);
+                if any {
+                    missing.clear();
+                }
+                self.hold::<T>(&missing);
+                for key in &listed {
+                    self.held.forget(T::KIND, key);
+                }
+                let held = &self.held;
+                let stays = |key: &ObjectKey| stays(key) || held.holds(T::KIND, key);
                 self.index.replace_except::<T>(usable, stays)
             }
-            Update::Apply(object) => match self.report(object) {
-                (_, State::Usable(object)) => usize::from(self.index.apply(object)),
-                (key, State::Absent) => usize::from(self.index.delete::<T>(&key)),
-                (_, State::Unreadable) => 0,
-            },
-            Update::Delete(key) => {
-                let changed = self.index.delete::<T>(&key);
-                self.problems.forget(&(T::KIND, key));
-                usize::from(changed)
+            Update::Apply(object) => {
+                let (key, state) = self.report(object);
+                self.held.forget(T::KIND, &key);
+                match state {
+                    State::Usable(object) => usize::from(self.index.apply(object)),
+                    State::Absent => usize::from(self.index.delete::<T>(&key)),
+                    State::Unreadable => 0,
+                }
+            }
+            Update::Delete(key) => usize::from(self.delete::<T>(key)),
+            Update::Missing(keys) => {
+                self.hold::<T>(&keys);
+                let gone = keys.into_iter();
+                let gone: Vec<_> = gone.filter(|key| !self.held.holds(T::KIND, key)).collect();
+                gone.into_iter()
+                    .map(|key| usize::from(self.delete::<T>(key)))
+                    .sum()
             }
         }
+    }
+
+    fn delete<T: Indexed>(&mut self, key: ObjectKey) -> bool {
+        self.held.forget(T::KIND, &key);
+        let changed = self.index.delete::<T>(&key);
+        self.problems.forget(&(T::KIND, key));
+        changed
+    }
+
+    /// Holds objects that are missing, if they are most of all there are.
+    fn hold<T: Indexed>(&mut self, missing: &[ObjectKey]) {
+        let known = self.index.count::<T>();
+        let held = self
+            .held
+            .hold(T::KIND, missing, loss(&self.index, T::KIND, missing));
+        if T::KIND == Kind::EndpointSlice {
+            for slice in missing {
+                if let Some(service) = self.index.owner(slice) {
+                    self.held.hold_with(service, slice);
+                }
+            }
+        }
+        self.report_held(T::KIND, held, known);
+    }
+
+    fn report_held(&self, kind: Kind, held: usize, known: usize) {
+        self.metrics.held_objects(kind, self.held.count(kind));
+        if held > 0 {
+            warn!(
+                "{held} of {known} {kind}s are gone at once: they stay for {} s, in case that \
+                 is a mistake (--allow-empty)",
+                held::HOLD.as_secs()
+            );
+        }
+    }
+
+    /// Deletes what was held for long enough.
+    fn release_held(&mut self) {
+        let due = self.held.take_due();
+        if due.is_empty() {
+            return;
+        }
+        warn!(
+            objects = due.len(),
+            "what was missing has not come back, it is gone"
+        );
+        for (kind, key) in due {
+            match kind {
+                Kind::Service => {
+                    let gone = usize::from(self.delete::<Service>(key));
+                    self.metrics.service_changes(gone);
+                }
+                Kind::EndpointSlice => {
+                    let gone = usize::from(self.delete::<EndpointSlice>(key));
+                    self.metrics.endpoint_changes(gone);
+                }
+                // They are never held.
+                Kind::Node | Kind::ServiceCidr => {}
+            }
+        }
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            self.metrics.held_objects(kind, self.held.count(kind));
+        }
+        self.enqueue_dirty();
     }
 
     /// Logs and counts an object's new problems; returns its key and state.
@@ -387,6 +524,35 @@ impl Reconciler {
             self.metrics.object_problem(T::KIND, problem.reason());
         }
         (key.1, object.state)
+    }
+}
+
+/// Returns how much of what is known is missing.
+fn loss(index: &Index, kind: Kind, missing: &[ObjectKey]) -> Loss {
+    if kind != Kind::EndpointSlice {
+        return Loss {
+            services: missing.len(),
+            known: index.count::<Service>(),
+        };
+    }
+    let mut lost = BTreeMap::<_, usize>::new();
+    for service in missing.iter().filter_map(|slice| index.owner(slice)) {
+        *lost.entry(service).or_default() += 1;
+    }
+    let all = lost
+        .iter()
+        .filter(|(service, lost)| index.slices(service).count() == **lost);
+    Loss {
+        services: all.count(),
+        known: index.services_with_slices(),
+    }
+}
+
+/// Waits for the end of a writing of the state, if one is going on.
+async fn written(store: &mut Option<Store>) {
+    match store {
+        Some(store) => store.written().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -130,9 +130,9 @@ impl Sockets {
                 && mode == Mode::All
                 && serves
                 // If not, the source says why and the agent ends.
-                && let Ok(server) = kubernetes::api_server(access).await
+                && let Ok(server) = kubernetes::api_server(access, node).await
             {
-                packet_pods::follow(server, node, sender).await;
+                packet_pods::follow(server, node, sender, metrics.clone()).await;
             }
         };
         let end = async {

@@ -41,7 +41,10 @@ pub enum Update<T> {
     Relist(Vec<Parsed<T>>),
     /// The present state of one object.
     Apply(Parsed<T>),
+    /// One object was deleted.
     Delete(ObjectKey),
+    /// Objects that a look at everything did not find any more.
+    Missing(Vec<ObjectKey>),
 }
 
 impl From<Update<Service>> for Change {
@@ -106,10 +109,10 @@ impl Source {
     }
 
     /// Fails where [`Source::run`] would fail at once.
-    pub async fn check(&self) -> Result<(), SourceError> {
+    pub async fn check(&self, node_name: &str) -> Result<(), SourceError> {
         match self {
             Self::Kubernetes(access) => {
-                kubernetes::api_server(access).await?;
+                kubernetes::api_server(access, node_name).await?;
             }
             Self::Manifests { directory } => manifests::check(directory)?,
         }
@@ -122,7 +125,7 @@ impl Source {
         let Self::Kubernetes(access) = self else {
             return;
         };
-        if let Ok(server) = kubernetes::api_server(&access).await {
+        if let Ok(server) = kubernetes::api_server(&access, node_name).await {
             kubernetes::events::write(server, node_name, events).await;
         }
     }
@@ -132,7 +135,7 @@ impl Source {
         let Self::Kubernetes(access) = self else {
             return;
         };
-        if let Ok(server) = kubernetes::api_server(&access).await {
+        if let Ok(server) = kubernetes::api_server(&access, node_name).await {
             kubernetes::start_taint::remove(server, node_name, key, health).await;
         }
     }
@@ -147,7 +150,7 @@ impl Source {
     ) -> Result<(), SourceError> {
         match self {
             Self::Kubernetes(access) => {
-                let server = kubernetes::api_server(&access).await?;
+                let server = kubernetes::api_server(&access, node_name).await?;
                 kubernetes::run(server, node_name, changes, metrics).await;
             }
             Self::Manifests { directory } => {

@@ -63,6 +63,9 @@ impl Config {
     /// A bridge has the MAC address of one of its ports: frames for the bridge
     /// that come in there are addressed to the port itself (E2).
     pub const PORT_HAS_BRIDGE_MAC: u32 = 2048;
+    /// The tables are made of the last known state: the API server has not answered
+    /// since the node started. For those who read the tables; programs do not care.
+    pub const STALE: u32 = 4096;
 }
 
 /// A CIDR: `addr & mask`.

@@ -205,6 +205,8 @@ impl<'lab> Agent<'lab> {
         command
             .args(roots(node))
             .args(["--hostname-override", node.name()])
+            .arg("--state-dir")
+            .arg(state_dir(node, lab))
             .args(["--cluster-cidr", &cluster_cidrs(node)])
             .args(["--metrics-bind-address", &metrics])
             .args([service_ports, &options.max_service_ports.to_string()])
@@ -266,6 +268,17 @@ impl<'lab> Agent<'lab> {
         let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let size = size.and_then(|size| size.split_whitespace().next());
         Ok(size.context("no VmRSS in its status")?.parse()?)
+    }
+
+    /// The time that it has had a CPU.
+    pub fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // After the name, which may have any character.
+        let (_, stat) = stat.rsplit_once(") ").context("no stat of a process")?;
+        let mut ticks = stat.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        let ticks = ticks.by_ref().sum::<Result<u64, _>>()?;
+        // Linux shows every program 100 ticks a second.
+        Ok(Duration::from_millis(ticks * 10))
     }
 
     /// Ends it as a crash would, at once.
@@ -330,6 +343,13 @@ pub fn command(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs it and returns all that it shows, what is beside the output first.
+pub fn shown(node: &Node, arguments: &[&str]) -> Result<String> {
+    let output = output(node, arguments, || Ok(()))?;
+    let shown = [output.stderr, output.stdout].concat();
+    Ok(String::from_utf8_lossy(&shown).into_owned())
+}
+
 /// [`command`] with the capabilities of the `DaemonSet`'s container, to which
 /// the kernel does not tell what others have loaded.
 pub fn command_in_container(node: &Node, arguments: &[&str]) -> Result<Output> {
@@ -380,6 +400,11 @@ pub fn binary() -> Result<PathBuf> {
         Some(path) if path.exists() => Ok(path),
         _ => bail!("PROXY_AGENT_BIN does not name the agent, and none is built"),
     }
+}
+
+/// The folder for an agent's last known state.
+pub fn state_dir(node: &Node, lab: &Lab) -> PathBuf {
+    lab.scratch.path().join(format!("{}-state", node.name()))
 }
 
 fn roots(node: &Node) -> [PathBuf; 4] {

@@ -5,4 +5,5 @@ pub mod inplace;
 mod machine;
 pub mod masquerade;
 mod measure;
+pub mod scale;
 mod table;

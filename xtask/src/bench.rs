@@ -2,7 +2,8 @@
 //!
 //! The benchmarks measure the programs in the kernel, which are always optimised.
 //! The rest is built as tests are: optimising it would take minutes and change
-//! no figure, because the kernel measures.
+//! no figure, because the kernel measures. Where the agent itself is measured, it is
+//! built for release.
 
 use std::ffi::OsString;
 
@@ -26,7 +27,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cache = Cache::locate()?;
     setup::tools(&cache)?;
     setup::toolchain(&cache)?;
-    let agent = build::agent(&cache, Profile::Dev)?;
+    let profile = match arguments.first() {
+        Some(name) if name == "scale" => Profile::Release,
+        _ => Profile::Dev,
+    };
+    let agent = build::agent(&cache, profile)?;
     let mut cargo = workspace::cargo(&cache)?;
     test::environment(&mut cargo, &cache, &agent);
     cargo

@@ -62,6 +62,8 @@ impl TryFrom<RunArgs> for Config {
             remove_taint,
             min_sync_period,
             audit_period,
+            state_dir,
+            allow_empty,
         } = args;
         Ok(Self {
             node: node.try_into()?,
@@ -113,6 +115,8 @@ impl TryFrom<RunArgs> for Config {
                 min_sync: min_sync_period,
                 audit: audit_period,
             },
+            state_dir: state_dir.0,
+            allow_empty,
         })
     }
 }

@@ -121,6 +121,21 @@ pub struct RunArgs {
         conflicts_with = "manifests"
     )]
     pub remove_taint: Option<String>,
+    /// Folder that keeps the last known state of the cluster, which is served after a
+    /// reboot until the API server answers; empty for none. Not used with
+    /// `--manifests`
+    #[arg(
+        long,
+        help_heading = "Operation",
+        value_name = "DIR",
+        env = "TANDEM_STATE_DIR",
+        default_value = "/var/lib/tandem"
+    )]
+    pub state_dir: OptionalPath,
+    /// Take most Services off at once when a list or the manifests have them no
+    /// more, rather than a minute later
+    #[arg(long, help_heading = "Operation", env = "TANDEM_ALLOW_EMPTY")]
+    pub allow_empty: bool,
     /// Minimum interval between two syncs of a family
     #[arg(
         long,
@@ -208,6 +223,18 @@ pub enum Attach {
     Tcx,
     /// As filters of the clsact qdisc
     Clsact,
+}
+
+/// A path, or none if it is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionalPath(pub Option<PathBuf>);
+
+impl std::str::FromStr for OptionalPath {
+    type Err = std::convert::Infallible;
+
+    fn from_str(raw: &str) -> Result<Self, Self::Err> {
+        Ok(Self((!raw.is_empty()).then(|| raw.into())))
+    }
 }
 
 /// An address to listen on, or none.

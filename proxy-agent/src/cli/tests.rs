@@ -368,7 +368,6 @@ fn setting_row(setting: &Setting) -> String {
                 .collect();
             format!("`--{target}` where the mode is {}", modes.join(" or "))
         }
-        Role::NotYet(_) => "not used yet".to_owned(),
         Role::Nothing(reason) => format!("nothing: {reason}"),
     };
     format!(

@@ -13,6 +13,7 @@ pub mod services;
 
 use anyhow::Context as _;
 use proxy_common::{
+    config::Config,
     family::{V4, V6},
     table::Table,
 };
@@ -24,7 +25,7 @@ use crate::{
         services::ServiceRow,
     },
     dataplane::{
-        Dataplane as _,
+        Dataplane as _, load,
         mapped::Access,
         pins::Pins,
         tables::{KernelFamily, KernelTables, open_affinity, open_flows},
@@ -43,6 +44,12 @@ pub fn get(args: &GetArgs) -> anyhow::Result<()> {
             args.pins.bpf_root.display()
         );
     }
+    if is_stale(&pins) {
+        eprintln!(
+            "The API server has not answered since this node started: this is the last known \
+             state, and what has changed since is not in it."
+        );
+    }
     match args.what {
         Resource::Services => show::<ServiceRow>(args, &pins),
         Resource::Backends => show::<BackendRow>(args, &pins),
@@ -57,6 +64,12 @@ pub fn get(args: &GetArgs) -> anyhow::Result<()> {
             render::print(&rows, args.output)
         }
     }
+}
+
+fn is_stale(pins: &Pins) -> bool {
+    let settings = load::open_config(pins, Access::Read);
+    let settings = settings.ok().and_then(|settings| settings.get(0));
+    settings.is_some_and(|settings| settings.flags & Config::STALE != 0)
 }
 
 /// A row that comes out of the tables of one family.

@@ -29,6 +29,7 @@ use crate::{
         serve::Addresses,
         state::{Condition, Subject},
     },
+    last_state::Store,
     metrics::{Metrics, serve},
     node::{self, NodeController},
     ownership::{Candidate, Loss, Name, Ownership},
@@ -66,7 +67,7 @@ pub fn run(mut configuration: Configuration, mut config: Config) -> anyhow::Resu
     sys::kernel::require_kernel()?;
     let mut stop = in_runtime(async {
         // Before anything is changed on this node.
-        config.source.check().await?;
+        config.source.check(&config.node.name).await?;
         StopSignals::listen()
     })?;
     let mounted_bpf = sys::filesystems::mount_bpf(&config.bpf_root)?;
@@ -158,7 +159,7 @@ async fn reconfigured(configuration: &mut Configuration, config: &Config) -> Box
 async fn try_new(configuration: &mut Configuration) -> anyhow::Result<(Effective, Config)> {
     let effective = configuration.load()?;
     let config = effective.config()?;
-    config.source.check().await?;
+    config.source.check(&config.node.name).await?;
     Ok((effective, config))
 }
 
@@ -266,13 +267,22 @@ async fn serve(
         config.memory_for_services,
     ));
     let removed_backends = Arc::new(Notify::new());
-    let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
-        .with_health(&health)
-        .with_external_ips(config.node.feature_gates.service_external_ips)
-        .with_growth(&growth)
-        .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
-        .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
+    let mut reconciler =
+        Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+            .with_health(&health)
+            .with_external_ips(config.node.feature_gates.service_external_ips)
+            .allowing_empty(config.allow_empty)
+            .with_growth(&growth)
+            .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
+            .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
+    if let (source::Source::Kubernetes(_), Some(folder)) = (&config.source, &config.state_dir) {
+        // What other agents have left in tables, of other layouts, too, is newer.
+        let serves = !was_adopted && predecessors.is_empty();
+        let store = Store::new(folder, &config.node.name);
+        reconciler = reconciler.with_last_state(store, serves);
+    }
     let inputs = node::NodeInputs {
+        stale: reconciler.is_stale(),
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };

@@ -32,8 +32,6 @@ pub enum Role {
     Is(&'static str),
     /// The same, where kube-proxy would run in one of these modes.
     InMode(&'static str, &'static [&'static str]),
-    /// It will be what the flag of this name says.
-    NotYet(&'static str),
     /// Nothing, for this reason.
     Nothing(&'static str),
 }
@@ -96,7 +94,7 @@ const fn pointer(
     }
 }
 
-use Role::{InMode, Is, NotYet, Nothing};
+use Role::{InMode, Is, Nothing};
 
 /// kube-proxy's settings, one on each line.
 #[rustfmt::skip]
@@ -106,8 +104,8 @@ pub const KUBE_PROXY: &[Setting] = &[
     row("", "master", Text, "", Is("master")),
     row("clientConnection.acceptContentTypes", "", Text, "", Nothing(JSON)),
     row("clientConnection.contentType", "kube-api-content-type", Text, "application/vnd.kubernetes.protobuf", Nothing(JSON)),
-    row("clientConnection.qps", "kube-api-qps", Float, "5", NotYet("kube-api-qps")),
-    row("clientConnection.burst", "kube-api-burst", Int(0, i32::MAX as i64), "10", NotYet("kube-api-burst")),
+    row("clientConnection.qps", "kube-api-qps", Float, "5", Is("kube-api-qps")),
+    row("clientConnection.burst", "kube-api-burst", Int(0, i32::MAX as i64), "10", Is("kube-api-burst")),
     row("logging.format", "logging-format", Text, "text", Nothing(LOGS)),
     row("logging.flushFrequency", "log-flush-frequency", Any, "5s", Nothing(LOGS)),
     row("logging.verbosity", "", Int(0, i64::MAX), "0", Nothing(LOGS)),
@@ -190,6 +188,8 @@ pub const TANDEM: &[Setting] = &[
     row("minSyncPeriod", "min-sync-period", Duration(0), "0s", Is("min-sync-period")),
     row("removeTaint", "remove-taint", Text, "", Is("remove-taint")),
     row("procSys", "proc-sys", Text, "/proc/sys", Is("proc-sys")),
+    row("stateDir", "state-dir", Text, "/var/lib/tandem", Is("state-dir")),
+    row("allowEmpty", "allow-empty", Bool, "false", Is("allow-empty")),
     row("auditPeriod", "audit-period", Duration(1), "60s", Is("audit-period")),
 ];
 
@@ -200,7 +200,7 @@ impl Setting {
     /// The flag of ours that says the same.
     pub fn target(&self) -> Option<&'static str> {
         match self.role {
-            Is(flag) | InMode(flag, _) | NotYet(flag) => Some(flag),
+            Is(flag) | InMode(flag, _) => Some(flag),
             Nothing(_) => None,
         }
     }
@@ -209,7 +209,7 @@ impl Setting {
     pub fn counts_in(&self, mode: &str) -> bool {
         match self.role {
             InMode(_, modes) => modes.contains(&mode),
-            Is(_) | NotYet(_) | Nothing(_) => true,
+            Is(_) | Nothing(_) => true,
         }
     }
 

@@ -30,6 +30,7 @@ pub enum Subject {
     Devices,
     Pins,
     Mount,
+    Stale,
     Tables(IpFamily),
     OtherWriter(IpFamily),
 }

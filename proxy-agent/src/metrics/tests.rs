@@ -25,6 +25,8 @@ fn encoded() -> String {
     metrics.object_problem(Kind::Service, "port_number");
     metrics.table_problem::<V4>("full");
     metrics.watch_error(&Kind::Service);
+    metrics.watch_failing("Service", true);
+    metrics.held_objects(Kind::Service, 4);
     metrics.client_share::<V4>(0);
     metrics.health_answer(HealthPage::Healthz, 503);
     metrics.health_answer(HealthPage::Livez, 200);

@@ -11,9 +11,10 @@ use std::{
 
 use ipnet::IpNet;
 use proxy_common::{family::Family, net::Address as _};
+use serde::{Deserialize, Serialize};
 
 /// An IP family as a value, for the places where it is data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum IpFamily {
     V4,
     V6,
@@ -121,7 +122,7 @@ pub fn classify(ip: IpAddr) -> Option<AddressClass> {
 }
 
 /// At most one address of each family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FamilyIps {
     pub v4: Option<Ipv4Addr>,
     pub v6: Option<Ipv6Addr>,

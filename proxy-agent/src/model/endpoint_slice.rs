@@ -12,6 +12,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use proxy_common::net::Protocol;
+use serde::{Deserialize, Serialize};
 
 pub use self::fields::EndpointSliceFields;
 use self::raw::{RawEndpoint, RawPort};
@@ -19,6 +20,7 @@ use super::{
     AddressProblem, IpFamily, Kind, Name, Object, ObjectKey, Placement, Problems,
     address::{classify, parse_address},
     api::{Field, List, Malformed, Metadata, Wanted},
+    stored,
 };
 
 /// Slices of headless Services carry this label (S17).
@@ -30,7 +32,7 @@ pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-t
 
 /// Some of the endpoints of a Service, of one family. Every endpoint has every
 /// port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     pub key: ObjectKey,
     /// The Service the endpoints belong to. It may not exist (yet).
@@ -44,20 +46,22 @@ pub struct EndpointSlice {
 
 /// A port of a slice. Belongs to the Service port of the same name and
 /// protocol, whatever its number (S20).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndpointPort {
     pub name: Name,
+    #[serde(with = "stored::protocol")]
     pub protocol: Protocol,
     pub port: u16,
 }
 
 /// An address that serves, has served or will serve.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub ip: IpAddr,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    #[serde(with = "stored::placement")]
     pub placement: Arc<Placement>,
 }
 

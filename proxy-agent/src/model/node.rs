@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::family::{Family, V4, V6};
+use serde::{Deserialize, Serialize};
 
 pub use self::fields::NodeFields;
 use super::{
@@ -24,7 +25,7 @@ pub const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 const LEFT_OUT: &str = "it is left out";
 
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Without a namespace.
     pub key: ObjectKey,
@@ -39,7 +40,7 @@ pub struct Node {
 }
 
 /// A reason why a node takes no more clients of load balancers (S108).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Leaving {
     /// Somebody deletes the object.
     Deleted,
@@ -48,14 +49,14 @@ pub enum Leaving {
 }
 
 /// An address of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeAddress {
     pub kind: NodeAddressKind,
     pub ip: IpAddr,
 }
 
 /// The kind of a node's address. Host names are not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeAddressKind {
     Internal,
     External,

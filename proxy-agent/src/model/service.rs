@@ -9,19 +9,21 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use proxy_common::{net::Protocol, service::NAME_LEN};
+use serde::{Deserialize, Serialize};
 
 pub use self::{fields::ServiceFields, problem::ServiceProblem};
 use super::{
     AddressProblem, FamilyIps, IpFamily, Kind, Name, Object, ObjectKey, Problems,
     address::{AddressClass, classify, parse_address},
     api::{Field, List, Malformed, Metadata},
+    stored,
 };
 
 /// Services with this label belong to another proxy, whatever its value (S1).
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// A Service this proxy serves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub key: ObjectKey,
     /// The cluster IPs, the addresses for clients in the cluster (S3).
@@ -51,10 +53,11 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Empty for the unnamed port.
     pub name: Name,
+    #[serde(with = "stored::protocol")]
     pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,

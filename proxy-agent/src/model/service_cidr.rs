@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Kind, Object, ObjectKey, Problems,
@@ -10,7 +11,7 @@ use super::{
 };
 
 /// Prefixes of cluster IPs, mostly one of each family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {
     /// Without a namespace.
     pub key: ObjectKey,

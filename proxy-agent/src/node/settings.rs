@@ -98,6 +98,13 @@ pub(super) fn set_shared_mac(row: &mut impl ConfigRow, shared: bool) {
     });
 }
 
+/// Notes for `get` whether the state on disk is served.
+pub(super) fn set_stale(row: &mut impl ConfigRow, stale: bool) {
+    update(row, |config| {
+        set_flag(&mut config.flags, Config::STALE, stale);
+    });
+}
+
 /// Returns whether the programs were in another network namespace.
 pub(super) fn is_of_other_namespace(row: &impl ConfigRow, cookie: u64) -> bool {
     let config = row.read();

@@ -75,6 +75,8 @@ impl NodeController {
             },
         };
         controller.adopt().await?;
+        let stale = *controller.inputs.stale.borrow_and_update();
+        settings::set_stale(&mut controller.datapath.loaded.config, stale);
         if let Err(error) = controller.sync_addresses().await {
             // Cluster IPs work without.
             controller.attempts.failed(&error);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use proxy_tests::bench::{datapath, inplace, masquerade};
+use proxy_tests::bench::{datapath, inplace, masquerade, scale};
 
 #[derive(Parser)]
 #[command(name = "bench", disable_help_subcommand = true)]
@@ -20,6 +20,8 @@ enum Benchmark {
     Inplace(inplace::Args),
     /// Connections that are masqueraded to one backend, with real traffic
     Masquerade(masquerade::Args),
+    /// An agent of a large cluster, with a made-up API server
+    Scale(scale::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Some(Benchmark::Datapath) => datapath::run(),
         Some(Benchmark::Inplace(args)) => inplace::run(&args),
         Some(Benchmark::Masquerade(args)) => masquerade::run(&args),
+        Some(Benchmark::Scale(args)) => scale::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

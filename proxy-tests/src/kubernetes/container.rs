@@ -262,6 +262,11 @@ impl<'lab> Container<'lab> {
             }
             "/sys/fs/cgroup" => self.node.cgroup().path().to_owned(),
             "/run/netns" => path.into(),
+            "/var/lib/tandem" => {
+                let state = self.root.with_extension("state");
+                fs::create_dir_all(&state)?;
+                state
+            }
             _ => bail!("{path} is not known on nodes of the lab"),
         })
     }

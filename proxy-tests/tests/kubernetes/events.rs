@@ -63,8 +63,8 @@ fn the_node_and_services_have_events() -> Result<()> {
         "{failed}"
     );
     ensure!(failed["regarding"]["name"] == "echo", "{failed}");
-    let note = failed["note"].as_str().unwrap_or_default();
-    ensure!(note.contains(&format!("on port {port}: ")), "{failed}");
+    let text = failed["note"].as_str().unwrap_or_default();
+    ensure!(text.contains(&format!("on port {port}: ")), "{failed}");
     eventually("it becomes a series", LIMIT, || {
         let event = event(kubectl, namespace.name(), "FailedToStartServiceHealthcheck")?;
         let count = event["series"]["count"].as_u64().unwrap_or_default();

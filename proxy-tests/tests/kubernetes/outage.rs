@@ -1,12 +1,15 @@
 //! The API server comes late, goes, and comes back: the agents wait for it,
 //! and the datapath does not notice.
 
-use std::time::Duration;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    AgentOptions, ECHO_PORT, Family, Lab, Topology,
-    agent::{Agent, Source},
+    AgentOptions, ECHO_PORT, Family, Host, Lab, Topology,
+    agent::{self, Agent, Source},
     eventually,
     kubernetes::{ControlPlane, Namespace, Probe, ServiceRanges},
     traffic::{ConnectLoad, Heartbeat},
@@ -14,6 +17,8 @@ use proxy_tests::{
 
 /// The agent's log line when it has lost the API server.
 const LOST: &str = "the last state stays in force";
+/// And when it has been there again for some seconds.
+const FOUND: &str = "watching services again";
 /// The pause between two attempts grows to 30 s.
 const LIMIT: Duration = Duration::from_secs(45);
 
@@ -64,6 +69,13 @@ fn agents_wait_for_the_api_server_and_do_without_it() -> Result<()> {
         beats.push(Heartbeat::tcp(&clients[0], target, beat)?);
         loads.push(ConnectLoad::tcp(&clients[1], target));
     }
+    eventually("agents say that the outage is over", LIMIT, || {
+        for agent in &agents {
+            let log = agent.log();
+            ensure!(log.matches(FOUND).count() == 1, "{log}");
+        }
+        Ok(())
+    })?;
     let seen = agents
         .iter()
         .map(|agent| agent.log().matches(LOST).count())
@@ -96,6 +108,98 @@ fn agents_wait_for_the_api_server_and_do_without_it() -> Result<()> {
         ensure!(report.failures.is_empty(), "{report:?}");
         ensure!(report.answered() > 100, "{report:?}");
     }
+    Ok(())
+}
+
+/// S98: after a reboot nothing is pinned, and the API server is away. Flows that begin on
+/// the last known state outlast its end.
+#[test]
+fn a_rebooted_node_serves_its_last_known_state() -> Result<()> {
+    let mut lab = Lab::start(Topology::FLANNEL)?;
+    let mut control_plane = ControlPlane::prepare(&mut lab, ServiceRanges::V4ThenV6)?;
+    control_plane.launch()?;
+    control_plane.register_nodes(&lab)?;
+    let options = AgentOptions {
+        source: Source::Kubeconfig(control_plane.agent_kubeconfig(Family::V4)?),
+        ..AgentOptions::default()
+    };
+    let node = &lab.nodes[0];
+    let agent = Agent::start(node, &lab, &options)?;
+    let namespace = Namespace::create(&lab, control_plane.kubectl(), "reboot")?;
+    let client = namespace.client(0, "client")?;
+    let [here, there] = namespace.backends([(0, "here"), (1, "there")])?;
+    let backends: [&Host; 2] = [&here, &there];
+    namespace.apply_echo("echo", "ipFamilyPolicy: RequireDualStack")?;
+    let service = namespace.service("echo")?;
+    let probes = Family::BOTH.map(|family| Ok(Probe::new(&client, service.at(family, ECHO_PORT)?)));
+    let probes = probes.into_iter().collect::<Result<Vec<_>>>()?;
+    let reaches = || probes.iter().try_for_each(|probe| probe.reaches(&backends));
+    agent.wait_ready()?;
+    eventually("all is known", LIMIT, reaches)?;
+    let state = agent::state_dir(node, &lab).join("state");
+    eventually("the state with both backends is kept", LIMIT, || {
+        let state = fs::read(&state)?;
+        let has = |ip: &[u8]| state.windows(ip.len()).any(|window| window == ip);
+        for backend in &backends {
+            ensure!(
+                has(&backend.addresses().v4.context("an address")?.octets()),
+                "not yet"
+            );
+        }
+        Ok(())
+    })?;
+
+    control_plane.kill_api_server();
+    agent.crash()?;
+    agent::command(node, &["cleanup"])?;
+    ensure!(
+        probes.iter().all(|probe| probe.reaches(&backends).is_err()),
+        "nothing is left"
+    );
+    let start = Instant::now();
+    let agent = Agent::start(node, &lab, &options)?;
+    eventually("the last known state is served", LIMIT, reaches)?;
+    println!("served {:?} after the start", start.elapsed());
+    let shown = agent::shown(node, &["get", "services"])?;
+    ensure!(shown.contains("last known state"), "{shown}");
+    ensure!(
+        agent.ask_ready().is_err(),
+        "it is ready with what was true before"
+    );
+    ensure!(
+        agent.metrics()?.contains("tandem_state_stale 1"),
+        "{}",
+        agent.metrics()?
+    );
+
+    let beat = Duration::from_millis(2);
+    let mut beats = Vec::new();
+    for family in Family::BOTH {
+        let target = service.at(family, ECHO_PORT)?;
+        beats.push(Heartbeat::udp(&client, target, beat)?);
+        beats.push(Heartbeat::tcp(&client, target, beat)?);
+    }
+    control_plane.start_api_server()?;
+    eventually("the state is known again", LIMIT, || {
+        ensure!(
+            agent.metrics()?.contains("tandem_state_stale 0"),
+            "{}",
+            agent.log()
+        );
+        Ok(())
+    })?;
+    reaches()?;
+    eventually("it is ready", LIMIT, || agent.ask_ready())?;
+    for beat in beats {
+        let report = beat.stop()?;
+        ensure!(
+            report.lost.is_empty() && report.failure.is_none(),
+            "{report:?}"
+        );
+        ensure!(report.servers.len() == 1, "{report:?}");
+    }
+    let shown = agent::shown(node, &["get", "services"])?;
+    ensure!(!shown.contains("last known state"), "{shown}");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use proxy_tests::{
 use serde_json::json;
 
 const TAINT: &str = "tandem-proxy.github.io/not-ready";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn taints(kubectl: &Kubectl, node: &str) -> Result<Vec<String>> {
     let node = kubectl.get(&["node", node])?;

@@ -334,7 +334,7 @@ fn no_address_is_no_server() -> Result<()> {
 #[derive(Clone, Copy, Debug)]
 enum Cloud {
     Aws,
-    GoogleCloud,
+    Google,
     Azure,
     DigitalOcean,
 }
@@ -346,7 +346,7 @@ impl Cloud {
                 "GET /healthz HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\
                  User-Agent: ELB-HealthChecker/2.0\r\nAccept-Encoding: gzip, compressed\r\n\r\n"
             ),
-            Self::GoogleCloud => format!(
+            Self::Google => format!(
                 "GET /healthz HTTP/1.1\r\nHost: {}\r\nConnection: Keep-alive\r\n\
                  User-Agent: GoogleHC/1.0\r\n\r\n",
                 server.ip()
@@ -362,7 +362,7 @@ impl Cloud {
 
     fn patience(self) -> Duration {
         Duration::from_secs(match self {
-            Self::GoogleCloud => 1,
+            Self::Google => 1,
             Self::DigitalOcean | Self::Azure => 5,
             Self::Aws => 10,
         })
@@ -373,7 +373,7 @@ impl Cloud {
 /// connect and say nothing, and 503 once the node is to be deleted.
 #[rstest]
 fn clouds_are_answered_in_time(
-    #[values(Cloud::Aws, Cloud::GoogleCloud, Cloud::Azure, Cloud::DigitalOcean)] cloud: Cloud,
+    #[values(Cloud::Aws, Cloud::Google, Cloud::Azure, Cloud::DigitalOcean)] cloud: Cloud,
 ) -> Result<()> {
     let mut lab = Lab::start(Topology::ONE_NODE)?;
     let balancer = lab.add_external("balancer")?;

@@ -38,7 +38,6 @@ impl Effective {
     /// Adds one line about what is said and changes nothing here.
     pub(super) fn name_what_means_nothing(&mut self) {
         let mut nothing = BTreeSet::new();
-        let mut not_yet = BTreeSet::new();
         for setting in KUBE_PROXY {
             let key = if setting.field.is_empty() {
                 setting.flag
@@ -71,21 +70,16 @@ impl Effective {
             }
             match setting.role {
                 Role::Nothing(_) => drop(nothing.insert(setting.name())),
-                Role::NotYet(_) => drop(not_yet.insert(setting.name())),
                 Role::InMode(..) if !setting.counts_in(&self.mode) => {
                     nothing.insert(setting.name());
                 }
                 Role::Is(_) | Role::InMode(..) => {}
             }
         }
-        for (what, names) in [
-            ("mean nothing here", nothing),
-            ("are not used yet", not_yet),
-        ] {
-            if !names.is_empty() {
-                let names = names.into_iter().collect::<Vec<_>>().join(", ");
-                self.notes.push(format!("settings that {what}: {names}"));
-            }
+        if !nothing.is_empty() {
+            let names = nothing.into_iter().collect::<Vec<_>>().join(", ");
+            self.notes
+                .push(format!("settings that mean nothing here: {names}"));
         }
     }
 }

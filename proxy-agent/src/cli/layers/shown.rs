@@ -58,7 +58,6 @@ impl Effective {
                     "no: kube-proxy's mode is iptables".to_owned()
                 }
                 Role::InMode(..) => format!("no: kube-proxy's mode is {}", self.mode),
-                Role::NotYet(_) => "not yet".to_owned(),
                 Role::Nothing(reason) => format!("no: {reason}"),
             },
         }

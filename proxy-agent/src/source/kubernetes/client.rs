@@ -16,13 +16,15 @@ use hyper_util::{
 };
 use kube::{
     Client, Config, Error,
-    client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+    client::{Body, ClientBuilder, ConfigExt as _},
 };
-use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
+use tower::{BoxError, Service, ServiceBuilder};
 
-use super::failover::Failover;
-
-use super::measured::Measured;
+use super::{
+    failover::{Failover, Turn},
+    limits::Limits,
+    measured::Measured,
+};
 
 /// A connection that was silent for this long is asked whether it lives …
 const ASK_AFTER: Duration = Duration::from_secs(20);
@@ -36,27 +38,25 @@ const DEAD_AFTER: Duration = Duration::from_secs(40);
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// A client as the configuration says. Does not connect yet.
-#[cfg(test)]
-pub(super) fn of(config: Config) -> Result<Client, Error> {
-    of_several(vec![config])
-}
-
-/// A client of one API server after the other; there must be one. Does not connect yet.
-pub(super) fn of_several(configs: Vec<Config>) -> Result<Client, Error> {
+///
+/// What fails is not tried again here: a watch does that, and says so. There must be a
+/// server; of several, one is asked after the other.
+pub(super) fn of(configs: Vec<Config>, limits: &Limits, turn: &Turn) -> Result<Client, Error> {
     let namespace = configs
         .first()
         .map(|config| config.default_namespace.clone());
     let servers = configs.into_iter().map(|config| {
         let url = config.cluster_url.to_string();
-        Ok((url, service(config)?))
+        Ok((url, service(config, limits)?))
     });
-    let servers = Failover::new(servers.collect::<Result<_, Error>>()?);
+    let servers = Failover::new(servers.collect::<Result<_, Error>>()?, turn.clone());
     Ok(ClientBuilder::new(servers, namespace.unwrap_or_default()).build())
 }
 
 /// What sends requests to one API server.
 fn service(
     config: Config,
+    limits: &Limits,
 ) -> Result<
     impl Service<Request<Body>, Response = Response<Incoming>, Error = BoxError, Future: Send>
     + Clone
@@ -81,7 +81,7 @@ fn service(
     connector.set_write_timeout(config.write_timeout);
     Ok(ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .layer(RetryLayer::new(RetryPolicy::server_retry()))
+        .layer(limits.clone())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
@@ -100,6 +100,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::source::kubernetes::{limits::RateLimit, pacing::Chance};
 
     /// The descriptor of the socket of this process that has an address.
     fn socket_at(address: std::net::SocketAddr) -> Option<RawFd> {
@@ -117,7 +118,10 @@ mod tests {
             let listener = TcpListener::bind(format!("{host}:0")).await;
             let listener = listener.expect("a port");
             let url = format!("http://{}", listener.local_addr().expect("its address"));
-            let client = of(Config::new(url.parse().expect("a URL"))).expect("a client");
+            let limits = Limits::new(RateLimit::default(), Chance::default());
+            let configs = vec![Config::new(url.parse().expect("a URL"))];
+            let client = of(configs, &limits, &Turn::default());
+            let client = client.expect("a client");
             let request = tokio::spawn(async move { client.apiserver_version().await });
             let (_stream, peer) = listener.accept().await.expect("a connection");
             let socket = socket_at(peer).expect("the client's socket");
@@ -147,7 +151,8 @@ mod tests {
             let (away, here) = (listen().await, listen().await);
             let configs = vec![config(&away), config(&here)];
             drop(away);
-            let client = of_several(configs).expect("a client");
+            let limits = Limits::new(RateLimit::default(), Chance::default());
+            let client = of(configs, &limits, &Turn::default()).expect("a client");
             client
                 .apiserver_version()
                 .await

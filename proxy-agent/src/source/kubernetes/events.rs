@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{ApiServer, error_log::chain};
+use super::{ApiServer, watch_log::chain};
 use crate::events::{Aggregator, Event, Message, Regarding, Write};
 
 /// Attempts at an event, and the time between them: the API server may be away when an
@@ -32,7 +32,7 @@ const NOT_FOUND: u16 = 404;
 /// once and writes none.
 pub async fn write(server: ApiServer, node: &str, mut messages: mpsc::Receiver<Message>) {
     let mut writer = Writer {
-        client: server.client,
+        client: server.client(),
         node: node.to_owned(),
         names: BTreeMap::new(),
         is_forbidden: false,

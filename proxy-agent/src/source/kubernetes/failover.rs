@@ -12,20 +12,23 @@ use futures::future::BoxFuture;
 use tower::{BoxError, Service, ServiceExt as _};
 use tracing::warn;
 
+/// The number of the server that is asked. Clones share it, so that it outlives a client.
+pub(super) type Turn = Arc<AtomicUsize>;
+
 /// One service for each server. A request that fails is not sent again: whoever made it
 /// tries again anyway, and then asks the next server.
 #[derive(Clone)]
 pub(super) struct Failover<S> {
     servers: Arc<[(String, S)]>,
-    current: Arc<AtomicUsize>,
+    turn: Turn,
 }
 
 impl<S> Failover<S> {
     /// There must be a server.
-    pub(super) fn new(servers: Vec<(String, S)>) -> Self {
+    pub(super) fn new(servers: Vec<(String, S)>, turn: Turn) -> Self {
         Self {
             servers: servers.into(),
-            current: Arc::default(),
+            turn,
         }
     }
 }
@@ -46,10 +49,10 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let (servers, current) = (Arc::clone(&self.servers), Arc::clone(&self.current));
+        let (servers, turn) = (Arc::clone(&self.servers), Arc::clone(&self.turn));
         Box::pin(async move {
-            let asked = current.load(Ordering::Relaxed);
-            let (url, server) = &servers[asked];
+            let asked = turn.load(Ordering::Relaxed);
+            let (url, server) = &servers[asked % servers.len()];
             let answer = server.clone().oneshot(request).await;
             if let Err(error) = &answer
                 && servers.len() > 1
@@ -57,7 +60,7 @@ where
                 let next = (asked + 1) % servers.len();
                 // Of several requests that fail with one server, the first moves on.
                 let moved =
-                    current.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed);
+                    turn.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed);
                 if moved.is_ok() {
                     warn!(
                         "the API server {url} cannot be reached, asking {}: {error}",
@@ -88,7 +91,7 @@ mod tests {
             });
             (number.to_string(), service)
         };
-        let failover = Failover::new((0..3).map(server).collect());
+        let failover = Failover::new((0..3).map(server).collect(), Turn::default());
         let ask = || async { failover.clone().oneshot(()).await.ok() };
         assert_eq!(
             [ask().await, ask().await, ask().await],
@@ -115,7 +118,7 @@ mod tests {
             });
             (number.to_string(), service)
         });
-        let failover = Failover::new(servers.collect());
+        let failover = Failover::new(servers.collect(), Turn::default());
         let ask = || failover.clone().oneshot(());
         let _ = tokio::join!(ask(), ask(), ask());
         assert_eq!(ask().await.ok(), Some(1));

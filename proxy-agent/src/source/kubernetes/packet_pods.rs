@@ -9,52 +9,51 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use kube::{
-    Api,
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
-};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::{ApiServer, error_log::chain};
-use crate::model::{
-    ObjectKey,
-    api::{ApiObject, PodFields},
+use super::{ApiServer, Selector, watch_log::WatchLog, watcher::Event};
+use crate::{
+    metrics::Metrics,
+    model::{
+        ObjectKey,
+        api::{ApiObject, PodFields},
+    },
 };
 
 /// Label of pods whose packets are translated rather than their calls. The
 /// value is `off`.
 pub const LABEL: &str = "tandem-proxy.github.io/sockets";
 
+const CONSEQUENCE: &str =
+    "new pods with the label tandem-proxy.github.io/sockets=off are not left to the packet path";
+
 /// A pod's metadata.
 type Pod = ApiObject<PodFields>;
 
 /// Follows the labelled pods of a node until polled no more, and tells their
 /// uids. A list that cannot be had leaves the last one in force.
-pub async fn follow(server: ApiServer, node: &str, uids: watch::Sender<BTreeSet<String>>) {
-    let config = watcher::Config::default()
-        .labels(&format!("{LABEL}=off"))
-        .fields(&format!("spec.nodeName={node}"));
-    let api = Api::<Pod>::all(server.client);
-    let mut events = pin!(watcher(api, config).default_backoff());
+pub async fn follow(
+    server: ApiServer,
+    node: &str,
+    uids: watch::Sender<BTreeSet<String>>,
+    metrics: Metrics,
+) {
+    let selector = Selector::default()
+        .labels(format!("{LABEL}=off"))
+        .fields(format!("spec.nodeName={node}"));
+    let mut log = WatchLog::of::<Pod>(server.url(), CONSEQUENCE, metrics);
+    let mut events = pin!(super::events::<Pod>(&server, selector));
     let mut pods = Pods::default();
-    let mut failing = false;
     while let Some(event) = events.next().await {
         match event {
+            Ok(Event::Recovered) => log.works(),
             Ok(event) => {
-                failing = false;
                 if pods.take(event) {
                     uids.send_replace(pods.uids());
                 }
             }
-            Err(error) if failing => debug!("cannot watch pods: {error}"),
-            Err(error) => {
-                failing = true;
-                warn!(
-                    "cannot watch the pods with label {LABEL}, so new ones are not left to the packet path: {}",
-                    chain(&error)
-                );
-            }
+            Err(error) => log.failed(&error),
         }
     }
 }
@@ -75,6 +74,7 @@ impl Pods {
                 self.list.clear();
                 false
             }
+            Event::Recovered => false,
             Event::InitApply(pod) => {
                 if let Some((key, uid)) = identify(pod) {
                     let uid = uid.or_else(|| self.known.get(&key).cloned());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::{ApiServer, error_log::chain};
+use super::{ApiServer, watch_log::chain};
 use crate::health::Health;
 
 /// Interval at which the agent's readiness is looked at.
@@ -27,7 +27,7 @@ pub async fn remove(server: ApiServer, node: &str, key: &str, health: &Health) {
         sleep(LOOK).await;
     }
     let resource = ApiResource::erase::<Node>(&());
-    let nodes = Api::<DynamicObject>::all_with(server.client, &resource);
+    let nodes = Api::<DynamicObject>::all_with(server.client(), &resource);
     loop {
         match try_to_remove(&nodes, node, key).await {
             Ok(true) => {

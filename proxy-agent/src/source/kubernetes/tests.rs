@@ -1,5 +1,6 @@
 mod api_server;
 mod broken_objects;
+mod manners;
 
 use std::collections::BTreeSet;
 

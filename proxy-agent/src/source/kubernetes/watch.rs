@@ -1,27 +1,35 @@
 //! From the events of one watch to updates of one kind.
 
 use futures::{Stream, StreamExt, stream};
-use kube::runtime::watcher::{Error, Event};
 
+use super::watcher::{Error, Event};
 use crate::{
     model::{Object, Parsed, api::ApiObject},
     source::Update,
 };
+
+/// What a watch's events amount to.
+#[derive(Debug)]
+pub enum News<T> {
+    Update(Update<T>),
+    /// The watch works again after an error.
+    Recovered,
+}
 
 /// The updates that a watch's events amount to. Objects are parsed as they
 /// come; a list takes effect when it is complete. Errors change nothing: the
 /// watch itself tries again.
 pub fn updates<T: Object>(
     events: impl Stream<Item = Result<Event<ApiObject<T::Fields>>, Error>>,
-) -> impl Stream<Item = Result<Update<T>, Error>> {
+) -> impl Stream<Item = Result<News<T>, Error>> {
     // Objects of a list that is not complete yet.
     let list = Vec::new();
     stream::unfold((Box::pin(events), list), |(mut events, mut list)| async {
         loop {
             match events.next().await? {
                 Ok(event) => {
-                    if let Some(update) = take(event, &mut list) {
-                        return Some((Ok(update), (events, list)));
+                    if let Some(news) = take(event, &mut list) {
+                        return Some((Ok(news), (events, list)));
                     }
                 }
                 Err(error) => return Some((Err(error), (events, list))),
@@ -33,28 +41,30 @@ pub fn updates<T: Object>(
 fn take<T: Object>(
     event: Event<ApiObject<T::Fields>>,
     list: &mut Vec<Parsed<T>>,
-) -> Option<Update<T>> {
-    match event {
+) -> Option<News<T>> {
+    let update = match event {
         Event::Init => {
             list.clear();
-            None
+            return None;
         }
         Event::InitApply(object) => {
             list.push(T::from_api(object));
-            None
+            return None;
         }
-        Event::InitDone => Some(Update::Relist(std::mem::take(list))),
-        Event::Apply(object) => Some(Update::Apply(T::from_api(object))),
+        Event::InitDone => Update::Relist(std::mem::take(list)),
+        Event::Apply(object) => Update::Apply(T::from_api(object)),
         Event::Delete(object) => {
             let parsed = T::from_api(object);
             // Which object is gone is all that has to be readable.
-            Some(if parsed.is_named() {
+            if parsed.is_named() {
                 Update::Delete(parsed.key)
             } else {
                 Update::Apply(parsed)
-            })
+            }
         }
-    }
+        Event::Recovered => return Some(News::Recovered),
+    };
+    Some(News::Update(update))
 }
 
 #[cfg(test)]
@@ -74,7 +84,7 @@ mod tests {
     }
 
     fn broken() -> Error {
-        Error::WatchError(Box::new(Status::failure("no", "Because").with_code(500)))
+        Error::Status(Box::new(Status::failure("no", "Because").with_code(500)))
     }
 
     /// The updates as text: `=a,b` for a list, `+a`, `-a`, `!` for an error.
@@ -87,10 +97,12 @@ mod tests {
             names.join(",")
         };
         updates::<Service>(stream::iter(events))
-            .map(|update| match update {
-                Ok(Update::Relist(list)) => format!("={}", names(list)),
-                Ok(Update::Apply(parsed)) => format!("+{}", parsed.key.name()),
-                Ok(Update::Delete(key)) => format!("-{}", key.name()),
+            .map(|news| match news {
+                Ok(News::Update(Update::Relist(list))) => format!("={}", names(list)),
+                Ok(News::Update(Update::Apply(parsed))) => format!("+{}", parsed.key.name()),
+                Ok(News::Update(Update::Delete(key))) => format!("-{}", key.name()),
+                Ok(News::Update(Update::Missing(_))) => "no watch says so".to_owned(),
+                Ok(News::Recovered) => "*".to_owned(),
                 Err(_) => "!".to_owned(),
             })
             .collect()

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    model::Kind,
+    model::{Kind, ObjectKey},
     notice::Notices,
     source::{Batch, Change, Update},
 };
@@ -116,10 +116,16 @@ impl Directory {
         fresh.sort_unstable_by(|one, other| one.place().cmp(&other.place()));
         let touched = self.put(&outdated, &fresh);
         self.warn_of_copies(&fresh);
-        let changes = touched
-            .into_iter()
-            .filter_map(|(id, before)| self.change(id, before.as_deref(), &mut fresh));
-        Ok(changes.collect())
+        let (mut changes, mut gone) = (Batch::new(), BTreeMap::<_, Vec<_>>::new());
+        for (id, before) in touched {
+            if self.winner(&id).is_some() {
+                changes.extend(self.change(&id, before.as_deref(), &mut fresh));
+            } else if before.is_some() {
+                gone.entry(id.0).or_default().push(id.1);
+            }
+        }
+        let gone = gone.into_iter().map(|(kind, keys)| missing(kind, keys));
+        Ok(gone.chain(changes).collect())
     }
 
     /// Returns whether all there is could be looked at when the directory was last read.
@@ -168,18 +174,16 @@ impl Directory {
         (holding == id).then_some(path)
     }
 
-    /// Returns the change of an object that some file held or holds.
-    fn change(&self, id: ObjectId, before: Option<&Path>, fresh: &mut Fresh) -> Option<Change> {
-        let Some(winner) = self.winner(&id) else {
-            return before.map(|_| delete(id));
-        };
-        let place = fresh.binary_search_by(|object| object.place().cmp(&(&id, winner)));
+    /// Returns the change of an object that some file holds.
+    fn change(&self, id: &ObjectId, before: Option<&Path>, fresh: &mut Fresh) -> Option<Change> {
+        let winner = self.winner(id)?;
+        let place = fresh.binary_search_by(|object| object.place().cmp(&(id, winner)));
         if let Some(manifest) = place.ok().and_then(|place| fresh[place].manifest.take()) {
             return Some(apply(manifest));
         }
         // Either it is what it was, or it is now up to a file that did not change.
         let unchanged = before == Some(winner);
-        let reread = || self.read(winner).0.remove(&id).map(apply);
+        let reread = || self.read(winner).0.remove(id).map(apply);
         if unchanged { None } else { reread() }
     }
 
@@ -242,11 +246,11 @@ fn apply(object: Manifest) -> Change {
     }
 }
 
-fn delete((kind, key): ObjectId) -> Change {
+fn missing(kind: Kind, keys: Vec<ObjectKey>) -> Change {
     match kind {
-        Kind::Service => Change::Service(Update::Delete(key)),
-        Kind::EndpointSlice => Change::EndpointSlice(Update::Delete(key)),
-        Kind::Node => Change::Node(Update::Delete(key)),
-        Kind::ServiceCidr => Change::ServiceCidr(Update::Delete(key)),
+        Kind::Service => Change::Service(Update::Missing(keys)),
+        Kind::EndpointSlice => Change::EndpointSlice(Update::Missing(keys)),
+        Kind::Node => Change::Node(Update::Missing(keys)),
+        Kind::ServiceCidr => Change::ServiceCidr(Update::Missing(keys)),
     }
 }

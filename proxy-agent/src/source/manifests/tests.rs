@@ -31,6 +31,9 @@ fn text(change: &Change) -> Vec<String> {
             vec![format!("+{} {}", name(&parsed.key), ip.unwrap_or_default())]
         }
         Change::Service(Update::Delete(key)) => vec![format!("-{}", name(key))],
+        Change::Service(Update::Missing(keys)) => {
+            keys.iter().map(|key| format!("-{}", name(key))).collect()
+        }
         Change::Service(Update::Relist(list)) => list
             .iter()
             .map(|parsed| format!("={}", name(&parsed.key)))
