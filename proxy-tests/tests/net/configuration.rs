@@ -105,7 +105,7 @@ fn a_changed_file_takes_effect_without_harm() -> Result<()> {
             "{report:?}"
         );
     }
-    agent.ask_ready()?;
+    eventually("the agent is ready again", LIMIT, || agent.ask_ready())?;
     Ok(())
 }
 
