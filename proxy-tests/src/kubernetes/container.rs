@@ -110,7 +110,7 @@ impl<'lab> Container<'lab> {
         Ok(())
     }
 
-    /// Writes the projected volumes, of ConfigMaps that may be missing.
+    /// Writes the projected volumes, of `ConfigMap`s that may be missing.
     fn project(&mut self, lab: &Lab, config_map: impl Fn(&str) -> Result<Value>) -> Result<()> {
         for volume in list(&self.pod["spec"]["volumes"]) {
             let sources = &volume["projected"]["sources"];

@@ -20,8 +20,8 @@ const NAMESPACE: &str = "kube-system";
 /// From the object to what a controller makes of it, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Unedited, in a cluster that kubeadm made: kube-proxy's ConfigMap tells the API server's
-/// address, in either family, and which clients are pods. Without the ConfigMap the
+/// Unedited, in a cluster that kubeadm made: kube-proxy's `ConfigMap` tells the API server's
+/// address, in either family, and which clients are pods. Without the `ConfigMap` the
 /// address is a setting, and the Node objects tell the agents their pods, which counts by
 /// packets.
 #[rstest]
@@ -95,7 +95,7 @@ enum Server {
     InSettings,
 }
 
-/// kube-proxy's ConfigMap as kubeadm makes it.
+/// kube-proxy's `ConfigMap` as kubeadm makes it.
 fn kube_proxys_config_map(server: SocketAddr) -> Value {
     let kubeconfig = format!(
         "apiVersion: v1

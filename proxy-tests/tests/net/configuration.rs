@@ -18,7 +18,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// The agent looks every few seconds, and reads its tables anew then.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// ConfigMaps as distributions make them start unedited, and what has no meaning is named
+/// `ConfigMap`s as distributions make them start unedited, and what has no meaning is named
 /// in one line.
 #[rstest]
 #[case::kubeadm(KUBEADM)]
@@ -48,7 +48,7 @@ fn configurations_of_distributions_start(#[case] text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A ConfigMap's mount changes by a link that is exchanged. What is new takes effect
+/// A `ConfigMap`'s mount changes by a link that is exchanged. What is new takes effect
 /// without a packet lost or a connection broken; what is wrong changes nothing.
 #[rstest]
 fn a_changed_file_takes_effect_without_harm() -> Result<()> {
@@ -105,7 +105,7 @@ fn a_changed_file_takes_effect_without_harm() -> Result<()> {
             "{report:?}"
         );
     }
-    agent.ask_ready()?;
+    eventually("the agent is ready again", LIMIT, || agent.ask_ready())?;
     Ok(())
 }
 
