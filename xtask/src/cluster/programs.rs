@@ -47,6 +47,16 @@ pub(crate) const FLANNEL: Source = Source {
     main: Some(include_str!("flannel.go")),
 };
 
+/// An engine of network policies that works by netfilter.
+pub(crate) const KUBE_ROUTER: Source = Source {
+    name: "kube-router",
+    module: "github.com/cloudnativelabs/kube-router/v2",
+    version: Version::new(2, 1, 0),
+    packages: &["cmd/kube-router"],
+    tags: "",
+    main: None,
+};
+
 /// Programs of one module.
 pub(crate) struct Source {
     name: &'static str,

@@ -8,6 +8,7 @@ mod network;
 mod node_life;
 mod objects;
 mod outside;
+mod policy;
 mod scene;
 mod traffic;
 
@@ -74,6 +75,7 @@ const TESTS: &[Test] = tests! {
         outside::clients_that_route_the_service_range_to_a_node_are_served,
         outside::vpn_clients_reach_pods_and_services,
         outside::load_balancers_follow_local_endpoints,
+        policy::network_policies_see_real_addresses,
         life::a_rollout_loses_nothing,
         life::a_drained_node_loses_nothing,
         life::many_pods_come_and_go,

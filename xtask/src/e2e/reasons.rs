@@ -13,6 +13,10 @@ const REASONS: &[(&str, &str)] = &[
         "in IPv6, calls wget with an address without its brackets",
     ),
     (
+        "LoadBalancers ExternalTrafficPolicy: Local [Feature:LoadBalancer] [Slow] should work from pods",
+        "in IPv6, takes what is before the first colon for the client's address",
+    ),
+    (
         "LoadBalancers ExternalTrafficPolicy: Local [Feature:LoadBalancer] [Slow] should only target nodes with endpoints",
         "asks a Service of one family for its health at addresses of both",
     ),

@@ -50,6 +50,7 @@ pub(super) const NODES: &[Package] = &[
     package("bash", "bash"),
     package("busybox", "busybox-static"),
     package("dig", "bind9-dnsutils"),
+    package("ipset", "ipset"),
     package("jq", "jq"),
     package("ldd", "libc-bin"),
     package("nc", "netcat-openbsd"),

@@ -132,7 +132,7 @@ fn one_family(scene: &Scene<'_>, family: Family) -> Result<()> {
                 same("the client", &client, &addresses::outside(family))?;
             } else {
                 // There is no endpoint in this family.
-                unanswered(scene, &url)?;
+                scene.unanswered(Client::Outside, &url)?;
             }
         }
     }
@@ -143,14 +143,6 @@ fn one_family(scene: &Scene<'_>, family: Family) -> Result<()> {
         &client_of(&answer)?,
         &scene.pod_ip("echo", family)?,
     )
-}
-
-fn unanswered(scene: &Scene<'_>, url: &str) -> Result<()> {
-    let script = format!("! curl --silent --max-time 2 {url}");
-    scene.eventually(&format!("no answer of {url}"), |scene| {
-        scene.shell(Client::Outside, &script)
-    })?;
-    Ok(())
 }
 
 pub(super) fn an_ipv4_cluster_turns_dual_stack(scene: &Scene<'_>) -> Result<()> {

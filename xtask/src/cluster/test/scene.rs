@@ -27,6 +27,7 @@ const READY_LIMIT: Duration = Duration::from_mins(3);
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Scene<'a> {
+    pub(super) cache: &'a Cache,
     pub(super) place: &'a Place,
     pub(super) spec: &'a Spec,
     pub(super) kubectl: Kubectl<'a>,
@@ -43,13 +44,14 @@ pub(super) enum Client<'a> {
 
 impl<'a> Scene<'a> {
     pub(super) fn new(
-        cache: &Cache,
+        cache: &'a Cache,
         place: &'a Place,
         spec: &'a Spec,
         programs: &'a [PathBuf],
         name: &str,
     ) -> Self {
         Self {
+            cache,
             place,
             spec,
             kubectl: crate::cluster::kubectl(cache, place),
@@ -175,6 +177,15 @@ impl<'a> Scene<'a> {
     pub(super) fn refused(&self, client: Client<'_>, url: &str) -> Result<()> {
         let script = format!("curl --silent --max-time 5 {url}; [ $? = 7 ]");
         self.eventually(&format!("{client:?} refused by {url}"), |scene| {
+            scene.shell(client, &script)
+        })?;
+        Ok(())
+    }
+
+    /// Waits until there is no answer, whatever becomes of the question.
+    pub(super) fn unanswered(&self, client: Client<'_>, url: &str) -> Result<()> {
+        let script = format!("! curl --silent --max-time 2 {url}");
+        self.eventually(&format!("{client:?} unanswered by {url}"), |scene| {
             scene.shell(client, &script)
         })?;
         Ok(())
