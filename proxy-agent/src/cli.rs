@@ -1,14 +1,15 @@
 //! The command line. Scripts rely on it: names and meanings stay.
 //!
 //! Flags that kube-proxy has too are named as there. Every flag is also an
-//! environment variable, except the questions to `explain` and
-//! `cleanup --force`.
+//! environment variable, except the questions to `explain`,
+//! and the flags of `cleanup` and `takeover back`.
 
 mod convert;
 mod explain;
 mod get;
 mod node;
 mod run;
+mod takeover;
 mod value;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -20,6 +21,7 @@ pub use self::{
     get::{GetArgs, Output, Resource},
     node::NodeArgs,
     run::{Attach, BindAddress, RunArgs, TableArgs},
+    takeover::{BackArgs, TakeoverAction, TakeoverArgs},
 };
 use crate::{
     commands::explain::flow::FlowError,
@@ -56,6 +58,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Check whether this host can run the proxy
     Check(PathArgs),
+    /// Take over from kube-proxy, or give back to it
+    Takeover(TakeoverArgs),
     /// Remove all links, programs and maps of the proxy, and nothing else
     Cleanup(CleanupArgs),
     /// Print a script that completes commands in a shell
@@ -114,9 +118,12 @@ pub struct PinArgs {
 pub struct CleanupArgs {
     #[command(flatten)]
     pub paths: PathArgs,
-    /// Even if an agent runs, which then ends
+    /// Even if an agent runs, which then ends; with --kube-proxy, even if flows break
     #[arg(long)]
     pub force: bool,
+    /// Remove the rules of kube-proxy instead, if that breaks no flow: see `takeover status`
+    #[arg(long)]
+    pub kube_proxy: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Args)]

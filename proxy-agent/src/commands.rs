@@ -7,6 +7,7 @@ pub mod explain;
 pub(crate) mod get;
 pub(crate) mod man;
 pub(crate) mod run;
+pub(crate) mod takeover;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(paths) => Ok(check::check(&paths)),
+        Command::Takeover(args) => takeover::run(&args),
         Command::Cleanup(args) => {
             cleanup::cleanup(&args)?;
             Ok(ExitCode::SUCCESS)

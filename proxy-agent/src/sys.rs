@@ -5,6 +5,7 @@ pub(crate) mod capabilities;
 pub(crate) mod filesystems;
 pub mod kernel;
 pub(crate) mod memory;
+pub mod netfilter;
 pub(crate) mod netns;
 
 use std::{io, path::PathBuf};
