@@ -1,8 +1,8 @@
 //! The command line. Scripts rely on it: names and meanings stay.
 //!
 //! Flags that kube-proxy has too are named as there. Every flag is also an
-//! environment variable, except the questions to `explain` and
-//! `cleanup --force`.
+//! environment variable, except the questions to `explain`,
+//! and the flags of `cleanup` and `takeover back`.
 
 mod convert;
 mod explain;
@@ -11,6 +11,7 @@ mod kube_proxy;
 pub mod layers;
 mod node;
 mod run;
+mod takeover;
 mod value;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
@@ -29,6 +30,7 @@ pub use self::{
     kube_proxy::{ConntrackArgs, KubeProxyArgs, OneShotArgs},
     node::NodeArgs,
     run::{Attach, BindAddress, RunArgs, TableArgs},
+    takeover::{BackArgs, TakeoverAction, TakeoverArgs},
 };
 use crate::{
     commands::explain::flow::FlowError,
@@ -70,6 +72,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Check whether this host can run the proxy
     Check(PathArgs),
+    /// Take over from kube-proxy, or give back to it
+    Takeover(TakeoverArgs),
     /// Remove all links, programs and maps of the proxy, and nothing else
     Cleanup(CleanupArgs),
     /// Print a script that completes commands in a shell
@@ -157,9 +161,12 @@ pub enum ConfigFormat {
 pub struct CleanupArgs {
     #[command(flatten)]
     pub paths: PathArgs,
-    /// Even if an agent runs, which then ends
+    /// Even if an agent runs, which then ends; with --kube-proxy, even if flows break
     #[arg(long)]
     pub force: bool,
+    /// Remove the rules of kube-proxy instead, if that breaks no flow: see `takeover status`
+    #[arg(long)]
+    pub kube_proxy: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Args)]

@@ -8,6 +8,7 @@ pub mod explain;
 pub(crate) mod get;
 pub(crate) mod man;
 pub(crate) mod run;
+pub(crate) mod takeover;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn once_or_run(once: OneShotArgs, given: Given) -> anyhow::Result<()> {
     if cleanup {
         return cleanup::cleanup(&CleanupArgs {
             paths: effective.args.paths,
+            kube_proxy: false,
             force: false,
         });
     }
@@ -83,6 +85,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(paths) => Ok(check::check(&paths)),
+        Command::Takeover(args) => takeover::run(&args),
         Command::Cleanup(args) => {
             cleanup::cleanup(&args)?;
             Ok(ExitCode::SUCCESS)

@@ -21,6 +21,7 @@ mod copy;
 pub mod counters;
 pub mod devices;
 pub(crate) mod explain;
+pub mod foreign;
 pub mod growth;
 pub(crate) mod held;
 pub(crate) mod hooks;

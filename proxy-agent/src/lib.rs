@@ -42,5 +42,6 @@ mod socket_lb;
 pub mod source;
 pub mod sys;
 pub mod table_sync;
+pub mod takeover;
 mod telemetry;
 mod yaml;

@@ -7,6 +7,7 @@ pub(crate) mod filesystems;
 pub mod kernel;
 pub(crate) mod memory;
 pub(crate) mod mount_namespace;
+pub mod netfilter;
 pub(crate) mod netns;
 
 use std::{io, path::PathBuf};

@@ -63,9 +63,15 @@ impl Config {
     /// A bridge has the MAC address of one of its ports: frames for the bridge
     /// that come in there are addressed to the port itself (E2).
     pub const PORT_HAS_BRIDGE_MAC: u32 = 2048;
+    /// New flows are left to netfilter, where kube-proxy has its rules. With
+    /// [`Config::FOREIGN`] they are entered there.
+    pub const LEAVE_NEW: u32 = 4096;
+    /// Flows of kube-proxy are under way: those in `FOREIGN` are left to netfilter, and so is
+    /// what goes on with a connection that has no flow here.
+    pub const FOREIGN: u32 = 8192;
     /// The tables are made of the last known state: the API server has not answered
     /// since the node started. For those who read the tables; programs do not care.
-    pub const STALE: u32 = 4096;
+    pub const STALE: u32 = 16384;
 }
 
 /// A CIDR: `addr & mask`.

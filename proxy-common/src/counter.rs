@@ -107,6 +107,8 @@ counters! {
     ReplyRedirected => "reply_redirected",
     /// Packets dropped because the program of the slow path that they need is not in place.
     SlowPathMissing => "slow_path_missing",
+    /// Packets to Services left to netfilter, because kube-proxy serves their flow.
+    LeftToNetfilter => "left_to_netfilter",
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@
 //! The modules follow a packet: [`prefilter`] says whether it may be ours,
 //! [`frontend`], [`local_addr`] and [`source_range`] where it connects to and whether
 //! it may, [`service`], [`backend`] and [`affinity`] where it goes, [`flow`],
-//! [`masquerade`], [`fragment`] and [`socket`] remember that, [`share`] limits it,
+//! [`masquerade`], [`fragment`] and [`socket`] remember that, [`foreign`] what is another
+//! proxy's, [`share`] limits it,
 //! [`counter`] counts it, and [`explain`] tells it beforehand. [`table`] lists the maps.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
@@ -31,6 +32,7 @@ pub mod device;
 pub mod explain;
 pub mod family;
 pub mod flow;
+pub mod foreign;
 pub mod fragment;
 pub mod frontend;
 pub mod local_addr;

@@ -113,6 +113,8 @@ tables! {
     Masquerades => "MASQ", Family, Entries::Flows, true;
     /// addresses, id, protocol, hook → ports.
     Fragments => "FRAGMENTS", Family, Entries::Count(8192), true;
+    /// ends of a packet that netfilter translates for kube-proxy → when that was noted.
+    Foreign => "FOREIGN", Family, Entries::Count(131_072), true;
     /// prefix → whether it serves NodePorts, whether it is of the loopback.
     LocalAddrs => "LOCAL_ADDRS", Family, Entries::LocalAddrs, true;
     /// client → its flows, while the flow table is nearly full.

@@ -2,6 +2,7 @@
 
 pub mod decide;
 pub mod deliver;
+pub mod foreign;
 pub mod fragment;
 pub mod open;
 pub mod outgoing;

@@ -32,6 +32,7 @@ pub mod fuzz;
 pub mod host;
 pub mod interrupt;
 pub mod kernel;
+pub mod kube_proxy;
 pub mod kubernetes;
 pub mod lab;
 pub mod manifest;

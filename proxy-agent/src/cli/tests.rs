@@ -66,7 +66,7 @@ fn every_flag_is_a_variable_and_has_help() {
             }
             let is_said_each_time = match command.get_name() {
                 "explain" => QUESTION.contains(&long),
-                "cleanup" => long == "force",
+                "cleanup" => ["force", "kube-proxy"].contains(&long),
                 "run" => ["write-config-to", "init-only", "cleanup"].contains(&long),
                 _ => false,
             };

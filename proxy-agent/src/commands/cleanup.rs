@@ -1,5 +1,7 @@
 //! `proxy-agent cleanup`: removes everything of ours, and nothing else.
 
+mod kube_proxy;
+
 use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
@@ -23,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// filters in this network namespace. Succeeds if there are none.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     sys::capabilities::require_privileges()?;
+    if args.kube_proxy {
+        return kube_proxy::remove(&args.paths.pins.bpf_root, args.force);
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

@@ -42,6 +42,7 @@ use crate::{
         mount_namespace::{self, Lifetime},
     },
     table_sync::TableSync,
+    takeover::Takeover,
     telemetry,
 };
 
@@ -261,6 +262,9 @@ async fn serve(
     registry.register_collector(Box::new(counters));
 
     let predecessors = Predecessors::find(&pins);
+    // Before programs are attached, which would take flows from a kube-proxy.
+    let is_fresh = !loaded.adopted && predecessors.is_empty();
+    let mut takeover = Takeover::start(&pins, is_fresh)?;
     let growth = Rc::new(Growth::new(
         options.sizes,
         config.fixed_sizes,
@@ -327,6 +331,7 @@ async fn serve(
             () = &mut reconciling => ControlFlow::Break(Ended::Stopped),
             () = controller.run() => ControlFlow::Break(Ended::Stopped),
             () = sockets_run => ControlFlow::Break(Ended::Stopped),
+            () = takeover.run(in_force.clone()) => ControlFlow::Break(Ended::Stopped),
             result = &mut source => return result.map(|()| Ended::Stopped),
             new = &mut reconfigured => ControlFlow::Break(Ended::Reconfigured(new)),
             sizes = growth.wanted() => ControlFlow::Continue(sizes),

@@ -13,6 +13,7 @@ use proxy_common::{
     config::ConfigFamily,
     family::Family,
     flow::{Flow, FlowKey},
+    foreign::Tuple,
     frontend::{Frontend, FrontendKey},
     masquerade::MasqueradeKey,
     prefilter::Filter,
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 
 pub use self::open::{open_affinity, open_filters, open_flows, open_masquerades};
 pub(super) use self::open::{
-    open_array, open_frontends, open_names, open_source_ranges, table_name,
+    open_array, open_frontends, open_hash, open_names, open_source_ranges, table_name,
 };
 use self::{open::open_data, stored::read_name};
 use crate::{
@@ -42,6 +43,7 @@ pub trait KernelFamily: Family<Addr: aya::Pod> + ConfigFamily {
     type FlowKey: aya::Pod + From<FlowKey<Self::Addr>> + Into<FlowKey<Self::Addr>>;
     type Flow: aya::Pod + From<Flow<Self::Addr>> + Into<Flow<Self::Addr>>;
     type MasqueradeKey: aya::Pod + From<MasqueradeKey<Self::Addr>>;
+    type Tuple: aya::Pod + From<Tuple<Self::Addr>> + Into<Tuple<Self::Addr>>;
     type Backend: aya::Pod + From<Backend<Self::Addr>> + Into<Backend<Self::Addr>>;
     type SourceRange: aya::Pod + From<SourceRange<Self::Addr>> + Into<SourceRange<Self::Addr>>;
     type AffinityKey: aya::Pod + From<AffinityKey<Self::Addr>> + Into<AffinityKey<Self::Addr>>;
@@ -54,6 +56,7 @@ macro_rules! kernel_family {
             type FlowKey = FlowKey<Self::Addr>;
             type Flow = Flow<Self::Addr>;
             type MasqueradeKey = MasqueradeKey<Self::Addr>;
+            type Tuple = Tuple<Self::Addr>;
             type Backend = Backend<Self::Addr>;
             type SourceRange = SourceRange<Self::Addr>;
             type AffinityKey = AffinityKey<Self::Addr>;
@@ -172,6 +175,16 @@ impl<F: KernelFamily> KernelTables<F> {
             source,
         })?;
         Ok(name.map(|name| read_name(&name)))
+    }
+
+    /// Returns the row of `SERVICES` that a frontend leads to, if there is such a frontend.
+    pub fn service(&self, key: FrontendKey<F::Addr>) -> Result<Option<u32>, TableError> {
+        let frontend = present(self.frontends.get(&F::FrontendKey::from(key), 0));
+        let frontend = frontend.map_err(|source| TableError::Read {
+            table: table_name::<F>(Table::Frontends),
+            source,
+        })?;
+        Ok(frontend.map(|frontend| frontend.service))
     }
 
     /// The backend in a row.

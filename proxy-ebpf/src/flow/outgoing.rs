@@ -22,7 +22,7 @@ use crate::{
     clock::now,
     counters::count,
     flow::{
-        Flows,
+        Flows, foreign,
         place::{self, Place},
         record::{self, Direction, Record},
         reply_tuple, table,
@@ -86,14 +86,18 @@ pub fn may_be_masqueraded<F: Flows>(headers: &Headers<F::Addr>) -> bool {
 /// Lets the packet in scratch memory leave, and notes its connection if it is
 /// one. A note that finds no room is left out.
 #[inline(never)]
-pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+pub fn note<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>, hint: Hint) -> Outcome {
     match opaque(holder::<F>(
         &scratch.headers,
         &mut scratch.reply,
         &mut scratch.key,
     )) {
         Holder::Itself => return Outcome::NEXT,
-        Holder::Other => return part::<F>(skb, scratch),
+        Holder::Other => return part::<F>(skb, scratch, skb.is_host_originated(), false),
+        Holder::Forwarded => {
+            let others = skb.is_host_originated() || hint == Hint::Entered;
+            return part::<F>(skb, scratch, others, foreign::is_at_work());
+        }
         Holder::Nobody => {}
     }
     let headers = &scratch.headers;
@@ -126,6 +130,8 @@ enum Holder {
     Itself,
     /// Those of a masqueraded flow to the same backend.
     Other,
+    /// The same, of a client that is no process of this host.
+    Forwarded,
 }
 
 /// Tells whose the answers to a packet are; sets their tuple, and the key to that of the
@@ -155,7 +161,11 @@ fn holder<F: Flows>(
         count(Counter::TupleClash);
         return Holder::Nobody;
     }
-    Holder::Other
+    if flow.flags & Flow::<F::Addr>::HOST == 0 {
+        Holder::Forwarded
+    } else {
+        Holder::Other
+    }
 }
 
 /// A connection that a process of this host opens itself, from a port that a
@@ -163,12 +173,21 @@ fn holder<F: Flows>(
 /// as netfilter would see to. The packet is not the masqueraded flow's own, on a
 /// device below the one where that was translated, if a socket waits for the
 /// answers.
+///
+/// Where kube-proxy has rules, it masquerades the host's processes and others, whose
+/// sockets have other ports. Those are told from packets of a forwarded flow by where they
+/// come from. `others`: nothing has translated it before. `surely`: that is enough.
 #[inline(never)]
-fn part<F: Flows>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
+fn part<F: Flows>(
+    skb: &Skb,
+    scratch: &mut Scratch<F::Addr>,
+    others: bool,
+    surely: bool,
+) -> Outcome {
     let headers = &scratch.headers;
     if !headers.opens_connection() && headers.ip.protocol.has_connections()
-        || !skb.is_host_originated()
-        || !F::has_socket(*skb, &scratch.reply)
+        || !others
+        || !(surely || skb.is_host_originated() && F::has_socket(*skb, &scratch.reply))
         || !opaque(open::<F>(scratch, BePort::ZERO, OWN))
     {
         return Outcome::NEXT;

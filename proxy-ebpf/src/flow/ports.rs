@@ -15,6 +15,7 @@ use proxy_common::{
 use crate::{
     counters::count,
     flow::{
+        foreign,
         record::{self, Record},
         reply_tuple,
         table::{self, Remove},
@@ -211,7 +212,11 @@ fn worth<F: Tables>(reply: &MasqueradeKey<F::Addr>, opens: bool) -> u32 {
     }
     // SAFETY: read at once, and the flow it names is compared with the tuple.
     let Some(holder) = (unsafe { F::masquerades().get(reply) }) else {
-        return FREE;
+        return if foreign::has_reply::<F>(reply) {
+            IN_USE
+        } else {
+            FREE
+        };
     };
     if !opens {
         return IN_USE;

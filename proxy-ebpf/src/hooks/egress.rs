@@ -9,6 +9,7 @@ use proxy_common::{
 use crate::{
     counters::count,
     flow::{
+        foreign,
         fragment::{self, Hook},
         outgoing, peer,
         record::{self, Direction},
@@ -89,7 +90,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
     };
     if hint == Hint::Opened {
         table::leave_unchanged::<F>(&scratch.headers);
-        return outgoing::note::<F>(&skb, scratch);
+        return outgoing::note::<F>(&skb, scratch, hint);
     }
     let headers = &mut scratch.headers;
     if headers.ip.unreadable {
@@ -125,7 +126,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
         headers.dst_port,
         protocol,
     ));
-    if hint == Hint::Masquerade
+    if (hint == Hint::Masquerade || foreign::may_be_masqueraded::<F>(headers, hint))
         && to_backend
         && let Some(outcome) = masquerade::forward::<F>(&skb, scratch)
     {
@@ -156,7 +157,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
         if hint == Hint::Foreign {
             return Outcome::NEXT;
         }
-        return outgoing::note::<F>(&skb, scratch);
+        return outgoing::note::<F>(&skb, scratch, hint);
     }
     if to_backend {
         if let Some(outcome) = masquerade::forward::<F>(&skb, scratch) {
@@ -172,6 +173,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
             return tail_call::go_slow(skb, F::SLOW.host);
         }
     } else if frontend
+        && !foreign::leaves_new()
         && is_routed(skb)
         && F::look_up(&scratch.headers, &mut scratch.frontend) == Destination::Service
     {
@@ -181,7 +183,7 @@ fn handle<F: Datapath>(skb: Skb, hint: Hint) -> Outcome {
         // the client's retry succeeds.
         return Outcome::drop(Counter::Untranslated);
     }
-    outgoing::note::<F>(&skb, scratch)
+    outgoing::note::<F>(&skb, scratch, Hint::None)
 }
 
 /// A packet that cannot be translated, as at ingress: neither a backend's reply

@@ -9,7 +9,7 @@ use proxy_common::{flow::Flow, net::Protocol};
 
 use crate::{
     flow::{
-        outgoing, peer,
+        foreign, outgoing, peer,
         record::{self, Direction},
         reply_tuple, table, uplink,
     },
@@ -123,7 +123,8 @@ pub fn egress<F: Datapath>(skb: Skb, hint: Hint) -> Option<Outcome> {
         return None;
     }
     if hint != Hint::None {
-        return Some(Outcome::NEXT);
+        let masqueraded = foreign::may_be_masqueraded::<F>(&headers, hint);
+        return (!masqueraded).then_some(Outcome::NEXT);
     }
     let ours = prefilter::may_be_frontend::<F>(&headers.ip.dst)
         || prefilter::may_be_backend::<F>(&headers.ip.dst, headers.dst_port, protocol)

@@ -124,7 +124,7 @@ fn find_or_open<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Optio
     match opened {
         Opened::Flow => None,
         // The filter takes more than frontends' addresses for theirs.
-        Opened::NotOurs => Some(outgoing::note::<F>(skb, scratch)),
+        Opened::NotOurs => Some(outgoing::note::<F>(skb, scratch, Hint::None)),
         refused => {
             let refused = refuse::answer::<F>(skb, scratch, refused, To::Host);
             Some(refused)

@@ -10,6 +10,7 @@ use proxy_common::{
 use crate::{
     counters::count,
     flow::{
+        foreign,
         fragment::{self, Hook},
         open::{self, Origin},
         outgoing, ports, record, reply_tuple, table,
@@ -167,6 +168,11 @@ fn to_frontend<F: Datapath>(
     let record =
         match open::existing::<F>(&scratch.headers, &mut scratch.key, &mut scratch.frontend) {
             Some(record) => record,
+            None if foreign::is_left::<F>(scratch) => {
+                fragment::remember::<F>(&scratch.headers, Hook::Ingress);
+                enter::<F>(skb, scratch);
+                return Outcome::NEXT;
+            }
             None if scratch.headers.ip.part == Part::Later => {
                 return Outcome::drop(Counter::FragmentUnknown);
             }
@@ -202,6 +208,7 @@ fn to_frontend<F: Datapath>(
 #[inline(never)]
 fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if Arrival::of(*skb) != Arrival::Foreign
+        && !foreign::leaves_new()
         && (frontend::may_be_meant::<F>(&scratch.headers, &mut scratch.frontend)
             || reply_tuple::is_reply::<F>(&scratch.headers, &mut scratch.reply, &mut scratch.key))
     {
@@ -217,6 +224,7 @@ fn unreadable<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome
 fn unknown_fragment<F: Datapath>(skb: &Skb, scratch: &mut Scratch<F::Addr>) -> Outcome {
     if opaque(may_be_for_frontend::<F>(&scratch.headers))
         && Arrival::of(*skb) != Arrival::Foreign
+        && !foreign::leaves_new()
         && F::look_up(&scratch.headers, &mut scratch.frontend) != Destination::NotOurs
     {
         return Outcome::drop(Counter::FragmentUnknown);

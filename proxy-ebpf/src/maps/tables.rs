@@ -12,6 +12,7 @@ use proxy_common::{
     explain::Explain,
     family::{V4, V6},
     flow::{Flow, FlowKey},
+    foreign::{Foreign, Tuple},
     fragment::{FragmentKey, FragmentPorts},
     frontend::{Frontend, FrontendKey},
     local_addr::LocalAddr,
@@ -41,6 +42,7 @@ type Backends<A> = Array<Backend<A>, SMALL, MMAPABLE>;
 type Flows<A> = HashMap<FlowKey<A>, Flow<A>, SMALL>;
 type Masquerades<A> = HashMap<MasqueradeKey<A>, FlowKey<A>, SMALL>;
 type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, SMALL>;
+type Foreigners<A> = HashMap<Tuple<A>, Foreign, SMALL, ON_DEMAND>;
 type Filters = Array<Filter, { prefilter::FILTERS }, MMAPABLE>;
 type LocalAddrs<A> = LpmTrie<A, LocalAddr, SMALL>;
 type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, SMALL>;
@@ -66,6 +68,7 @@ pub trait Tables: Rewrite + ScratchMemory + ConfigFamily {
     fn flows() -> &'static Flows<Self::Addr>;
     fn masquerades() -> &'static Masquerades<Self::Addr>;
     fn fragments() -> &'static Fragments<Self::Addr>;
+    fn foreign() -> &'static Foreigners<Self::Addr>;
     fn filters() -> &'static Filters;
     fn local_addrs() -> &'static LocalAddrs<Self::Addr>;
     fn source_ranges() -> &'static SourceRanges<Self::Addr>;
@@ -80,7 +83,7 @@ pub trait Tables: Rewrite + ScratchMemory + ConfigFamily {
 macro_rules! family_tables {
     ($family:ident, $addr:ident, $sweep:literal, $masquerade:ident,
      $frontends:ident, $services:ident, $slots:ident, $backends:ident, $flows:ident,
-     $masq:ident, $fragments:ident, $filters:ident, $names:ident, $local_addrs:ident,
+     $masq:ident, $fragments:ident, $foreign:ident, $filters:ident, $names:ident, $local_addrs:ident,
      $source_ranges:ident, $affinities:ident, $clients:ident) => {
         #[btf_map]
         static $frontends: Frontends<$addr> = HashMap::new();
@@ -96,6 +99,8 @@ macro_rules! family_tables {
         static $masq: Masquerades<$addr> = HashMap::new();
         #[btf_map]
         static $fragments: Fragments<$addr> = LruHashMap::new();
+        #[btf_map]
+        static $foreign: Foreigners<$addr> = HashMap::new();
         #[btf_map]
         static $filters: Filters = Array::new();
         #[btf_map]
@@ -142,6 +147,10 @@ macro_rules! family_tables {
                 &$fragments
             }
             #[inline(always)]
+            fn foreign() -> &'static Foreigners<Self::Addr> {
+                &$foreign
+            }
+            #[inline(always)]
             fn filters() -> &'static Filters {
                 &$filters
             }
@@ -181,6 +190,7 @@ family_tables!(
     FLOWS_V4,
     MASQ_V4,
     FRAGMENTS_V4,
+    FOREIGN_V4,
     PREFILTER_V4,
     NAMES_V4,
     LOCAL_ADDRS_V4,
@@ -200,6 +210,7 @@ family_tables!(
     FLOWS_V6,
     MASQ_V6,
     FRAGMENTS_V6,
+    FOREIGN_V6,
     PREFILTER_V6,
     NAMES_V6,
     LOCAL_ADDRS_V6,

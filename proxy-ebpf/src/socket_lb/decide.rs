@@ -98,6 +98,9 @@ pub fn decide<F: Wide>(
     let Some(config) = node::config() else {
         return Decision::Leave;
     };
+    if config.flags & Config::LEAVE_NEW != 0 {
+        return Decision::Leave;
+    }
     // SAFETY: the program's own context.
     let host = unsafe { bpf_get_netns_cookie(address::raw(ctx)) } == config.netns_cookie;
     let (served, udp_by_packets) = if host {

@@ -25,6 +25,7 @@ use proxy_common::{
     device::Device,
     family::{V4, V6},
     masquerade::PortRange,
+    net::Protocol,
     vlan::Vlan,
 };
 
@@ -355,6 +356,28 @@ impl Datapath {
         match Family::of(client.ip()) {
             Family::V4 => self.v4.plant_reply_tuple(backend, masquerade, client),
             Family::V6 => self.v6.plant_reply_tuple(backend, masquerade, client),
+        }
+    }
+
+    /// Enters a packet of a flow of kube-proxy's in `FOREIGN`, by its ends.
+    pub fn plant_foreign(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: Protocol,
+        direction: u32,
+    ) {
+        match Family::of(src.ip()) {
+            Family::V4 => self.v4.plant_foreign(src, dst, protocol, direction),
+            Family::V6 => self.v6.plant_foreign(src, dst, protocol, direction),
+        }
+    }
+
+    /// Everything in a family's `FOREIGN`.
+    pub fn foreign(&self, family: Family) -> Vec<(SocketAddr, SocketAddr, Protocol)> {
+        match family {
+            Family::V4 => self.v4.foreign(),
+            Family::V6 => self.v6.foreign(),
         }
     }
 

@@ -65,6 +65,7 @@ mod spoofed_sources;
 mod symmetric_return;
 mod table_growth;
 mod tables;
+mod takeover;
 mod transfers;
 mod udp_peers;
 mod usage;

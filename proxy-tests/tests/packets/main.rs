@@ -25,6 +25,7 @@ mod sharing;
 mod slow_path;
 mod source_ranges;
 mod spoofed;
+mod takeover;
 mod unallocated;
 mod unreadable;
 mod uplinks;

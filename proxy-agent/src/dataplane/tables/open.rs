@@ -80,7 +80,7 @@ pub(super) fn open_data<F: Family>(maps: &impl Maps, table: Table) -> Result<Map
     })
 }
 
-fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
+pub(in crate::dataplane) fn open_hash<F: Family, K: aya::Pod, V: aya::Pod>(
     maps: &impl Maps,
     table: Table,
 ) -> Result<HashMap<MapData, K, V>, TableError> {

@@ -8,6 +8,7 @@ use std::{
 use aya::maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use proxy_agent::{
     dataplane::{
+        foreign::ForeignTable,
         mapped::Access,
         pins::Pins,
         tables::{KernelFamily, KernelTables, open_affinity},
@@ -21,6 +22,7 @@ use proxy_common::{
     affinity::{Affinity, AffinityKey},
     family::{V4, V6},
     flow::{Flow, FlowKey},
+    foreign::{Foreign, Tuple},
     local_addr::LocalAddr,
     masquerade::MasqueradeKey,
     net::{BePort, Protocol},
@@ -63,6 +65,7 @@ pub(super) struct Side<F: TestFamily> {
     flows: HashMap<MapData, F::FlowKey, F::Record>,
     replies: HashMap<MapData, F::ReplyKey, F::FlowKey>,
     fragments: HashMap<MapData, F::FragmentKey, [u8; 8]>,
+    foreign: ForeignTable<F>,
     affinities: HashMap<MapData, F::AffinityKey, Affinity>,
     local_addrs: LpmTrie<MapData, F::Addr, LocalAddr>,
 }
@@ -103,6 +106,7 @@ impl<F: TestFamily> Side<F> {
             flows: HashMap::try_from(map("FLOWS")).expect("a hash table"),
             replies: HashMap::try_from(map("MASQ")).expect("a hash table"),
             fragments: HashMap::try_from(map("FRAGMENTS")).expect("a hash table"),
+            foreign: ForeignTable::open(pins).expect("a hash table"),
             affinities: open_affinity::<F>(pins).expect("a hash table"),
             local_addrs: LpmTrie::try_from(map("LOCAL_ADDRS")).expect("a trie"),
         }
@@ -239,7 +243,46 @@ impl<F: TestFamily> Side<F> {
             .expect("room");
     }
 
+    pub(super) fn plant_foreign(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: Protocol,
+        direction: u32,
+    ) {
+        let addr = |address: SocketAddr| F::addr(F::from_ip(address.ip()).expect("of the family"));
+        let tuple = Tuple {
+            src: addr(src),
+            dst: addr(dst),
+            src_port: BePort::new(src.port()),
+            dst_port: BePort::new(dst.port()),
+            protocol,
+            zero: [0; 3],
+        };
+        let value = Foreign {
+            entered: 0,
+            direction,
+        };
+        assert!(self.foreign.insert(tuple, value).expect("writable"), "room");
+    }
+
+    pub(super) fn foreign(&self) -> Vec<(SocketAddr, SocketAddr, Protocol)> {
+        let address = |addr: F::Addr, port: BePort| SocketAddr::new(F::ip(addr).into(), port.get());
+        let entries = self.foreign.entries().expect("readable");
+        let tuples = entries.into_keys().map(|tuple| {
+            let (src, dst) = (
+                address(tuple.src, tuple.src_port),
+                address(tuple.dst, tuple.dst_port),
+            );
+            (src, dst, tuple.protocol)
+        });
+        tuples.collect()
+    }
+
     pub(super) fn forget_flows(&mut self) {
+        for tuple in self.foreign.entries().expect("readable").into_keys() {
+            self.foreign.remove(tuple).expect("an entry that is there");
+        }
         empty(&mut self.flows);
         empty(&mut self.replies);
         empty(&mut self.fragments);
