@@ -36,7 +36,7 @@ use crate::{
     predecessors::Predecessors,
     reconcile::{Reconciler, growth::Growth},
     socket_lb::Sockets,
-    source,
+    source::{self, Source},
     sys::{
         self,
         mount_namespace::{self, Lifetime},
@@ -248,7 +248,6 @@ async fn serve(
         log_level: telemetry::level(),
     };
     let loaded = load::load(&options)?;
-    let was_adopted = loaded.adopted;
     info!(
         node = config.node.name,
         bpf_root = %config.bpf_root.display(),
@@ -271,27 +270,16 @@ async fn serve(
         config.memory_for_services,
     ));
     let removed_backends = Arc::new(Notify::new());
-    let mut reconciler =
-        Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
-            .with_health(&health)
-            .with_external_ips(config.node.feature_gates.service_external_ips)
-            .allowing_empty(config.allow_empty)
-            .with_growth(&growth)
-            .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
-            .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
-    if let (source::Source::Kubernetes(_), Some(folder)) = (&config.source, &config.state_dir) {
-        // What other agents have left in tables, of other layouts, too, is newer.
-        let serves = !was_adopted && predecessors.is_empty();
-        let store = Store::new(folder, &config.node.name);
-        reconciler = reconciler.with_last_state(store, serves);
-    }
+    let reconciler = new_reconciler(config, &metrics, &health, &growth, is_fresh)
+        .with_family::<V4>(table_sync::<V4>(&pins, &removed_backends)?)
+        .with_family::<V6>(table_sync::<V6>(&pins, &removed_backends)?);
     let inputs = node::NodeInputs {
         stale: reconciler.is_stale(),
         node: reconciler.node(),
         service_ranges: reconciler.service_ranges(),
     };
     let mut in_force = reconciler.in_force();
-    if was_adopted || !predecessors.is_empty() {
+    if !is_fresh {
         health.adopted();
     }
     let recorder = background::start(config, registry, &health, &metrics).await?;
@@ -352,6 +340,28 @@ async fn serve(
                 health.turned();
             }
         }
+    }
+}
+
+/// A reconciler without families yet. A node that is `fresh` has no tables of an earlier
+/// agent, so that the state on disk is the newest there is.
+fn new_reconciler(
+    config: &Config,
+    metrics: &Metrics,
+    health: &Health,
+    growth: &Rc<Growth>,
+    fresh: bool,
+) -> Reconciler {
+    let reconciler = Reconciler::new(config.node.name.clone(), config.intervals, metrics.clone())
+        .with_health(health)
+        .with_external_ips(config.node.feature_gates.service_external_ips)
+        .allowing_empty(config.allow_empty)
+        .with_growth(growth);
+    match (&config.source, &config.state_dir) {
+        (Source::Kubernetes(_), Some(folder)) => {
+            reconciler.with_last_state(Store::new(folder, &config.node.name), fresh)
+        }
+        _ => reconciler,
     }
 }
 

@@ -87,23 +87,19 @@ fn serves(lab: &Lab, client: &Pod, service: &Served) -> Result<()> {
     Ok(())
 }
 
-fn nothing(_: &Node) -> Result<()> {
-    Ok(())
-}
-
 #[rstest]
 fn a_restart_takes_the_programs_as_they_are(
     #[values(Sockets::Off, Sockets::All)] sockets: Sockets,
 ) -> Result<()> {
     let options = AgentOptions::with_sockets(sockets);
-    assert_eq!(restart(&options, &options, nothing)?, Programs::Taken);
+    assert_eq!(restart(&options, &options, |_| Ok(()))?, Programs::Taken);
     Ok(())
 }
 
 #[test]
 fn programs_that_were_told_otherwise_are_loaded() -> Result<()> {
     let other = AgentOptions::with(&["--masquerade-ports", "30000-40000"]);
-    let programs = restart(&AgentOptions::default(), &other, nothing)?;
+    let programs = restart(&AgentOptions::default(), &other, |_| Ok(()))?;
     assert_eq!(programs, Programs::Loaded);
     Ok(())
 }
@@ -114,7 +110,7 @@ fn programs_on_smaller_tables_are_loaded() -> Result<()> {
         flow_table_size: 65_536,
         ..AgentOptions::default()
     };
-    let programs = restart(&AgentOptions::default(), &larger, nothing)?;
+    let programs = restart(&AgentOptions::default(), &larger, |_| Ok(()))?;
     assert_eq!(programs, Programs::Loaded);
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! nothing of what changes takes effect. Here the kernel asks whether the other
 //! end is still there.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper::{Request, Response, body::Incoming};
 use hyper_timeout::TimeoutConnector;
@@ -49,7 +49,7 @@ pub(super) fn of(configs: Vec<Config>, limits: &Limits, turn: &Turn) -> Result<C
         let url = config.cluster_url.to_string();
         Ok((url, service(config, limits)?))
     });
-    let servers = Failover::new(servers.collect::<Result<_, Error>>()?, turn.clone());
+    let servers = Failover::new(servers.collect::<Result<_, Error>>()?, Arc::clone(turn));
     Ok(ClientBuilder::new(servers, namespace.unwrap_or_default()).build())
 }
 
