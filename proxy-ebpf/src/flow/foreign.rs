@@ -45,7 +45,7 @@ pub fn is_at_work() -> bool {
 /// port that a flow of ours has.
 #[inline(always)]
 pub fn may_be_masqueraded<F: Tables>(headers: &Headers<F::Addr>, hint: Hint) -> bool {
-    hint == Hint::Entered && prefilter::may_be_masquerade::<F>(&headers.ip.src) && is_at_work()
+    hint == Hint::Entered && is_at_work() && prefilter::may_be_masquerade::<F>(&headers.ip.src)
 }
 
 /// Returns whether the packet in scratch memory, which belongs to no flow that goes on, is

@@ -176,7 +176,7 @@ mod tests {
         let tested = [
             outcome("Services should work", State::Passed),
             outcome("Services should work too", State::Failed),
-            outcome("Networking should check kube-proxy urls", State::Failed),
+            outcome("KubeProxyNFAcct should count", State::Failed),
         ];
         let other = [outcome("Services should work too", State::Failed)];
         let text = section(
@@ -195,7 +195,7 @@ mod tests {
         for line in [
             "- Services should work",
             r"| Services should work too | fails | fails | timed \| out |",
-            "| Networking should check kube-proxy urls | fails | not run | asks for kube-proxy's own addresses, such as /proxyMode |",
+            "| KubeProxyNFAcct should count | fails | not run | reads counters of netfilter |",
         ] {
             assert!(text.lines().any(|other| other == line), "{text}");
         }
