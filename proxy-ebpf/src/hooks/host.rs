@@ -55,8 +55,9 @@ pub fn slow<F: Datapath>(skb: Skb) -> i32 {
     }
     let outcome = to_frontend::<F>(&skb, scratch);
     if outcome == Outcome::AGAIN {
+        // What turned out to be for no frontend, egress sees to.
         hint::keep(skb, Hint::None);
-        return tail_call::go_slow(skb, F::SLOW.host).action();
+        return tail_call::go_slow(skb, F::SLOW.egress).action();
     }
     outcome.action()
 }

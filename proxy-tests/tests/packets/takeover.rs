@@ -266,11 +266,18 @@ fn whom_netfilter_masquerades_keeps_its_answers(
     #[values(Family::V4, Family::V6)] family: Family,
     #[values(TAKE_OVER, GIVE_BACK)] flags: u32,
     #[values(Hook::HostEgress, Hook::Through)] way: Hook,
+    #[values(false, true)] is_frontends_address: bool,
 ) {
     let cast = Cast::of(family);
     let mut datapath = Datapath::load();
     let (backend, client) = (cast.endpoint(1), cast.outsider());
-    datapath.serve(&ServicePort::udp(cast.vip(), &[backend]));
+    let mut service = ServicePort::udp(cast.vip(), &[backend]);
+    if is_frontends_address {
+        // The filter knows addresses only, and sends such packets another way.
+        let other = SocketAddr::new(backend.ip(), 1);
+        service = service.with(Frontend::external_ip(other));
+    }
+    datapath.serve(&service);
     let request = Packet::udp(client, cast.vip());
     let (_, led) = datapath.run_uncounted(Hook::Ingress, &request.bytes());
     datapath.run_uncounted(Hook::Egress, &led);
