@@ -257,10 +257,10 @@ fn no_flow_breaks_on_the_way_from_kube_proxy(
 
 /// The same on the way back, to a kube-proxy that was not there before.
 #[rstest]
-#[ignore = "single new connections fail still, see docs/limits.md"]
 #[case::packets(Topology::ROUTED, Sockets::Off)]
 #[case::sockets(Topology::ROUTED, Sockets::All)]
 #[case::flannel(Topology { drop_invalid: true, ..Topology::FLANNEL }, Sockets::Off)]
+#[ignore = "single new connections fail still, see docs/limits.md"]
 fn no_flow_breaks_on_the_way_back(
     #[case] topology: Topology,
     #[case] sockets: Sockets,
